@@ -1,0 +1,1 @@
+//! HBONE: CONNECT over HTTP/2 over mutual TLS, client and server.

@@ -1,0 +1,5 @@
+//! What a proxy knows of the mesh: workloads, services and their endpoints.
+
+mod types;
+
+pub use types::*;

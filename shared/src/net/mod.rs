@@ -1,0 +1,1 @@
+//! Sockets: options, network namespaces, the copy loop, draining.
