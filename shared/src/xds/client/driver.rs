@@ -5,7 +5,6 @@
 //! server ended it in good order (it recycles connections), otherwise after 10 ms, doubling
 //! to 15 s, with jitter. What was received stays in force meanwhile.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use super::transport::{ConnectError, TransportConfig};
 use super::{
     DeltaState, Handler, NodeMetadata, Observer, ResponseError, Subscription, Termination,
 };
+use crate::identity::TokenSource;
 use crate::proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
@@ -44,8 +44,8 @@ const COMMAND_QUEUE: usize = 1024;
 pub struct ClientConfig {
     /// Where and how to connect.
     pub transport: TransportConfig,
-    /// File with the bearer token, read at every connect.
-    pub token: Option<PathBuf>,
+    /// The bearer token, read at every connect.
+    pub token: Option<TokenSource>,
     /// More headers (`XDS_HEADER_*`), and Istio's `clusterid`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Who asks.
@@ -340,16 +340,12 @@ impl Client {
         for (name, value) in &self.config.headers {
             headers.append(name.clone(), value.clone());
         }
-        if let Some(path) = &self.config.token {
-            // A small local file: not worth a thread.
-            let token = std::fs::read_to_string(path)
-                .map_err(|error| format!("token {}: {error}", path.display()))?;
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
-                .map_err(|_| format!("token {}: not the text of a token", path.display()))?;
-            value.set_sensitive(true);
-            headers.insert(http::header::AUTHORIZATION, value);
+        let mut metadata = MetadataMap::from_headers(headers);
+        if let Some(token) = &self.config.token {
+            let value = token.authorization().map_err(|error| error.to_string())?;
+            metadata.insert("authorization", value);
         }
-        Ok(MetadataMap::from_headers(headers))
+        Ok(metadata)
     }
 }
 

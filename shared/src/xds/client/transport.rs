@@ -1,10 +1,9 @@
-//! The connection to the control plane: TCP, and TLS that trusts a root file.
+//! The connection to the control plane: TLS, or plain TCP to a loopback address.
 //!
-//! The root file is read at every connect, so that a rotated root needs no restart.
+//! The roots are asked for at every connect, so that a rotated root needs no restart.
 
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,13 +11,14 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::identity::{TrustBundle, TrustBundleError, control_plane_client_config};
 
 /// TCP keepalive, as Istio's ztunnel sets it towards istiod.
 const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
@@ -31,13 +31,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 4 << 20;
 
 /// Where the control plane is and how it is trusted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TransportConfig {
     /// `https://host:port`, or `http://` of a loopback address.
     pub address: Uri,
-    /// PEM file of the roots that may have signed the server's certificate. Needed for
-    /// `https`.
-    pub root_ca: Option<PathBuf>,
+    /// The roots that may have signed the server's certificate. Needed for `https`.
+    pub trust: Option<Arc<TrustBundle>>,
     /// The name that the server's certificate must have, if not the host of `address`.
     pub server_name: Option<String>,
     /// Allows `http://` to other than loopback addresses. The token then goes over the
@@ -54,14 +53,12 @@ pub enum ConnectError {
     /// The server's name is not one.
     #[error("control plane name {0:?}: {1}")]
     ServerName(String, InvalidDnsNameError),
-    /// The root file.
-    #[error("root certificates {path}: {reason}")]
-    Roots {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// There are no roots.
+    #[error(transparent)]
+    Trust(#[from] TrustBundleError),
+    /// The roots are of no use to TLS.
+    #[error("TLS towards the control plane: {0}")]
+    Tls(#[from] rustls::Error),
     /// No connection, or no TLS.
     #[error("{0}")]
     Transport(#[from] tonic::transport::Error),
@@ -75,7 +72,7 @@ impl TransportConfig {
     pub fn validate(&self) -> Result<(), ConnectError> {
         let wrong = |reason| Err(ConnectError::Address(self.address.clone(), reason));
         match self.address.scheme_str() {
-            Some("https") if self.root_ca.is_none() => wrong("https needs a root certificate file"),
+            Some("https") if self.trust.is_none() => wrong("https needs root certificates"),
             Some("https") => self.server_name().map(|_| ()),
             Some("http") if !(self.allow_plaintext || self.is_loopback()) => {
                 wrong("plain http is only for loopback addresses, unless it is allowed explicitly")
@@ -91,10 +88,10 @@ impl TransportConfig {
     /// [`ConnectError`]; all are worth another attempt, because files and servers change.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
         self.validate()?;
-        let tls = match (self.address.scheme_str(), &self.root_ca) {
-            (Some("https"), Some(path)) => {
-                let connector = TlsConnector::from(Arc::new(client_config(path)?));
-                Some((connector, self.server_name()?))
+        let tls = match (self.address.scheme_str(), &self.trust) {
+            (Some("https"), Some(trust)) => {
+                let config = control_plane_client_config(trust.roots()?)?;
+                Some((TlsConnector::from(Arc::new(config)), self.server_name()?))
             }
             _ => None,
         };
@@ -126,29 +123,6 @@ impl TransportConfig {
         ServerName::try_from(name.to_owned())
             .map_err(|error| ConnectError::ServerName(name.to_owned(), error))
     }
-}
-
-fn client_config(path: &Path) -> Result<rustls::ClientConfig, ConnectError> {
-    let wrong = |reason: String| ConnectError::Roots {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut roots = rustls::RootCertStore::empty();
-    for root in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
-        let root = root.map_err(|error| wrong(error.to_string()))?;
-        roots.add(root).map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong("no certificate in it".to_owned()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| wrong(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
 }
 
 /// Dials for tonic. tonic's own TLS is not used: it would pull in a second set of options, and
@@ -246,8 +220,8 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_loopback_only() {
-        let root = Some(PathBuf::from("root.pem"));
-        for (address, root_ca, allow_plaintext, legal) in [
+        let root = Some(Arc::new(TrustBundle::from_file("root.pem")));
+        for (address, trust, allow_plaintext, legal) in [
             (
                 "https://istiod.istio-system.svc:15012",
                 root.clone(),
@@ -267,7 +241,7 @@ mod tests {
         ] {
             let config = TransportConfig {
                 address: address.parse().expect("a URI"),
-                root_ca,
+                trust,
                 server_name: None,
                 allow_plaintext,
             };
