@@ -68,17 +68,19 @@ struct Endpoint {
 }
 
 impl Balancer {
-    /// The balancer after a change. Builds at once what is known to be in use, so that
-    /// no connection has to wait for it.
-    pub(super) fn successor(&self, service: &Service, endpoints: &[Arc<Workload>]) -> Self {
-        let next = Self {
+    /// The balancer of the same service after a change.
+    pub(super) fn successor(&self) -> Self {
+        Self {
             tables: OnceLock::new(),
             used: self.used.clone(),
-        };
-        if next.used.load(Memory::Relaxed) {
-            next.tables(service, endpoints);
         }
-        next
+    }
+
+    /// Builds the tables if the service is in use, so that no connection waits for it.
+    pub(super) fn warm(&self, service: &Service, endpoints: &[Arc<Workload>]) {
+        if self.used.load(Memory::Relaxed) {
+            self.tables(service, endpoints);
+        }
     }
 
     /// Draws an endpoint for `client`. `service_port` is what the client dialled;

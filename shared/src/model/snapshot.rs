@@ -95,13 +95,19 @@ impl Snapshot {
         self.service(index.block(address.to_canonical(), namespace)?)
     }
 
-    /// The service with that host name, as a client of `namespace` sees it.
+    /// The service with that host name, as a client of `namespace` sees it. Case does
+    /// not matter (RFC 9110 4.2.3).
     pub fn service_by_hostname(
         &self,
         hostname: &str,
         namespace: &str,
     ) -> Option<&Arc<ServiceEntry>> {
-        self.service(self.hostnames.get(hostname)?.for_client(namespace)?)
+        let claims = self.hostnames.get(hostname).or_else(|| {
+            let has_upper = hostname.bytes().any(|b| b.is_ascii_uppercase());
+            let lower = has_upper.then(|| hostname.to_ascii_lowercase())?;
+            self.hostnames.get(lower.as_str())
+        });
+        self.service(claims?.for_client(namespace)?)
     }
 
     /// The workloads of a node, by uid.
@@ -160,15 +166,18 @@ impl ServiceEntry {
     ) -> Self {
         let names = service.subject_alt_names.iter();
         let identities = names.filter_map(|name| name.parse().ok()).collect();
-        let balancer = before.map_or_else(Balancer::default, |before| {
-            before.balancer.successor(&service, &endpoints)
-        });
+        let balancer = before.map(|before| before.balancer.successor());
         Self {
             service,
             endpoints,
             identities,
-            balancer,
+            balancer: balancer.unwrap_or_default(),
         }
+    }
+
+    /// Prepares for connections, if there have been any to this service.
+    pub(super) fn warm(&self) {
+        self.balancer.warm(&self.service, &self.endpoints);
     }
 
     /// The service.

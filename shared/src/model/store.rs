@@ -43,7 +43,7 @@ pub struct Store {
 struct Touched {
     anything: bool,
     services: HashSet<ServiceName>,
-    global_policies: bool,
+    policies: bool,
     policy_namespaces: HashSet<Arc<str>>,
 }
 
@@ -242,45 +242,48 @@ impl Store {
             let endpoints = uids.filter_map(|uid| snapshot.workloads.get(uid).cloned());
             let service = before.service().clone();
             let entry = ServiceEntry::new(service, endpoints.collect(), Some(before));
+            entry.warm();
             snapshot.services.insert(name, Arc::new(entry));
         }
-        if touched.global_policies || !touched.policy_namespaces.is_empty() {
+        if touched.policies {
             snapshot.policy_version = snapshot.version;
-        }
-        if touched.global_policies {
-            snapshot.global_policies = policies(snapshot, |policy| policy.scope == Scope::Global);
-        }
-        for namespace in touched.policy_namespaces {
-            let list = policies(snapshot, |policy| {
-                policy.scope == Scope::Namespace && policy.namespace == namespace
-            });
-            if list.is_empty() {
-                snapshot.namespace_policies.remove(&namespace);
-            } else {
-                snapshot.namespace_policies.insert(namespace, list);
-            }
+            list_policies(snapshot, touched.policy_namespaces);
         }
         interner.sweep();
     }
 }
 
-/// The policies that pass `filter`, by key.
-fn policies(snapshot: &Snapshot, filter: impl Fn(&Policy) -> bool) -> Arc<[Arc<Policy>]> {
-    let all = snapshot.policies.values();
-    let mut list: Vec<_> = all.filter(|policy| filter(policy)).cloned().collect();
-    list.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    list.into()
+/// Lists anew, in the order of keys, the mesh-wide policies and those of `namespaces`.
+fn list_policies(snapshot: &mut Snapshot, namespaces: HashSet<Arc<str>>) {
+    let mut global = Vec::new();
+    let mut lists: HashMap<_, _> = namespaces.into_iter().map(|ns| (ns, Vec::new())).collect();
+    for policy in snapshot.policies.values() {
+        let list = match policy.scope {
+            Scope::Global => Some(&mut global),
+            Scope::Namespace => lists.get_mut(&policy.namespace),
+            Scope::WorkloadSelector => None,
+        };
+        list.into_iter().for_each(|list| list.push(policy.clone()));
+    }
+    let sorted = |mut list: Vec<Arc<Policy>>| -> Arc<[Arc<Policy>]> {
+        list.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        list.into()
+    };
+    snapshot.global_policies = sorted(global);
+    for (namespace, list) in lists {
+        if list.is_empty() {
+            snapshot.namespace_policies.remove(&namespace);
+        } else {
+            snapshot.namespace_policies.insert(namespace, sorted(list));
+        }
+    }
 }
 
 impl Touched {
     fn policy(&mut self, policy: &Policy) {
-        match policy.scope {
-            Scope::Global => self.global_policies = true,
-            // A selector policy is in no list, but its namespace counts as touched, so
-            // that the policies' version moves.
-            Scope::Namespace | Scope::WorkloadSelector => {
-                self.policy_namespaces.insert(policy.namespace.clone());
-            }
+        self.policies = true;
+        if policy.scope == Scope::Namespace {
+            self.policy_namespaces.insert(policy.namespace.clone());
         }
     }
 }

@@ -25,12 +25,12 @@ pub struct PolicyError {
     pub reason: String,
 }
 
-impl TryFrom<proto::Authorization> for Policy {
+impl TryFrom<&proto::Authorization> for Policy {
     type Error = PolicyError;
 
-    fn try_from(authorization: proto::Authorization) -> Result<Self, PolicyError> {
+    fn try_from(authorization: &proto::Authorization) -> Result<Self, PolicyError> {
         let key = format!("{}/{}", authorization.namespace, authorization.name);
-        convert(&key, &authorization).map_err(|invalid| PolicyError {
+        convert(&key, authorization).map_err(|invalid| PolicyError {
             policy: key,
             field: invalid.field,
             reason: invalid.reason,

@@ -86,7 +86,8 @@ pub enum DenyReason {
     NotAllowed,
     /// The workload lists the policy, but it has not arrived.
     Missing,
-    /// A DENY policy that matched is not understood, in whole or in part.
+    /// The policy is not understood, in whole or in part: a DENY that therefore
+    /// matched, or an ALLOW that therefore did not.
     Invalid(Arc<str>),
 }
 
@@ -149,7 +150,7 @@ impl PolicySet {
         };
         let mut denied = None;
         let mut allowed = None;
-        let mut any_allow = false;
+        let mut not_allowed = None;
         // Only filled where dry-run policies exist; an empty Vec allocates nothing.
         let mut dry_run = Vec::new();
         let mut dry_run_allows = Vec::new();
@@ -160,7 +161,14 @@ impl PolicySet {
                 }
                 (Action::Deny, false) => {}
                 (Action::Allow, false) => {
-                    any_allow = true;
+                    let denied = not_allowed.get_or_insert(Denied {
+                        policy: None,
+                        reason: DenyReason::NotAllowed,
+                    });
+                    if let Some(reason) = &policy.invalid {
+                        denied.policy = Some(policy.key.clone());
+                        denied.reason = DenyReason::Invalid(reason.clone());
+                    }
                     if allowed.is_none() {
                         allowed = hit(policy).map(|rule| (policy.key.clone(), rule));
                     }
@@ -193,13 +201,9 @@ impl PolicySet {
                 reason: DenyReason::Missing,
             })
         };
-        let verdict = match denied.or_else(missing) {
-            Some(denied) => Verdict::Denied(denied),
-            None if any_allow && allowed.is_none() => Verdict::Denied(Denied {
-                policy: None,
-                reason: DenyReason::NotAllowed,
-            }),
-            None => Verdict::Permitted(Permitted { by: allowed }),
+        let verdict = match (denied.or_else(missing), allowed, not_allowed) {
+            (Some(denied), _, _) | (None, None, Some(denied)) => Verdict::Denied(denied),
+            (None, allowed, _) => Verdict::Permitted(Permitted { by: allowed }),
         };
         Evaluation { verdict, dry_run }
     }
@@ -275,7 +279,7 @@ impl fmt::Display for Denied {
             DenyReason::NotAllowed => f.write_str("no ALLOW policy matches"),
             DenyReason::Missing => write!(f, "policy {policy} is listed but has not arrived"),
             DenyReason::Invalid(reason) => {
-                write!(f, "denied by policy {policy}, which is invalid: {reason}")
+                write!(f, "policy {policy} is invalid and fails closed: {reason}")
             }
         }
     }
@@ -327,7 +331,9 @@ impl TrustDomains {
     /// Whether a policy that says `*tail` means the trust domain `peer`.
     pub(super) fn same_tail(&self, tail: &str, peer: &str) -> bool {
         peer.ends_with(tail)
-            || (self.is_own(peer) && self.all().any(|own| own.as_str().ends_with(tail)))
+            || (self.is_own(peer)
+                && (tail == TrustDomain::DEFAULT
+                    || self.all().any(|own| own.as_str().ends_with(tail))))
     }
 
     fn all(&self) -> impl Iterator<Item = &TrustDomain> {

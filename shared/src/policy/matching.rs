@@ -122,12 +122,9 @@ enum PrincipalPattern {
     },
     /// `text*`, shorter than a trust domain and its slash.
     Prefix(Box<str>),
-    /// `*tail/ns/namespace/sa/account`, where the tail is that of a trust domain and
-    /// the rest, from `ns` on, is complete.
-    WholePath {
-        domain_tail: Box<str>,
-        path: Box<str>,
-    },
+    /// `*tail/ns/namespace/sa/account`: an account of the trust domains with that tail,
+    /// which may be empty.
+    TailOfDomain(ExactPrincipal),
     /// `*text`.
     Suffix(Box<str>),
     /// An exact text that is no identity of the mesh, kept to be shown.
@@ -151,12 +148,9 @@ impl PrincipalSet {
                     },
                     None => PrincipalPattern::Prefix(text),
                 }),
-                Pattern::Suffix(text) => set.patterns.push(match text.split_once('/') {
-                    Some((tail, path)) if path.starts_with("ns/") => PrincipalPattern::WholePath {
-                        domain_tail: tail.into(),
-                        path: path.into(),
-                    },
-                    _ => PrincipalPattern::Suffix(text),
+                Pattern::Suffix(text) => set.patterns.push(match ExactPrincipal::parse(&text) {
+                    Some(tail) => PrincipalPattern::TailOfDomain(tail),
+                    None => PrincipalPattern::Suffix(text),
                 }),
             }
         }
@@ -172,19 +166,12 @@ impl PrincipalSet {
 
     /// The values as an AuthorizationPolicy writes them.
     pub fn values(&self) -> Vec<String> {
-        let exact = self.exact.iter().map(|e| {
-            let ExactPrincipal {
-                trust_domain,
-                namespace,
-                service_account,
-            } = e;
-            format!("{trust_domain}/ns/{namespace}/sa/{service_account}")
-        });
+        let exact = self.exact.iter().map(ToString::to_string);
         let patterns = self.patterns.iter().map(|pattern| match pattern {
             PrincipalPattern::Presence => "*".to_owned(),
             PrincipalPattern::InDomain { trust_domain, rest } => format!("{trust_domain}/{rest}*"),
             PrincipalPattern::Prefix(text) => format!("{text}*"),
-            PrincipalPattern::WholePath { domain_tail, path } => format!("*{domain_tail}/{path}"),
+            PrincipalPattern::TailOfDomain(tail) => format!("*{tail}"),
             PrincipalPattern::Suffix(text) => format!("*{text}"),
             PrincipalPattern::Unmatchable(text) => text.to_string(),
         });
@@ -193,12 +180,10 @@ impl PrincipalSet {
 
     pub(super) fn contains(&self, peer: &SpiffeId, trust: &TrustDomains) -> bool {
         let account = (peer.namespace(), peer.service_account());
-        let start = self
-            .exact
-            .partition_point(|e| (&*e.namespace, &*e.service_account) < account);
+        let start = self.exact.partition_point(|e| e.account() < account);
         self.exact[start..]
             .iter()
-            .take_while(|e| (&*e.namespace, &*e.service_account) == account)
+            .take_while(|e| e.account() == account)
             .any(|e| trust.same(&e.trust_domain, peer.trust_domain().as_str()))
             || self.patterns.iter().any(|p| p.matches(peer, trust))
     }
@@ -223,6 +208,21 @@ impl ExactPrincipal {
             _ => None,
         }
     }
+
+    fn account(&self) -> (&str, &str) {
+        (&self.namespace, &self.service_account)
+    }
+}
+
+impl std::fmt::Display for ExactPrincipal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            namespace,
+            service_account,
+            trust_domain,
+        } = self;
+        write!(f, "{trust_domain}/ns/{namespace}/sa/{service_account}")
+    }
 }
 
 impl PrincipalPattern {
@@ -237,10 +237,10 @@ impl PrincipalPattern {
                 trust.same(trust_domain, domain) && starts_with(&path, rest)
             }
             Self::Prefix(text) => starts_with(&whole, text),
-            Self::WholePath {
-                domain_tail,
-                path: expected,
-            } => trust.same_tail(domain_tail, domain) && equals(&path, expected),
+            Self::TailOfDomain(tail) => {
+                tail.account() == (peer.namespace(), peer.service_account())
+                    && trust.same_tail(&tail.trust_domain, domain)
+            }
             Self::Suffix(text) => ends_with(&whole, text),
             Self::Unmatchable(_) => false,
         }
@@ -273,10 +273,6 @@ fn ends_with(pieces: &[&str], mut suffix: &str) -> bool {
         }
     }
     suffix.is_empty()
-}
-
-fn equals(pieces: &[&str], text: &str) -> bool {
-    text.len() == pieces.iter().map(|piece| piece.len()).sum::<usize>() && starts_with(pieces, text)
 }
 
 /// Service accounts of any trust domain.
