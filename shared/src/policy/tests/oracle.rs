@@ -298,7 +298,7 @@ fn any_caller() -> impl Strategy<Value = Caller> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn evaluation_agrees_with_the_oracle(
