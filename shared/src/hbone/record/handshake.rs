@@ -223,9 +223,16 @@ where
     IO: AsyncWrite + Unpin,
     S: Side,
 {
-    while let Ok(ConnectionState::EncodeTlsData(encoder)) = side.process(shown).state {
-        if encode(encoder, &mut outgoing).is_err() {
-            break;
+    // While something waits to be sent, rustls hands it out and looks at nothing else. One call
+    // more would look at the offending bytes again, which it is not made for.
+    while side.common().wants_write() {
+        match side.process(shown).state {
+            Ok(ConnectionState::EncodeTlsData(encoder)) => {
+                if encode(encoder, &mut outgoing).is_err() {
+                    break;
+                }
+            }
+            _ => break,
         }
     }
     if io.write_all(&outgoing).await.is_ok() {

@@ -2,7 +2,7 @@
 //! nonce unique (RFC 8446 5.3).
 
 use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+    AES_128_GCM, AES_256_GCM, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
 use rustls::ConnectionTrafficSecrets;
 use zeroize::Zeroize;
@@ -47,10 +47,19 @@ impl TrafficKey {
             }
             _ => return Err(RecordError::Internal("unknown cipher suite")),
         };
-        let unbound = UnboundKey::new(algorithm, key.as_ref())
+        Self::from_parts(algorithm, key.as_ref(), iv.as_ref(), sequence, limit)
+    }
+
+    pub(super) fn from_parts(
+        algorithm: &'static Algorithm,
+        key: &[u8],
+        iv: &[u8],
+        sequence: u64,
+        limit: u64,
+    ) -> Result<Self, RecordError> {
+        let unbound = UnboundKey::new(algorithm, key)
             .map_err(|_| RecordError::Internal("traffic key of the wrong length"))?;
         let iv = iv
-            .as_ref()
             .try_into()
             .map_err(|_| RecordError::Internal("IV of the wrong length"))?;
         Ok(Self {

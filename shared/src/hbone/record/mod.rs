@@ -26,6 +26,9 @@ mod seal;
 mod stream;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{RecordError, TlsError};
 pub use key::AES_GCM_RECORD_LIMIT;
 pub use open::{Content, MAX_IDLE_RECORDS, Message, Opener, inner_len, record_len};

@@ -94,11 +94,15 @@ pub struct Opener {
 impl Opener {
     /// An opener that expects the record with number `sequence` next.
     pub fn new(secrets: ConnectionTrafficSecrets, sequence: u64) -> Result<Self, RecordError> {
-        Ok(Self {
-            key: TrafficKey::new(secrets, sequence)?,
+        TrafficKey::new(secrets, sequence).map(Self::with_key)
+    }
+
+    pub(super) fn with_key(key: TrafficKey) -> Self {
+        Self {
+            key,
             fragment: Vec::new(),
             idle_records: 0,
-        })
+        }
     }
 
     /// Changes to the peer's next key, after a [`Message::KeyUpdate`].

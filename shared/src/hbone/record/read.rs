@@ -50,6 +50,10 @@ impl Receiving {
         }
     }
 
+    pub(super) fn memory(&self) -> usize {
+        self.tail.len() + self.buf.as_ref().map_or(0, |buf| buf.whole().len())
+    }
+
     fn plain(&self) -> &[u8] {
         self.buf
             .as_ref()

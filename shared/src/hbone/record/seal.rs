@@ -20,9 +20,16 @@ pub struct Sealer {
 impl Sealer {
     /// A sealer whose next record has number `sequence`.
     pub fn new(secrets: ConnectionTrafficSecrets, sequence: u64) -> Result<Self, RecordError> {
-        Ok(Self {
-            key: TrafficKey::new(secrets, sequence)?,
-        })
+        TrafficKey::new(secrets, sequence).map(Self::with_key)
+    }
+
+    pub(super) fn with_key(key: TrafficKey) -> Self {
+        Self { key }
+    }
+
+    #[cfg(test)]
+    pub(super) fn key(&mut self) -> &mut TrafficKey {
+        &mut self.key
     }
 
     /// Changes to our next key, after a KeyUpdate was sealed.

@@ -113,6 +113,11 @@ impl<IO> TlsStream<IO> {
         &self.io
     }
 
+    /// Bytes that lie in buffers of this stream now; zero when it is idle.
+    pub fn memory(&self) -> usize {
+        self.rx.memory() + self.tx.memory()
+    }
+
     /// Lowers the number of records per sending key from
     /// [`AES_GCM_RECORD_LIMIT`](super::AES_GCM_RECORD_LIMIT). It is at least two: one for data
     /// and one for the KeyUpdate.

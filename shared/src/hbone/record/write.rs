@@ -44,6 +44,10 @@ impl Sending {
         }
     }
 
+    pub(super) fn memory(&self) -> usize {
+        self.buf.as_ref().map_or(0, |buf| buf.whole().len())
+    }
+
     pub(super) fn owe_update(&mut self, requested: bool) {
         self.update_owed |= requested;
     }
