@@ -32,6 +32,9 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub struct Lab {
     pub id: String,
+    /// What a CNI on the machine would take for the root of the hierarchy.
+    pub root: PathBuf,
+    /// The node's cgroup, below the root.
     pub cgroup: PathBuf,
     pub directory: PathBuf,
     outside: Netns,
@@ -111,14 +114,16 @@ impl Lab {
         let id = format!("adit-t{}-{number}", std::process::id());
         let directory = PathBuf::from("/run").join(&id);
         std::fs::create_dir_all(directory.join("bpf")).unwrap();
-        let cgroup = cgroup_root().join(&id);
+        let root = cgroup_root().join(&id);
+        let cgroup = root.join("node");
+        make_cgroup(&root);
         make_cgroup(&cgroup);
         for child in ["pods", "ztunnel", "kubelet"] {
             make_cgroup(&cgroup.join(child));
         }
         let outside = Netns::new(format!("{id}-out"));
         outside.ip("link add br0 type bridge");
-        outside.ip("addr add 10.7.0.1/24 dev br0");
+        outside.ip("addr add 10.7.0.1/16 dev br0");
         outside.ip("addr add fd07::1/64 dev br0 nodad");
         outside.ip("link set br0 up");
         // What pods reach beyond their own network.
@@ -126,6 +131,7 @@ impl Lab {
         outside.ip("addr add 2001:db8::10/128 dev lo nodad");
         Self {
             id,
+            root,
             cgroup,
             directory,
             outside,
@@ -200,8 +206,8 @@ impl Drop for Lab {
         let _ = std::fs::remove_dir_all(&self.directory);
         // Threads that joined have ended, but the kernel lets go of them a moment later.
         let deadline = Instant::now() + PATIENCE;
-        for child in ["pods", "ztunnel", "kubelet", ""] {
-            let path = self.cgroup.join(child);
+        for child in ["node/pods", "node/ztunnel", "node/kubelet", "node", ""] {
+            let path = self.root.join(child);
             while path.exists() && std::fs::remove_dir(&path).is_err() && Instant::now() < deadline
             {
                 std::thread::sleep(Duration::from_millis(5));
@@ -274,18 +280,6 @@ impl Pod {
         let address = SocketAddr::new(address.into(), port);
         self.app(move || bind(address).unwrap())
     }
-
-    /// TCP packets that left by the pod's interface, as its network saw them.
-    pub fn packets_out(&self) -> u64 {
-        self.app(|| {
-            std::fs::read_to_string("/proc/net/dev")
-                .unwrap()
-                .lines()
-                .find_map(|line| line.trim().strip_prefix("eth0:"))
-                .and_then(|line| line.split_whitespace().nth(9)?.parse().ok())
-                .unwrap()
-        })
-    }
 }
 
 /// A ztunnel's listeners, as far as a test plays it.
@@ -354,6 +348,33 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Sees the TCP packets that arrive at the outside.
+pub struct Sniffer([Socket; 2]);
+
+impl Sniffer {
+    pub fn new(lab: &Lab) -> Self {
+        lab.out(|| {
+            Self([Domain::IPV4, Domain::IPV6].map(|domain| {
+                let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                socket
+            }))
+        })
+    }
+
+    /// How many there were since the last call.
+    pub fn packets(&mut self) -> usize {
+        let mut count = 0;
+        for socket in &mut self.0 {
+            let mut buffer = [0; 2048];
+            while socket.read(&mut buffer).is_ok() {
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
 /// A plain server socket, with `SO_REUSEADDR` as nearly every server sets it.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     bind_as(address, true)
@@ -401,7 +422,7 @@ pub fn errno<T>(result: io::Result<T>) -> Option<i32> {
 /// Sends a few bytes each way.
 pub fn converse(one: &mut TcpStream, other: &mut TcpStream) {
     for (from, to) in [(0, 1), (1, 0)] {
-        let mut streams = [&mut *one, &mut *other];
+        let streams = [&mut *one, &mut *other];
         streams[from].write_all(b"hello").unwrap();
         let mut buffer = [0; 5];
         streams[to].read_exact(&mut buffer).unwrap();

@@ -113,3 +113,31 @@ pub fn rewrite_to(address: std::net::Ipv4Addr) -> [Instruction; 4] {
         },
     ]
 }
+
+/// How many entries a pinned map has, whose keys have `KEY` bytes.
+pub fn entries<const KEY: usize>(pin: &std::path::Path) -> usize {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(pin.as_os_str().as_bytes()).expect("a path");
+    let mut get = [path.as_ptr() as u64, 0];
+    let map = bpf(7, &mut get).expect("the pin opens");
+    let (mut key, mut next) = ([0u8; KEY], [0u8; KEY]);
+    let mut count = 0;
+    loop {
+        let previous = if count == 0 { 0 } else { key.as_ptr() as u64 };
+        let mut attributes = [map.as_raw_fd() as u64, previous, next.as_mut_ptr() as u64];
+        // SAFETY: the descriptor, and pointers to live buffers of the map's key size.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                4,
+                attributes.as_mut_ptr(),
+                size_of_val(&attributes),
+            )
+        };
+        if result != 0 {
+            return count;
+        }
+        key = next;
+        count += 1;
+    }
+}
