@@ -89,7 +89,9 @@ fn without_being_bound_to_lo_an_upstream_connection_meets_ztunnel_instead_of_the
         assert!(unbound(client, own).is_err());
     }
     // A listener without a mark takes that of the connection, and there the loop is.
-    socket2::SockRef::from(&trap.plaintext).set_mark(0).expect("set");
+    socket2::SockRef::from(&trap.plaintext)
+        .set_mark(0)
+        .expect("set");
     for (client, own) in clients().into_iter().zip(pod.addresses()) {
         let _up = unbound(client, own).expect("ztunnel answers itself");
         assert_eq!(accept(&trap.plaintext).local, SocketAddr::new(own, 8080));

@@ -141,3 +141,27 @@ pub fn entries<const KEY: usize>(pin: &std::path::Path) -> usize {
         count += 1;
     }
 }
+
+/// The kernel's id of a pinned link.
+pub fn link_id(pin: &std::path::Path) -> u32 {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(pin.as_os_str().as_bytes()).expect("a path");
+    let mut get = [path.as_ptr() as u64, 0];
+    let link = bpf(7, &mut get).expect("the pin opens");
+    let mut info = [0u32; 16];
+    let mut attributes = [
+        u64::from(link.as_raw_fd() as u32) | (size_of_val(&info) as u64) << 32,
+        info.as_mut_ptr() as u64,
+    ];
+    // SAFETY: the descriptor and the length, then a pointer to the live buffer of that length.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            15,
+            attributes.as_mut_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    info[1]
+}
