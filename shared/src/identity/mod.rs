@@ -11,6 +11,7 @@ mod ca_client;
 mod cache;
 mod certificate;
 mod control_plane;
+mod control_plane_server;
 mod local_ca;
 mod queue;
 mod request;
@@ -29,6 +30,7 @@ pub use certificate::{
 pub use control_plane::{
     Connector, ControlPlaneEndpoint, ControlPlaneError, TokenSource, TokenUnreadable,
 };
+pub use control_plane_server::{ControlPlanePeer, ControlPlaneStream, control_plane_incoming};
 pub use local_ca::{CaFiles, LocalCa, LocalCaError, ServingCertificate};
 pub use queue::{Priority, next_renewal};
 pub use request::{CertificateRequest, RequestError};

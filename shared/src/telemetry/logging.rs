@@ -404,3 +404,41 @@ impl Visit for Fields<'_> {
         self.0.number(field.name(), value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000007Z"),
+            (951_782_399, "2000-02-28T23:59:59.000007Z"),
+            (951_782_400, "2000-02-29T00:00:00.000007Z"),
+            (951_868_800, "2000-03-01T00:00:00.000007Z"),
+            (1_767_225_599, "2025-12-31T23:59:59.000007Z"),
+            (1_767_225_600, "2026-01-01T00:00:00.000007Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000007Z"),
+        ] {
+            let time = UNIX_EPOCH + Duration::new(seconds, 7_999);
+            assert_eq!(Timestamp(time).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn takes_the_colon_that_istios_help_promises() {
+        for (given, meant) in [
+            ("info", "info"),
+            ("access:debug", "access=debug"),
+            ("access=debug", "access=debug"),
+            ("adit_shared::xds=warn", "adit_shared::xds=warn"),
+            ("adit_shared::xds:warn", "adit_shared::xds=warn"),
+            ("a:info,b=warn,error", "a=info,b=warn,error"),
+            // A module that is named like a level.
+            ("adit::debug", "adit::debug"),
+        ] {
+            assert_eq!(with_equal_signs(given), meant);
+        }
+    }
+}

@@ -145,15 +145,21 @@ impl SeriesTable {
     /// Drops series that no open connection uses and that were not used for `idle`,
     /// unless `keep` says that their workloads still exist.
     pub(super) fn sweep(&self, idle: Duration, keep: &dyn Fn(&TcpLabels) -> bool) {
-        let oldest = self.now().saturating_sub(millis(idle));
+        let now = self.now();
+        let Some(oldest) = now.checked_sub(millis(idle)) else {
+            return;
+        };
         // Candidates under the read lock, so that workers are not held up by `keep`.
-        let candidates: Vec<TcpLabels> = self
-            .series
-            .read()
-            .values()
-            .filter(|s| is_idle(s, oldest) && !keep(&s.labels))
-            .map(|s| s.labels.clone())
-            .collect();
+        let mut candidates = Vec::new();
+        for series in self.series.read().values() {
+            if Arc::strong_count(series) > 1 {
+                // In use: its idle time begins when it is not, so that what the last
+                // connection carried is still scraped.
+                series.touched.store(now, Relaxed);
+            } else if is_idle(series, oldest) && !keep(&series.labels) {
+                candidates.push(series.labels.clone());
+            }
+        }
         for labels in candidates {
             let mut table = self.series.write();
             if let Entry::Occupied(entry) = table.entry(labels)
