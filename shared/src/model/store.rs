@@ -78,6 +78,32 @@ impl Store {
         true
     }
 
+    /// Whether no index holds anything, as in a new store.
+    #[cfg(test)]
+    pub(super) fn is_pristine(&self) -> bool {
+        let Snapshot {
+            version: _,
+            policy_version: _,
+            workloads,
+            services,
+            networks,
+            hostnames,
+            nodes,
+            policies,
+            global_policies,
+            namespace_policies,
+        } = &self.snapshot;
+        workloads.is_empty()
+            && services.is_empty()
+            && networks.is_empty()
+            && hostnames.is_empty()
+            && nodes.is_empty()
+            && policies.is_empty()
+            && global_policies.is_empty()
+            && namespace_policies.is_empty()
+            && self.members.is_empty()
+    }
+
     fn upsert_workload(&mut self, mut workload: Workload, touched: &mut Touched) {
         let known = self.snapshot.workloads.get(&workload.uid).cloned();
         if known.as_deref() == Some(&workload) {
@@ -90,7 +116,7 @@ impl Store {
         self.interner.workload(&mut workload);
         let workload = Arc::new(workload);
         touched.anything = true;
-        if !workload.host_network {
+        if !workload.host_network && !workload.addresses.is_empty() {
             let networks = &mut self.snapshot.networks;
             let index = networks.entry(workload.network.clone()).or_default();
             for address in &workload.addresses {

@@ -7,5 +7,4 @@ mod lookup;
 mod rebuild;
 mod route;
 mod shared;
-mod size;
 mod wire;

@@ -504,3 +504,6 @@ fn weighted_waypoints_are_drawn_by_weight() {
     assert_eq!(count("10.9.0.1:80", "three"), 0);
     assert_eq!(count("10.9.0.2:80", "one"), 1000);
 }
+
+/// A decision lives as long as its connection's set-up: it must not grow unseen.
+const _: () = assert!(size_of::<Outbound>() <= 168);

@@ -5,7 +5,7 @@ use crate::proto::security::{self as proto, string_match::MatchType};
 /// `text`, `text*`, `*text` or `*`, as the control plane sends it.
 pub(super) fn pattern(text: &str) -> proto::StringMatch {
     let match_type = if text == "*" {
-        MatchType::Presence(proto_empty())
+        MatchType::Presence(())
     } else if let Some(suffix) = text.strip_prefix('*') {
         MatchType::Suffix(suffix.into())
     } else if let Some(prefix) = text.strip_suffix('*') {
@@ -17,8 +17,6 @@ pub(super) fn pattern(text: &str) -> proto::StringMatch {
         match_type: Some(match_type),
     }
 }
-
-fn proto_empty() {}
 
 pub(super) fn patterns(texts: &[&str]) -> Vec<proto::StringMatch> {
     texts.iter().map(|text| pattern(text)).collect()
