@@ -466,3 +466,6 @@ pub enum CertificateError {
     #[error("the identity is no longer wanted on this node")]
     Forgotten,
 }
+
+#[cfg(test)]
+mod tests;

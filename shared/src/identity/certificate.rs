@@ -273,3 +273,6 @@ pub enum CertificateInvalid {
     #[error("the certificate does not fit its key: {0}")]
     Key(#[source] rustls::Error),
 }
+
+#[cfg(test)]
+mod tests;

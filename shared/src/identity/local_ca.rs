@@ -508,3 +508,6 @@ pub enum LocalCaError {
     #[error("the certificate authority has expired")]
     Expired,
 }
+
+#[cfg(test)]
+mod tests;
