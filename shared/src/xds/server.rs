@@ -119,6 +119,8 @@ pub struct TypeStatus {
     pub sent: Option<String>,
     /// The snapshot last acknowledged in full or in part, if any.
     pub acknowledged: Option<String>,
+    /// Whether a response waits to be acknowledged.
+    pub outstanding: bool,
     /// Changes that wait to be sent.
     pub pending: usize,
     /// How many responses were sent.
@@ -287,6 +289,7 @@ impl ServerState {
                 names: watch.names.len(),
                 sent: watch.sent.clone(),
                 acknowledged: watch.acknowledged.clone(),
+                outstanding: watch.outstanding.is_some(),
                 pending: watch.updates.len() + watch.removals.len(),
                 responses: watch.responses,
                 rejections: watch.rejections,

@@ -5,7 +5,7 @@ use crate::auth::Caller;
 /// Knows which pods run where.
 pub trait PodDirectory: Send + Sync {
     /// Whether a pod of that namespace and service account, whose phase is not `Failed`, runs
-    /// on `node` (istio.io: the node authorizer).
+    /// on `node` (Istio's node authorizer).
     fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool;
 
     /// Whether the pod that the caller's token names exists, with that uid and service account.

@@ -47,7 +47,9 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotLabelled => "neither the pod nor its namespace has the label istio.io/dataplane-mode=ambient",
+            Self::NotLabelled => {
+                "neither the pod nor its namespace has the label istio.io/dataplane-mode=ambient"
+            }
             Self::OptedOut => "the pod has the label istio.io/dataplane-mode=none",
             Self::HostNetwork => "the pod uses its node's network",
             Self::Sidecar => "the pod has a sidecar",
@@ -98,7 +100,9 @@ pub fn decide(pod: &Pod, namespace: Option<&Namespace>, mesh: &MeshConfig) -> De
 /// captures.
 fn is_data_plane(pod: &Pod, mesh: &MeshConfig) -> bool {
     let meta = &pod.meta;
-    let app = meta.label("app.kubernetes.io/name").or_else(|| meta.label("app"));
+    let app = meta
+        .label("app.kubernetes.io/name")
+        .or_else(|| meta.label("app"));
     let node_program = meta.namespace == mesh.root_namespace
         && [app, meta.label("k8s-app"), meta.label("app")]
             .into_iter()
@@ -152,30 +156,146 @@ mod tests {
             ("a", none, ambient, "", "", Enrol),
             ("a", ambient, none, "", "", Leave(Reason::OptedOut)),
             ("a", "", none, "", "", Leave(Reason::OptedOut)),
-            ("a", ambient, "labels: {istio.io/dataplane-mode: yes-please}", "", "", Enrol),
-            ("a", "labels: {istio.io/dataplane-mode: Ambient}", "", "", "", Leave(Reason::NotLabelled)),
-            ("a", ambient, "", "hostNetwork: true", "", Leave(Reason::HostNetwork)),
-            ("a", ambient, ambient, "hostNetwork: true", "", Leave(Reason::HostNetwork)),
-            ("a", ambient, "annotations: {sidecar.istio.io/status: '{}'}", "", "", Leave(Reason::Sidecar)),
-            ("kube-system", ambient, ambient, "", "", Leave(Reason::ExcludedNamespace)),
-            ("istio-system", ambient, "labels: {app: ztunnel}", "", "", Leave(Reason::DataPlane)),
+            (
+                "a",
+                ambient,
+                "labels: {istio.io/dataplane-mode: yes-please}",
+                "",
+                "",
+                Enrol,
+            ),
+            (
+                "a",
+                "labels: {istio.io/dataplane-mode: Ambient}",
+                "",
+                "",
+                "",
+                Leave(Reason::NotLabelled),
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "hostNetwork: true",
+                "",
+                Leave(Reason::HostNetwork),
+            ),
+            (
+                "a",
+                ambient,
+                ambient,
+                "hostNetwork: true",
+                "",
+                Leave(Reason::HostNetwork),
+            ),
+            (
+                "a",
+                ambient,
+                "annotations: {sidecar.istio.io/status: '{}'}",
+                "",
+                "",
+                Leave(Reason::Sidecar),
+            ),
+            (
+                "kube-system",
+                ambient,
+                ambient,
+                "",
+                "",
+                Leave(Reason::ExcludedNamespace),
+            ),
+            (
+                "istio-system",
+                ambient,
+                "labels: {app: ztunnel}",
+                "",
+                "",
+                Leave(Reason::DataPlane),
+            ),
             ("a", ambient, "labels: {app: ztunnel}", "", "", Enrol),
-            ("istio-system", ambient, "labels: {k8s-app: istio-cni-node}", "", "", Leave(Reason::DataPlane)),
-            ("a", ambient, "labels: {gateway.istio.io/managed: istio.io-mesh-controller}", "", "", Leave(Reason::DataPlane)),
-            ("a", ambient, "", "", "phase: Succeeded, podIP: 10.0.0.1", Leave(Reason::Ended)),
-            ("a", ambient, "", "", "phase: Failed, podIP: 10.0.0.1", Leave(Reason::Ended)),
-            ("a", ambient, "", "", "phase: Pending, podIP: 10.0.0.1", Enrol),
-            ("a", ambient, "", "", "phase: Running", Leave(Reason::NoAddress)),
-            ("a", ambient, "", "nodeName: ''", "", Leave(Reason::NotScheduled)),
-            ("a", ambient, "labels: {istio.io/dataplane-mode: none}", "nodeName: ''", "", Leave(Reason::OptedOut)),
+            (
+                "istio-system",
+                ambient,
+                "labels: {k8s-app: istio-cni-node}",
+                "",
+                "",
+                Leave(Reason::DataPlane),
+            ),
+            (
+                "a",
+                ambient,
+                "labels: {gateway.istio.io/managed: istio.io-mesh-controller}",
+                "",
+                "",
+                Leave(Reason::DataPlane),
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "",
+                "phase: Succeeded, podIP: 10.0.0.1",
+                Leave(Reason::Ended),
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "",
+                "phase: Failed, podIP: 10.0.0.1",
+                Leave(Reason::Ended),
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "",
+                "phase: Pending, podIP: 10.0.0.1",
+                Enrol,
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "",
+                "phase: Running",
+                Leave(Reason::NoAddress),
+            ),
+            (
+                "a",
+                ambient,
+                "",
+                "nodeName: ''",
+                "",
+                Leave(Reason::NotScheduled),
+            ),
+            (
+                "a",
+                ambient,
+                "labels: {istio.io/dataplane-mode: none}",
+                "nodeName: ''",
+                "",
+                Leave(Reason::OptedOut),
+            ),
         ];
         for (ns, ns_meta, pod_meta, spec, status, expected) in table.drain(..) {
             let namespace = namespace(ns, ns_meta);
-            let spec = if spec.is_empty() { "nodeName: n1" } else { spec };
-            let status = if status.is_empty() { "phase: Running, podIP: 10.0.0.1" } else { status };
+            let spec = if spec.is_empty() {
+                "nodeName: n1"
+            } else {
+                spec
+            };
+            let status = if status.is_empty() {
+                "phase: Running, podIP: 10.0.0.1"
+            } else {
+                status
+            };
             let pod = pod(ns, "p", pod_meta, spec, status);
             let decided = decide(&pod, Some(&namespace), &mesh);
-            assert_eq!(decided, expected, "{ns} | {ns_meta} | {pod_meta} | {spec} | {status}");
+            assert_eq!(
+                decided, expected,
+                "{ns} | {ns_meta} | {pod_meta} | {spec} | {status}"
+            );
         }
         let pod = pod("a", "p", ambient, "nodeName: n1", "podIP: 10.0.0.1");
         assert_eq!(decide(&pod, None, &mesh), Enrol, "unknown namespace");

@@ -150,7 +150,12 @@ impl RedirectionTracker {
                 .filter(|(_, state)| matches!(state, State::Enabled { .. }))
                 .map(|(uid, _)| uid.clone())
                 .collect(),
-            enrolments: desired.enrolled.keys().cloned().chain(withdrawing).collect(),
+            enrolments: desired
+                .enrolled
+                .keys()
+                .cloned()
+                .chain(withdrawing)
+                .collect(),
         }
     }
 
@@ -208,7 +213,10 @@ mod tests {
         let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
         let wanted = desired(&[("u", "n")], &[]);
         let plan = tracker.reconcile(&wanted, at(0));
-        assert_eq!((texts(&plan.hbone), texts(&plan.enrolments)), (vec![], vec!["u"]));
+        assert_eq!(
+            (texts(&plan.hbone), texts(&plan.enrolments)),
+            (vec![], vec!["u"])
+        );
         assert!(tracker.report("n", &[pod("u", EnrolmentState::Pending)]));
         assert!(tracker.reconcile(&wanted, at(1)).hbone.is_empty());
         assert!(tracker.report("n", &[pod("u", EnrolmentState::Enrolled)]));
@@ -227,9 +235,15 @@ mod tests {
 
         let unwanted = desired(&[], &["u"]);
         let plan = tracker.reconcile(&unwanted, at(1000));
-        assert_eq!((texts(&plan.hbone), texts(&plan.enrolments)), (vec![], vec!["u"]));
+        assert_eq!(
+            (texts(&plan.hbone), texts(&plan.enrolments)),
+            (vec![], vec!["u"])
+        );
         assert_eq!(tracker.next_deadline(), Some(at(3000)));
-        assert_eq!(texts(&tracker.reconcile(&unwanted, at(2999)).enrolments), ["u"]);
+        assert_eq!(
+            texts(&tracker.reconcile(&unwanted, at(2999)).enrolments),
+            ["u"]
+        );
         assert_eq!(tracker.captured().count(), 1);
         let plan = tracker.reconcile(&unwanted, at(3000));
         assert_eq!(plan, Redirection::default());
@@ -240,8 +254,7 @@ mod tests {
     #[test]
     fn coming_back_before_the_withdrawal_is_done_needs_no_report() {
         let now = Instant::now();
-        let mut tracker =
-            RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
+        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
         tracker.reconcile(&desired(&[], &["u"]), now);
         let plan = tracker.reconcile(&desired(&[("u", "n")], &[]), now);
         assert_eq!(texts(&plan.hbone), ["u"]);
@@ -251,17 +264,18 @@ mod tests {
     #[test]
     fn a_pod_that_is_gone_is_forgotten_at_once() {
         let now = Instant::now();
-        let mut tracker =
-            RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
-        assert_eq!(tracker.reconcile(&desired(&[], &[]), now), Redirection::default());
+        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
+        assert_eq!(
+            tracker.reconcile(&desired(&[], &[]), now),
+            Redirection::default()
+        );
         assert_eq!(tracker.next_deadline(), None);
     }
 
     #[test]
     fn a_pod_that_moved_has_to_be_reported_again() {
         let now = Instant::now();
-        let mut tracker =
-            RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n1".into())]);
+        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n1".into())]);
         let moved = desired(&[("u", "n2")], &[]);
         assert!(tracker.reconcile(&moved, now).hbone.is_empty());
         tracker.report("n2", &[pod("u", EnrolmentState::Enrolled)]);
@@ -281,6 +295,9 @@ mod tests {
         let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
         let now = Instant::now();
         tracker.reconcile(&desired(&[("u", "n")], &[]), now);
-        assert_eq!(tracker.reconcile(&desired(&[], &["u"]), now), Redirection::default());
+        assert_eq!(
+            tracker.reconcile(&desired(&[], &["u"]), now),
+            Redirection::default()
+        );
     }
 }

@@ -24,7 +24,9 @@ impl<'a, T> SelectorIndex<'a, T> {
         let mut by_pair: HashMap<_, Vec<usize>> = HashMap::new();
         let mut unconditional = Vec::new();
         for (position, (selector, _)) in entries.iter().enumerate() {
-            let pairs = selector.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let pairs = selector
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()));
             match pairs.min_by_key(|pair| frequency.get(pair)) {
                 Some(pair) => by_pair.entry(pair).or_default().push(position),
                 None => unconditional.push(position),

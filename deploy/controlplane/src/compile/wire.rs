@@ -28,7 +28,7 @@ pub(super) fn string_match(text: &StringMatch) -> security::StringMatch {
             StringMatch::Exact(text) => MatchType::Exact(text.clone()),
             StringMatch::Prefix(text) => MatchType::Prefix(text.clone()),
             StringMatch::Suffix(text) => MatchType::Suffix(text.clone()),
-            StringMatch::Presence => MatchType::Presence(Default::default()),
+            StringMatch::Presence => MatchType::Presence(()),
         }),
     }
 }

@@ -291,10 +291,15 @@ fn read(raw: &raw::Spec, meta: &Meta, dry_run: bool, errors: &mut Vec<FieldError
     }
     let list = at.key("rules");
     if raw.rules.is_empty() && action != PolicyAction::Allow {
-        errors.push(list.error("is required for every action but ALLOW: without rules nothing matches"));
+        errors.push(
+            list.error("is required for every action but ALLOW: without rules nothing matches"),
+        );
     }
     if raw.rules.len() > MAX_RULES {
-        errors.push(list.error(format!("has {} rules; at most {MAX_RULES}", raw.rules.len())));
+        errors.push(list.error(format!(
+            "has {} rules; at most {MAX_RULES}",
+            raw.rules.len()
+        )));
     }
     let mut rules = Vec::with_capacity(raw.rules.len());
     for (index, rule) in raw.rules.iter().enumerate() {
@@ -315,7 +320,10 @@ fn scope(raw: &raw::Spec, at: At<'_>, errors: &mut Vec<FieldError>) -> PolicySco
         .chain(listed.map(|(index, target)| (target, Some(index))))
         .collect();
     if raw.target_ref.is_some() && !raw.target_refs.is_empty() {
-        errors.push(at.key("targetRef").error("only one of targetRef and targetRefs may be set"));
+        errors.push(
+            at.key("targetRef")
+                .error("only one of targetRef and targetRefs may be set"),
+        );
     }
     if targets.len() > MAX_TARGETS {
         errors.push(at.key("targetRefs").error(format!(
@@ -337,11 +345,19 @@ fn scope(raw: &raw::Spec, at: At<'_>, errors: &mut Vec<FieldError>) -> PolicySco
         return if targets.is_empty() {
             PolicyScope::Namespace
         } else {
-            PolicyScope::Targets(targets.into_iter().map(|(target, _)| target.read()).collect())
+            PolicyScope::Targets(
+                targets
+                    .into_iter()
+                    .map(|(target, _)| target.read())
+                    .collect(),
+            )
         };
     };
     if !targets.is_empty() {
-        errors.push(at.key("selector").error("only one of selector and targetRefs may be set"));
+        errors.push(
+            at.key("selector")
+                .error("only one of selector and targetRefs may be set"),
+        );
     }
     check_selector(&selector.match_labels, at, errors);
     PolicyScope::Selector(selector.match_labels.clone())

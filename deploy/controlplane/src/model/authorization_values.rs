@@ -25,7 +25,10 @@ pub(super) fn rule(
     for (index, from) in raw.from.iter().enumerate() {
         let at = list.index(index);
         let at = at.key("source");
-        let parsed = from.source.as_ref().map(|raw| source(raw, meta, at, errors));
+        let parsed = from
+            .source
+            .as_ref()
+            .map(|raw| source(raw, meta, at, errors));
         match parsed {
             Some(source) if source != Source::default() => {
                 if action == PolicyAction::Custom {
@@ -34,7 +37,10 @@ pub(super) fn rule(
                 rule.from.push(source);
             }
             // A source whose values were all wrong has been reported already.
-            Some(_) if errors.iter().any(|error| error.path.0.starts_with(&at.path().0)) => {}
+            Some(_)
+                if errors
+                    .iter()
+                    .any(|error| error.path.0.starts_with(&at.path().0)) => {}
             _ => errors.push(at.error("is empty: state at least one field, or leave `from` out")),
         }
     }
@@ -45,7 +51,10 @@ pub(super) fn rule(
         let parsed = to.operation.as_ref().map(|raw| operation(raw, at, errors));
         match parsed {
             Some(operation) if operation != Operation::default() => rule.to.push(operation),
-            Some(_) if errors.iter().any(|error| error.path.0.starts_with(&at.path().0)) => {}
+            Some(_)
+                if errors
+                    .iter()
+                    .any(|error| error.path.0.starts_with(&at.path().0)) => {}
             _ => errors.push(at.error("is empty: state at least one field, or leave `to` out")),
         }
     }
@@ -215,12 +224,8 @@ fn condition(
         "remote.ip" => Condition::RemoteIp(pair(any, none, at, errors, ip_block)),
         "destination.ip" => Condition::DestinationIp(pair(any, none, at, errors, ip_block)),
         "destination.port" => Condition::DestinationPort(pair(any, none, at, errors, port)),
-        "source.namespace" => {
-            Condition::SourceNamespace(pair(any, none, at, errors, string_match))
-        }
-        "source.principal" => {
-            Condition::SourcePrincipal(pair(any, none, at, errors, string_match))
-        }
+        "source.namespace" => Condition::SourceNamespace(pair(any, none, at, errors, string_match)),
+        "source.principal" => Condition::SourcePrincipal(pair(any, none, at, errors, string_match)),
         "source.trustDomain" => {
             Condition::SourceTrustDomain(pair(any, none, at, errors, string_match))
         }
@@ -308,7 +313,9 @@ fn string_match(text: &str) -> Result<StringMatch, String> {
         StringMatch::Exact(part) | StringMatch::Prefix(part) | StringMatch::Suffix(part)
             if part.contains('*') =>
         {
-            Err(format!("{text:?}: a '*' may stand at the start or at the end, once"))
+            Err(format!(
+                "{text:?}: a '*' may stand at the start or at the end, once"
+            ))
         }
         _ => Ok(parsed),
     }

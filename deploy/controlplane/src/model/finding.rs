@@ -73,6 +73,8 @@ pub enum Code {
     NegativeConditionStatus,
     /// Several objects claim the same; the oldest wins.
     Conflict,
+    /// A policy names a service's port where it sees the workload's.
+    ServicePortInPolicy,
 }
 
 impl Code {
@@ -92,6 +94,7 @@ impl Code {
             Self::Duplicate => "ADIT0002",
             Self::UnknownKind => "ADIT0003",
             Self::Conflict => "ADIT0004",
+            Self::ServicePortInPolicy => "ADIT0005",
         }
     }
 }

@@ -64,11 +64,12 @@ impl PeerAuthentication {
         let at = At::ROOT.key("spec");
         let selector = match raw.selector {
             Some(selector) => selector.match_labels,
-            None => spec
-                .get("selector")
-                .and_then(|selector| Selector::deserialize(selector).ok())
-                .unwrap_or_default()
-                .match_labels,
+            None => {
+                spec.get("selector")
+                    .and_then(|selector| Selector::deserialize(selector).ok())
+                    .unwrap_or_default()
+                    .match_labels
+            }
         };
         check_selector(&selector, at, &mut errors);
         let mode = read_mode(raw.mtls.as_ref(), at.key("mtls"), &mut errors);
@@ -107,11 +108,7 @@ impl PeerAuthentication {
     }
 }
 
-fn read_mode(
-    raw: Option<&RawMode>,
-    at: At<'_>,
-    errors: &mut Vec<FieldError>,
-) -> Option<MutualTls> {
+fn read_mode(raw: Option<&RawMode>, at: At<'_>, errors: &mut Vec<FieldError>) -> Option<MutualTls> {
     match raw?.mode.as_deref() {
         None | Some("" | "UNSET") => None,
         Some("STRICT") => Some(MutualTls::Strict),

@@ -123,7 +123,10 @@ impl Pod {
             Some(account) => account,
             None => "default".into(),
         };
-        for (key, value) in [("nodeName", &node), ("serviceAccountName", &service_account)] {
+        for (key, value) in [
+            ("nodeName", &node),
+            ("serviceAccountName", &service_account),
+        ] {
             if let Err(reason) = meta::check_name(value)
                 && !value.is_empty()
             {
@@ -154,7 +157,9 @@ impl Pod {
             .filter_map(|port| {
                 Some(NamedPort {
                     name: port.name.as_deref()?.into(),
-                    number: u16::try_from(port.container_port).ok().filter(|p| *p != 0)?,
+                    number: u16::try_from(port.container_port)
+                        .ok()
+                        .filter(|p| *p != 0)?,
                 })
             })
             .collect();
@@ -198,7 +203,11 @@ fn addresses(status: &core::PodStatus, errors: &mut Vec<FieldError>) -> Vec<IpAd
 /// (Istio `GetDeployMetaFromPod`).
 fn workload_name(pod: &core::Pod) -> Arc<str> {
     let labels = pod.metadata.labels.as_ref();
-    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+    let label = |key: &str| {
+        labels
+            .and_then(|labels| labels.get(key))
+            .map(String::as_str)
+    };
     if let Some(name) = label("service.istio.io/workload-name").filter(|name| !name.is_empty()) {
         return name.into();
     }

@@ -54,6 +54,8 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// What is spoken on it.
     pub protocol: AppProtocol,
+    /// `appProtocol` or the name states what is spoken.
+    pub protocol_stated: bool,
 }
 
 /// A service.
@@ -104,7 +106,10 @@ impl Service {
         for (index, ip) in spec.cluster_ips.iter().flatten().enumerate() {
             keep(ips.index(index), ip);
         }
-        keep(at.key("clusterIP"), spec.cluster_ip.as_deref().unwrap_or_default());
+        keep(
+            at.key("clusterIP"),
+            spec.cluster_ip.as_deref().unwrap_or_default(),
+        );
         let list = at.key("ports");
         let mut ports = Vec::new();
         for (index, port) in spec.ports.iter().flatten().enumerate() {
@@ -156,6 +161,7 @@ fn service_port(port: &core::ServicePort, at: At<'_>) -> Result<Option<ServicePo
         number,
         target,
         protocol: app_protocol(port.app_protocol.as_deref(), name),
+        protocol_stated: port.app_protocol.is_some() || states_protocol(name),
     }))
 }
 
@@ -183,6 +189,14 @@ fn app_protocol(declared: Option<&str>, port_name: &str) -> AppProtocol {
         "grpc" => AppProtocol::Grpc,
         _ => AppProtocol::Unknown,
     }
+}
+
+fn states_protocol(port_name: &str) -> bool {
+    let prefix = port_name.split('-').next().unwrap_or_default();
+    matches!(
+        prefix,
+        "http" | "http2" | "https" | "grpc" | "tcp" | "tls" | "mongo" | "mysql" | "redis"
+    )
 }
 
 fn families(declared: &[String], addresses: &[IpAddr]) -> IpFamilies {
@@ -238,10 +252,7 @@ impl EndpointSlice {
     ///
     /// # Errors
     /// Every field that is wrong.
-    pub fn parse(
-        slice: discovery::EndpointSlice,
-        origin: Origin,
-    ) -> Result<Self, Vec<FieldError>> {
+    pub fn parse(slice: discovery::EndpointSlice, origin: Origin) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         let meta = Meta::parse(Kind::EndpointSlice, slice.metadata, origin)
             .map_err(|error| vec![error])?;

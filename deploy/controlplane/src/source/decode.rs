@@ -89,8 +89,8 @@ fn head(document: &Value) -> Result<Head, Decoded> {
     if !document.is_object() {
         return Err(invalid(At::ROOT.error("is not an object")));
     }
-    let head = Head::deserialize(document)
-        .map_err(|error| invalid(At::ROOT.error(error.to_string())))?;
+    let head =
+        Head::deserialize(document).map_err(|error| invalid(At::ROOT.error(error.to_string())))?;
     for (key, value) in [("apiVersion", &head.api_version), ("kind", &head.kind)] {
         if value.is_empty() {
             return Err(invalid(At::ROOT.key(key).error("is required")));
@@ -163,7 +163,10 @@ fn decode_one(document: &Value, head: &Head, origin: Origin) -> Decoded {
 /// expands workloads into pods itself.
 fn is_known_elsewhere(group: &str, kind: &str) -> bool {
     match group {
-        "" => !matches!(kind, "Namespace" | "Node" | "ServiceAccount" | "Pod" | "Service"),
+        "" => !matches!(
+            kind,
+            "Namespace" | "Node" | "ServiceAccount" | "Pod" | "Service"
+        ),
         "security.istio.io" => kind == "RequestAuthentication",
         "networking.istio.io" | "telemetry.istio.io" | "extensions.istio.io" => true,
         group => {

@@ -34,10 +34,10 @@ const MAX_DEPTH: usize = 16;
 /// new time stamp, so it is read once more.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The state of a directory, or of a single file.
+/// The state of some directories, or of single files.
 #[derive(Debug)]
 pub struct Directory {
-    root: PathBuf,
+    roots: Vec<PathBuf>,
     files: BTreeMap<Arc<Path>, FileState>,
     table: ObjectTable,
     findings: Vec<Finding>,
@@ -93,19 +93,19 @@ impl Stamp {
 }
 
 impl Directory {
-    /// A directory that has not been read yet.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
+    /// Directories or files that have not been read yet.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
         Self {
-            root: root.into(),
+            roots,
             files: BTreeMap::new(),
             table: ObjectTable::default(),
             findings: Vec::new(),
         }
     }
 
-    /// Where it is.
-    pub fn root(&self) -> &Path {
-        &self.root
+    /// What is read.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.roots
     }
 
     /// Everything it holds.
@@ -121,7 +121,9 @@ impl Directory {
     /// Reads what has changed. Blocks on the file system.
     pub fn reload(&mut self) {
         let mut scan = Scan::default();
-        scan.visit(&self.root, 0, true);
+        for root in &self.roots {
+            scan.visit(root, 0, true);
+        }
         let now = SystemTime::now();
         let mut findings = scan.findings;
         let mut files = BTreeMap::new();
@@ -202,7 +204,9 @@ fn unreadable(path: &Arc<Path>, line: u32, message: String) -> Finding {
         file: Some(path.clone()),
         line,
         field: String::new(),
-        message: format!("cannot be read, the last good version of its objects stays in force: {message}"),
+        message: format!(
+            "cannot be read, the last good version of its objects stays in force: {message}"
+        ),
     }
 }
 
@@ -255,8 +259,11 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 }
 
 fn is_manifest(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+    path.extension().is_some_and(|extension| {
+        ["yaml", "yml", "json"]
+            .iter()
+            .any(|known| extension == *known)
+    })
 }
 
 fn read(path: &Path) -> io::Result<(String, Metadata)> {
@@ -268,7 +275,9 @@ fn read(path: &Path) -> io::Result<(String, Metadata)> {
     let mut text = String::new();
     file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::other(format!("is larger than {MAX_FILE_BYTES} bytes")));
+        return Err(io::Error::other(format!(
+            "is larger than {MAX_FILE_BYTES} bytes"
+        )));
     }
     Ok((text, metadata))
 }
@@ -286,7 +295,10 @@ fn load(path: &Arc<Path>, text: &str, stamp: Stamp, before: Option<&FileState>) 
         findings: Vec::new(),
         broken: false,
     };
-    if path.extension().is_some_and(|extension| extension == "json") {
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
         let chunk = Chunk {
             text,
             first_line: 1,
@@ -346,10 +358,16 @@ impl Loading<'_> {
                 let before = self.known.get(&reference).copied();
                 let good = errors.is_empty();
                 let kept = before.filter(|entry| !good && entry.good);
-                self.report(chunk, item, Some(&reference), &errors, match kept {
-                    Some(_) => "; the last good version stays in force",
-                    None => "; it fails closed until it is mended",
-                });
+                self.report(
+                    chunk,
+                    item,
+                    Some(&reference),
+                    &errors,
+                    match kept {
+                        Some(_) => "; the last good version stays in force",
+                        None => "; it fails closed until it is mended",
+                    },
+                );
                 self.entries.push(match (kept, before) {
                     (Some(entry), _) => entry.clone(),
                     // The same `Arc` tells everyone that nothing changed.
@@ -366,10 +384,16 @@ impl Loading<'_> {
                     .and_then(|reference| self.known.get(reference).copied());
                 // An object without a name may be any of those that the file had.
                 self.broken |= object.is_none();
-                self.report(chunk, item, object.as_ref(), &errors, match (kept, &object) {
-                    (Some(_), _) | (None, None) => "; the last good version stays in force",
-                    (None, Some(_)) => "; the object is ignored",
-                });
+                self.report(
+                    chunk,
+                    item,
+                    object.as_ref(),
+                    &errors,
+                    match (kept, &object) {
+                        (Some(_), _) | (None, None) => "; the last good version stays in force",
+                        (None, Some(_)) => "; the object is ignored",
+                    },
+                );
                 self.entries.extend(kept.cloned());
             }
             Decoded::NotOurs => {}
@@ -420,7 +444,8 @@ impl Loading<'_> {
                 .map(|entry| entry.object.reference())
                 .collect();
             let missing = self.known.iter().filter(|(key, _)| !found.contains(*key));
-            self.entries.extend(missing.map(|(_, entry)| (*entry).clone()));
+            self.entries
+                .extend(missing.map(|(_, entry)| (*entry).clone()));
         }
         FileState {
             stamp,

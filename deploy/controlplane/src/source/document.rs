@@ -84,8 +84,8 @@ impl Chunk<'_> {
                 message: without_position(&error.to_string()),
             }
         };
-        let mut value = Yaml::deserialize(serde_yaml_ng::Deserializer::from_str(self.text))
-            .map_err(fail)?;
+        let mut value =
+            Yaml::deserialize(serde_yaml_ng::Deserializer::from_str(self.text)).map_err(fail)?;
         value.apply_merge().map_err(fail)?;
         let value = to_json(value).map_err(|message| SyntaxError {
             line: self.content_line(),
@@ -282,10 +282,19 @@ mod tests {
         let chunk = split(text)[1];
         for (steps, line) in [
             (&["spec"][..], 4),
-            (&["spec", "rules", "0", "from", "0", "source", "ipBlocks", "1"], 10),
-            (&["spec", "rules", "0", "from", "0", "source", "ipBlocks"], 8),
+            (
+                &["spec", "rules", "0", "from", "0", "source", "ipBlocks", "1"],
+                10,
+            ),
+            (
+                &["spec", "rules", "0", "from", "0", "source", "ipBlocks"],
+                8,
+            ),
             (&["spec", "rules", "0", "to"], 11),
-            (&["spec", "rules", "1", "to", "0", "operation", "ports", "0"], 12),
+            (
+                &["spec", "rules", "1", "to", "0", "operation", "ports", "0"],
+                12,
+            ),
             // Nearest parent.
             (&["spec", "rules", "7"], 6),
             (&["spec", "rules", "1", "from"], 12),
@@ -301,7 +310,9 @@ mod tests {
         let text = "a: 1\n---\nb: 2\nc: [1,\nd: 3\n";
         let error = split(text)[1].parse().expect_err("an open list");
         assert!((4..=5).contains(&error.line), "{error}");
-        let error = split("x: 1\nx: 2\n")[0].parse().expect_err("twice the same key");
+        let error = split("x: 1\nx: 2\n")[0]
+            .parse()
+            .expect_err("twice the same key");
         assert!(error.message.contains("duplicate"), "{error}");
         let error = parse_json("{\n \"a\": 1,\n}").expect_err("a comma too many");
         assert_eq!(error.line, 3);

@@ -6,7 +6,7 @@
 //! file systems, exhausted inotify limits.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,16 +56,15 @@ pub struct DirectorySource {
 }
 
 impl DirectorySource {
-    /// Reads `root`, a directory or a file, and follows it. Returns when it has been
-    /// read once; what is wrong with it is in the state's findings.
+    /// Reads `roots`, directories or files, and follows them. Returns when they have
+    /// been read once; what is wrong with them is in the state's findings.
     ///
     /// Must be called within a tokio runtime.
-    pub async fn open(root: impl Into<PathBuf>, options: WatchOptions) -> Self {
-        let root = root.into();
+    pub async fn open(roots: Vec<PathBuf>, options: WatchOptions) -> Self {
         // One pending notification is as good as a thousand.
         let (wake, woken) = mpsc::channel(1);
-        let watcher = watch_path(root.clone(), wake);
-        let (directory, state) = load(Directory::new(root)).await;
+        let watcher = watch_paths(&roots, wake);
+        let (directory, state) = load(Directory::new(roots)).await;
         log_new(&[], &state.findings);
         let (publish, receiver) = watch::channel(state);
         let task = tokio::spawn(follow(directory, watcher, woken, publish, options));
@@ -87,44 +86,43 @@ impl Drop for DirectorySource {
     }
 }
 
-fn watch_path(root: PathBuf, wake: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+/// `None` leaves the poll to find changes.
+fn watch_paths(roots: &[PathBuf], wake: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
         // Reading the files is an access too.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             let _ = wake.try_send(());
         }
     };
-    // A file's own watch would follow its inode, which an atomic rename replaces.
-    let target = match root.parent() {
-        Some(parent) if root.is_file() && parent.as_os_str().is_empty() => PathBuf::from("."),
-        Some(parent) if root.is_file() => parent.to_path_buf(),
-        _ => root.clone(),
-    };
-    let mode = match root.is_file() {
-        true => RecursiveMode::NonRecursive,
-        false => RecursiveMode::Recursive,
-    };
-    let watcher = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(&target, mode)?;
-        Ok(watcher)
-    });
-    watcher
-        .inspect_err(|error| {
+    let mut watcher = notify::recommended_watcher(handler)
+        .inspect_err(|error| tracing::warn!(%error, "no change notifications, polling instead"))
+        .ok()?;
+    for root in roots {
+        // A file's own watch would follow its inode, which an atomic rename replaces.
+        let (target, mode) = match root.parent() {
+            Some(parent) if root.is_file() && parent.as_os_str().is_empty() => {
+                (Path::new("."), RecursiveMode::NonRecursive)
+            }
+            Some(parent) if root.is_file() => (parent, RecursiveMode::NonRecursive),
+            _ => (root.as_path(), RecursiveMode::Recursive),
+        };
+        if let Err(error) = watcher.watch(target, mode) {
             tracing::warn!(path = %target.display(), %error, "no change notifications, polling instead");
-        })
-        .ok()
+        }
+    }
+    Some(watcher)
 }
 
 /// The file system may block, so it is read on a thread that may.
 async fn load(mut directory: Directory) -> (Directory, SourceState) {
-    let root = directory.root().to_path_buf();
+    let roots = directory.roots().to_vec();
     let loaded = tokio::task::spawn_blocking(move || {
         directory.reload();
         directory
     });
     let directory = loaded.await.unwrap_or_else(|error| {
         tracing::error!(%error, "reading the configuration failed");
-        Directory::new(root)
+        Directory::new(roots)
     });
     let state = SourceState {
         objects: directory.objects().clone(),
@@ -156,7 +154,8 @@ async fn follow(
         directory = reloaded;
         log_new(&before.findings, &state.findings);
         publish.send_if_modified(|current| {
-            let changed = !current.objects.same(&state.objects) || current.findings != state.findings;
+            let changed =
+                !current.objects.same(&state.objects) || current.findings != state.findings;
             *current = state;
             changed
         });
