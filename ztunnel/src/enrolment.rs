@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use adit_ebpf::{Listeners, PodRedirection, Redirector};
 use adit_shared::identity::CertificateCache;
+use adit_shared::telemetry::{Event, Telemetry};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -66,6 +67,25 @@ impl Wanted {
     }
 }
 
+/// The enrolled pods, for the admin endpoint.
+#[derive(Debug, Default)]
+pub struct EnrolledPods(Mutex<BTreeMap<Arc<str>, PodSpec>>);
+
+impl EnrolledPods {
+    /// Name, namespace and service account, by uid.
+    pub fn list(&self) -> BTreeMap<String, serde_json::Value> {
+        let describe = |spec: &PodSpec| {
+            serde_json::json!({
+                "name": *spec.name,
+                "namespace": *spec.namespace,
+                "serviceAccount": spec.identity.service_account(),
+                "trustDomain": spec.identity.trust_domain().as_str(),
+            })
+        };
+        self.0.lock().iter().map(|(uid, spec)| (uid.to_string(), describe(spec))).collect()
+    }
+}
+
 /// What the manager is made of.
 pub struct EnrolmentManager {
     /// Node name, for reports.
@@ -84,6 +104,10 @@ pub struct EnrolmentManager {
     pub redirector: Arc<Mutex<Redirector>>,
     /// Workers.
     pub workers: Arc<[WorkerHandle]>,
+    /// Where they can be seen.
+    pub pods: Arc<EnrolledPods>,
+    /// Is told of pods that come and go.
+    pub telemetry: Telemetry,
     /// Where reports go.
     pub reports: watch::Sender<EnrolmentReport>,
     /// Told when the wanted pods have been worked through for the first time.
@@ -146,6 +170,9 @@ impl EnrolmentManager {
             entries.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
         for uid in gone {
             if let Some(entry) = entries.remove(&uid) {
+                if self.pods.0.lock().remove(&uid).is_some() {
+                    self.telemetry.emit(&Event::ProxyStopped);
+                }
                 self.withdraw(&entry.spec, entries).await;
             }
         }
@@ -172,6 +199,9 @@ impl EnrolmentManager {
                     "pod not enrolled, will be tried again: {e}"
                 ),
                 Err(_) => {}
+            }
+            if status.is_ok() && self.pods.0.lock().insert(spec.uid.clone(), spec.clone()).is_none() {
+                self.telemetry.emit(&Event::ProxyStarted);
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
         }
@@ -238,7 +268,11 @@ impl EnrolmentManager {
         })
         .await
         .map_err(|e| EnrolmentError::Capture(e.to_string()))?
-        .map_err(|e| EnrolmentError::Capture(e.to_string()))
+        .map_err(|e| EnrolmentError::Capture(e.to_string()))?;
+        for worker in self.workers.iter() {
+            worker.keep_newest(spec.uid.clone()).await;
+        }
+        Ok(())
     }
 
     /// New connections of the pod stop being captured at once; the open ones get the
@@ -275,7 +309,8 @@ impl EnrolmentManager {
     /// Pods that an earlier process captured and nobody wants any more.
     async fn withdraw_leftovers(&self, wanted: &BTreeMap<Arc<str>, PodSpec>) {
         let known = self.redirector.lock().pods();
-        for uid in known.into_iter().filter(|uid| !wanted.contains_key(uid.as_str())) {
+        let unwanted = known.into_iter().map(|pod| pod.uid);
+        for uid in unwanted.filter(|uid| !wanted.contains_key(uid.as_str())) {
             info!(target: "enrolment", %uid, "capture of an earlier process removed");
             self.capture(&uid, |redirector, uid| redirector.withdraw(uid)).await;
         }
@@ -297,10 +332,21 @@ impl EnrolmentManager {
     async fn check_capture(&self) {
         let redirector = self.redirector.clone();
         match spawn_blocking(move || redirector.lock().reconcile()).await {
-            Ok(report) if !report.is_clean() => {
-                warn!(target: "enrolment", ?report, "capture was disturbed and is repaired");
+            Ok(report) => {
+                let repaired = [
+                    ("rule", report.restored_rules),
+                    ("route", report.restored_routes),
+                    ("sysctl", report.restored_sysctls),
+                    ("link", report.restored_links),
+                    ("pin", report.restored_pins),
+                    ("entry", report.restored_entries),
+                ];
+                for (kind, count) in repaired {
+                    for _ in 0..count {
+                        self.telemetry.emit(&Event::RedirectionRepaired { kind });
+                    }
+                }
             }
-            Ok(_) => {}
             Err(e) => warn!(target: "enrolment", "capture could not be checked: {e}"),
         }
     }

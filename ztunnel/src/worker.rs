@@ -4,12 +4,11 @@
 //!
 //! The rest of the process talks to it by commands.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use adit_ebpf::socket::PortRotor;
@@ -40,7 +39,7 @@ pub struct Shared {
     /// Configuration.
     pub config: Config,
     /// Workloads, services, policies.
-    pub model: SharedModel,
+    pub model: Arc<SharedModel>,
     /// Which trust domains are ours.
     pub trust_domains: TrustDomains,
     /// Certificates of this node's pods.
@@ -60,10 +59,9 @@ enum Command {
     Connections { reply: oneshot::Sender<Vec<ConnectionView>> },
 }
 
-/// The outside of a worker. Dropping it stops the thread when its connections are done.
+/// The outside of a worker, which ends when it is told to drain.
 pub struct WorkerHandle {
     commands: mpsc::Sender<Command>,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// The worker's thread has ended.
@@ -90,11 +88,11 @@ impl WorkerHandle {
     pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let local = LocalSet::new();
             local.block_on(&runtime, Worker::run(shared, inbox));
         })?;
-        Ok(Self { commands, thread: Some(thread) })
+        Ok(Self { commands })
     }
 
     /// Serves a pod from now on, beside an older generation of its listeners.
@@ -130,12 +128,10 @@ impl WorkerHandle {
         self.ask(|reply| Command::Connections { reply }).await
     }
 
-    /// Waits for the thread to end, after the drain signal has been given.
-    pub fn join(mut self) {
-        drop(std::mem::replace(&mut self.commands, mpsc::channel(1).0));
-        if let Some(thread) = self.thread.take() {
-            // A panic has been logged by its hook; there is nobody left to tell.
-            let _ = thread.join();
+    /// Completes when all have ended, some time after the drain signal has been given.
+    pub async fn all_stopped(workers: &[Self]) {
+        for worker in workers {
+            worker.commands.closed().await;
         }
     }
 
@@ -157,7 +153,6 @@ pub struct Worker {
     /// Source ports for connections to apps.
     pub ports: PortRotor,
     pods: RefCell<HashMap<Arc<str>, Vec<Generation>>>,
-    stopping: Cell<bool>,
 }
 
 /// One set of a pod's listeners. Dropping it closes them.
@@ -177,10 +172,9 @@ impl Worker {
     async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>) {
         let worker = Rc::new(Self {
             connections: Rc::default(),
-            pool: Rc::new(proxy::new_pool(&shared.config)),
-            ports: PortRotor::new(),
+            pool: proxy::new_pool(&shared.config),
+            ports: PortRotor::starting_at(rand::random()),
             pods: RefCell::default(),
-            stopping: Cell::new(false),
             shared,
         });
         let policies = spawn_local(proxy::recheck::run(worker.clone()));
@@ -260,7 +254,6 @@ impl Worker {
 
     /// Listeners close at once; connections get the deadline.
     async fn stop(self: &Rc<Self>, deadline: Duration) {
-        self.stopping.set(true);
         self.pods.borrow_mut().clear();
         self.drained(deadline, |c| c.len() == 0).await;
         self.connections.for_each(|live| live.close(Closed::Shutdown));

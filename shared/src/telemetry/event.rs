@@ -66,6 +66,8 @@ pub enum Event<'a> {
         /// What was wrong.
         reason: Rejection,
     },
+    /// The system had no descriptor or memory for a connection; it waits in the backlog.
+    AcceptFailed,
     /// A connect to an endpoint failed and another endpoint is tried.
     EndpointRetried,
     /// A message of the control plane arrived.
