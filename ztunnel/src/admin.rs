@@ -85,10 +85,11 @@ impl Admin {
             Some(Ok(n)) if (1..=max).contains(&n) => Ok(n),
             Some(_) => Err(format!("{name} must be a number from 1 to {max}\n")),
         };
-        let (seconds, frequency) = match (number("seconds", 10, 300), number("frequency", 100, 1000)) {
-            (Ok(seconds), Ok(frequency)) => (seconds, frequency),
-            (Err(wrong), _) | (_, Err(wrong)) => return text(StatusCode::BAD_REQUEST, wrong),
-        };
+        let (seconds, frequency) =
+            match (number("seconds", 10, 300), number("frequency", 100, 1000)) {
+                (Ok(seconds), Ok(frequency)) => (seconds, frequency),
+                (Err(wrong), _) | (_, Err(wrong)) => return text(StatusCode::BAD_REQUEST, wrong),
+            };
         let Ok(_only) = self.profiling.try_acquire() else {
             return text(StatusCode::CONFLICT, "a profile is being taken already\n");
         };
@@ -96,10 +97,15 @@ impl Admin {
             Ok(profile) => {
                 let mut response = Response::new(Full::new(profile.into()));
                 let kind = http::HeaderValue::from_static("application/octet-stream");
-                response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+                response
+                    .headers_mut()
+                    .insert(http::header::CONTENT_TYPE, kind);
                 response
             }
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("profile: {error}\n")),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("profile: {error}\n"),
+            ),
         }
     }
 }
@@ -126,7 +132,9 @@ fn set_logging(query: &HashMap<String, String>) -> HttpResponse {
         Ok(filter) => text(StatusCode::OK, format!("current log level is {filter}\n")),
         Err(error) => text(
             StatusCode::BAD_REQUEST,
-            format!("{error}\nusage: POST /logging, ?level=LEVEL or ?level=TARGET=LEVEL,..., ?reset\n"),
+            format!(
+                "{error}\nusage: POST /logging, ?level=LEVEL or ?level=TARGET=LEVEL,..., ?reset\n"
+            ),
         ),
     }
 }
@@ -148,7 +156,9 @@ fn decode(value: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| std::str::from_utf8(h).ok());
         match (bytes[at], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -166,7 +176,9 @@ fn decode(value: &str) -> String {
 fn html(body: &'static str) -> HttpResponse {
     let mut response = text(StatusCode::OK, body);
     let kind = http::HeaderValue::from_static("text/html; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, kind);
     response
 }
 

@@ -15,9 +15,7 @@ use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::EnrolmentReport;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
 use adit_shared::telemetry::{LogWriter, Metrics, Readiness, Telemetry, http as status_http};
-use adit_shared::xds::client::{
-    Client, ClientConfig, NodeMetadata, Subscription, TransportConfig,
-};
+use adit_shared::xds::client::{Client, ClientConfig, NodeMetadata, Subscription, TransportConfig};
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -73,7 +71,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             headers: Vec::new(),
         },
     );
-    let options = CacheOptions { ttl: config.certificate_ttl, ..CacheOptions::default() };
+    let options = CacheOptions {
+        ttl: config.certificate_ttl,
+        ..CacheOptions::default()
+    };
     let certificates = CertificateCache::new(Arc::new(authority), options);
     metrics.watch_certificates(certificates.clone());
 
@@ -121,16 +122,25 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     };
     tokio::spawn(manager.run());
 
+    let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
     let xds = ControlPlaneEndpoint::new(
         &config.xds_address,
-        Arc::new(TrustBundle::from_file(&config.xds_root_ca)),
+        trust.clone(),
         config.alt_xds_hostname.as_deref(),
     )
     .context("XDS_ADDRESS")?;
     // Policies before what refers to them.
     let types: Vec<(&str, Subscription, Arc<dyn adit_shared::xds::Handler>)> = vec![
-        (AUTHORIZATION_TYPE, Subscription::Wildcard, Arc::new(Policies(model.clone()))),
-        (ADDRESS_TYPE, Subscription::Wildcard, Arc::new(Addresses(model.clone()))),
+        (
+            AUTHORIZATION_TYPE,
+            Subscription::Wildcard,
+            Arc::new(Policies(model.clone())),
+        ),
+        (
+            ADDRESS_TYPE,
+            Subscription::Wildcard,
+            Arc::new(Addresses(model.clone())),
+        ),
         (
             ENROLMENT_TYPE,
             Subscription::Wildcard,
@@ -141,9 +151,12 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             }),
         ),
     ];
-    let (client, subscriber) =
-        Client::new(xds_config(config)?, types, Arc::new(XdsEvents(telemetry.clone())))
-            .context("XDS_ADDRESS")?;
+    let (client, subscriber) = Client::new(
+        xds_config(config, trust)?,
+        types,
+        Arc::new(XdsEvents(telemetry.clone())),
+    )
+    .context("XDS_ADDRESS")?;
     tokio::spawn(client.run(std::future::pending()));
     let mut status = subscriber.status();
     tokio::spawn(async move {
@@ -165,7 +178,9 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         quit: quit.clone(),
         profiling: Semaphore::new(1),
     });
-    tokio::spawn(status_http::serve(admin, move |request| page.clone().handle(request)));
+    tokio::spawn(status_http::serve(admin, move |request| {
+        page.clone().handle(request)
+    }));
     info!(node = %config.node, workers = config.workers, "ztunnel started");
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -192,7 +207,9 @@ async fn listen(
     address: std::net::SocketAddr,
     variable: &str,
 ) -> anyhow::Result<tokio::net::TcpListener> {
-    status_http::listen(address).await.with_context(|| format!("{variable}: listen on {address}"))
+    status_http::listen(address)
+        .await
+        .with_context(|| format!("{variable}: listen on {address}"))
 }
 
 fn open_redirector(config: &Config) -> anyhow::Result<Arc<Mutex<Redirector>>> {
@@ -202,26 +219,35 @@ fn open_redirector(config: &Config) -> anyhow::Result<Arc<Mutex<Redirector>>> {
     }
     node.bpffs.clone_from(&config.bpffs);
     node.kubelet_cgroup.clone_from(&config.kubelet_cgroup);
-    for warning in adit_ebpf::foreign_programs(&node.cgroup).unwrap_or_default() {
-        tracing::warn!("another program rewrites service addresses at this node's hooks: {warning}");
+    for program in adit_ebpf::foreign_programs(&node.cgroup).unwrap_or_default() {
+        tracing::warn!(
+            program = program.name,
+            cgroup = program.cgroup,
+            owner = program.owner,
+            "another program may rewrite service addresses before the mesh sees them: {}",
+            program.remedy
+        );
     }
     let redirector = Redirector::open(node).context("set up capture (`adit check` says more)")?;
     Ok(Arc::new(Mutex::new(redirector)))
 }
 
-fn xds_config(config: &Config) -> anyhow::Result<ClientConfig> {
-    let address = config.xds_address.parse().context("XDS_ADDRESS is not a URL")?;
+fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<ClientConfig> {
+    let address = config
+        .xds_address
+        .parse()
+        .context("XDS_ADDRESS is not a URL")?;
     let Ok(cluster) = HeaderValue::try_from(&config.cluster) else {
         bail!("CLUSTER_ID={:?} cannot stand in a header", config.cluster);
     };
     Ok(ClientConfig {
         transport: TransportConfig {
             address,
-            root_ca: Some(config.xds_root_ca.clone()),
+            trust: Some(trust),
             server_name: config.alt_xds_hostname.clone(),
             allow_plaintext: false,
         },
-        token: Some(config.auth_token.clone()),
+        token: Some(TokenSource::File(config.auth_token.clone())),
         headers: vec![(HeaderName::from_static("clusterid"), cluster)],
         node: NodeMetadata {
             pod_name: config.own_pod.name.clone(),
@@ -241,13 +267,17 @@ async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let snapshot = model.load_full();
-        let names: std::collections::HashSet<_> =
-            snapshot.workloads().map(|w| (w.namespace.clone(), w.workload_name.clone())).collect();
+        let names: std::collections::HashSet<_> = snapshot
+            .workloads()
+            .map(|w| (w.namespace.clone(), w.workload_name.clone()))
+            .collect();
         metrics.sweep(SERIES_IDLE, &|labels| {
-            [&labels.source, &labels.destination].into_iter().all(|side| {
-                side.workload.is_empty()
-                    || names.contains(&(side.namespace.clone(), side.workload.clone()))
-            })
+            [&labels.source, &labels.destination]
+                .into_iter()
+                .all(|side| {
+                    side.workload.is_empty()
+                        || names.contains(&(side.namespace.clone(), side.workload.clone()))
+                })
         });
     }
 }

@@ -159,13 +159,8 @@ impl Config {
             stats_address: parsed("STATS_ADDRESS", any(15020))?,
             readiness_address: parsed("READINESS_ADDRESS", any(15021))?,
             ipv6: parsed("IPV6_ENABLED", true)?,
-            pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, |v| {
-                positive(v)
-            })?,
-            pool_unused_release: duration(
-                "POOL_UNUSED_RELEASE_TIMEOUT",
-                Duration::from_secs(300),
-            )?,
+            pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, |v| positive(v))?,
+            pool_unused_release: duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
             http2: Settings {
                 stream_window: parsed("HTTP2_STREAM_WINDOW_SIZE", defaults.stream_window)?,
                 connection_window: parsed(
@@ -204,7 +199,9 @@ fn parsed<T>(variable: &'static str, default: T) -> Result<T, ConfigError>
 where
     T: FromStr<Err: std::fmt::Display>,
 {
-    parsed_with(variable, default, |v| v.parse().map_err(|e: T::Err| e.to_string()))
+    parsed_with(variable, default, |v| {
+        v.parse().map_err(|e: T::Err| e.to_string())
+    })
 }
 
 fn parsed_with<T>(
@@ -214,9 +211,11 @@ fn parsed_with<T>(
 ) -> Result<T, ConfigError> {
     match optional(variable) {
         None => Ok(default),
-        Some(value) => {
-            parse(&value).map_err(|reason| ConfigError::Invalid { variable, value, reason })
-        }
+        Some(value) => parse(&value).map_err(|reason| ConfigError::Invalid {
+            variable,
+            value,
+            reason,
+        }),
     }
 }
 
@@ -259,7 +258,11 @@ fn termination_deadline() -> Result<Duration, ConfigError> {
         None => return Ok(default),
         Some(_) => parsed("TERMINATION_GRACE_PERIOD_SECONDS", 0)?,
     };
-    Ok(Duration::from_secs(grace.saturating_sub(if grace > 10 { 5 } else { 1 })))
+    Ok(Duration::from_secs(grace.saturating_sub(if grace > 10 {
+        5
+    } else {
+        1
+    })))
 }
 
 fn metadata() -> BTreeMap<String, serde_json::Value> {

@@ -85,9 +85,19 @@ pub struct Connections {
 impl Connections {
     /// Enters a connection until the [`Entry`] is dropped.
     pub fn enter(self: &Rc<Self>, pod: Arc<Pod>, client: SocketAddr, flow: Flow) -> Entry {
-        let live = Rc::new(Live { pod, client, flow, closed: Cell::new(None), wake: Notify::new() });
+        let live = Rc::new(Live {
+            pod,
+            client,
+            flow,
+            closed: Cell::new(None),
+            wake: Notify::new(),
+        });
         let key = self.live.borrow_mut().insert(live.clone());
-        Entry { table: self.clone(), key, live }
+        Entry {
+            table: self.clone(),
+            key,
+            live,
+        }
     }
 
     /// Calls `visit` for each.
@@ -99,7 +109,11 @@ impl Connections {
 
     /// How many of a pod's are open.
     pub fn count(&self, uid: &str) -> usize {
-        self.live.borrow().iter().filter(|(_, live)| &*live.pod.spec.uid == uid).count()
+        self.live
+            .borrow()
+            .iter()
+            .filter(|(_, live)| &*live.pod.spec.uid == uid)
+            .count()
     }
 
     /// How many are open.
@@ -112,12 +126,30 @@ impl Connections {
         let mut views = Vec::with_capacity(self.live.borrow().len());
         self.for_each(|live| {
             let (inbound, original_dst, actual_dst, protocol, identity) = match &live.flow {
-                Flow::Outbound { original, actual, hbone } => {
-                    (false, *original, *actual, if *hbone { "HBONE" } else { "TCP" }, None)
-                }
+                Flow::Outbound {
+                    original,
+                    actual,
+                    hbone,
+                } => (
+                    false,
+                    *original,
+                    *actual,
+                    if *hbone { "HBONE" } else { "TCP" },
+                    None,
+                ),
                 Flow::Inbound(input) => {
-                    let protocol = if input.identity.is_some() { "HBONE" } else { "TCP" };
-                    (true, input.destination, input.destination, protocol, input.identity.clone())
+                    let protocol = if input.identity.is_some() {
+                        "HBONE"
+                    } else {
+                        "TCP"
+                    };
+                    (
+                        true,
+                        input.destination,
+                        input.destination,
+                        protocol,
+                        input.identity.clone(),
+                    )
                 }
             };
             views.push(ConnectionView {

@@ -41,10 +41,17 @@ impl Handler for Addresses {
                 .and_then(|a| address_from_resource(&resource.name, &a).map_err(|e| e.to_string()));
             match decoded {
                 Ok(update) => batch.push(update),
-                Err(reason) => rejected.push(Rejected { name: resource.name, reason }),
+                Err(reason) => rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                }),
             }
         }
-        batch.extend(removed.into_iter().map(|name| Update::RemoveAddress(name.into())));
+        batch.extend(
+            removed
+                .into_iter()
+                .map(|name| Update::RemoveAddress(name.into())),
+        );
         self.0.apply(batch);
         log_rejected("address", &rejected);
         rejected
@@ -69,11 +76,18 @@ impl Handler for Policies {
             };
             if let Some(reason) = policy.invalid.as_ref().filter(|_| !told) {
                 let reason = reason.to_string();
-                rejected.push(Rejected { name: resource.name, reason });
+                rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                });
             }
             batch.push(Update::UpsertPolicy(policy));
         }
-        batch.extend(removed.into_iter().map(|name| Update::RemovePolicy(name.into())));
+        batch.extend(
+            removed
+                .into_iter()
+                .map(|name| Update::RemovePolicy(name.into())),
+        );
         self.0.apply(batch);
         log_rejected("authorization", &rejected);
         rejected
@@ -95,12 +109,17 @@ impl Handler for Enrolments {
         let mut rejected = Vec::new();
         let mut specs = Vec::with_capacity(updates.len());
         for resource in updates {
-            let decoded = Enrolment::decode(resource.body).map_err(|e| e.to_string()).and_then(|e| {
-                PodSpec::new(&e, &self.trust_domain, &self.cluster).map_err(|e| e.to_string())
-            });
+            let decoded = Enrolment::decode(resource.body)
+                .map_err(|e| e.to_string())
+                .and_then(|e| {
+                    PodSpec::new(&e, &self.trust_domain, &self.cluster).map_err(|e| e.to_string())
+                });
             match decoded {
                 Ok(spec) => specs.push(spec),
-                Err(reason) => rejected.push(Rejected { name: resource.name, reason }),
+                Err(reason) => rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                }),
             }
         }
         self.wanted.update(specs, &removed);
@@ -149,7 +168,10 @@ pub async fn report_enrolments(
             let mut request = Request::new(report);
             let bearer = token.authorization().map_err(|e| e.to_string())?;
             request.metadata_mut().insert("authorization", bearer);
-            client.report_enrolment(request).await.map_err(|e| e.message().to_owned())
+            client
+                .report_enrolment(request)
+                .await
+                .map_err(|e| e.message().to_owned())
         };
         let outcome = timeout(REPORT_DEADLINE, sent)
             .await

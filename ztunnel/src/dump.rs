@@ -58,7 +58,7 @@ fn workload(workload: &Workload) -> Value {
         "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
         "capacity": workload.capacity,
         "authorizationPolicies": workload.authorization_policies.iter().map(|p| &**p).collect::<Vec<_>>(),
-        "services": workload.services.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        "services": workload.services.iter().map(|m| m.service.to_string()).collect::<Vec<_>>(),
     })
 }
 
@@ -89,8 +89,7 @@ fn service(entry: &ServiceEntry) -> Value {
         .iter()
         .map(|w| {
             let ports: BTreeMap<String, u16> = w
-                .services
-                .get(&service.key)
+                .ports_of(&service.key)
                 .into_iter()
                 .flatten()
                 .map(|p| (p.service_port.to_string(), p.target_port.unwrap_or(0)))
@@ -99,7 +98,10 @@ fn service(entry: &ServiceEntry) -> Value {
                 Health::Healthy => "Healthy",
                 Health::Unhealthy => "Unhealthy",
             };
-            (&*w.uid, json!({ "workloadUid": *w.uid, "port": ports, "status": status }))
+            (
+                &*w.uid,
+                json!({ "workloadUid": *w.uid, "port": ports, "status": status }),
+            )
         })
         .collect();
     let balancing = &service.load_balancing;
@@ -146,13 +148,18 @@ pub fn policies(snapshot: &Snapshot) -> Value {
 }
 
 fn policy(policy: &Policy) -> Value {
-    let name = policy.key.split_once('/').map_or(&*policy.key, |(_, name)| name);
+    let name = policy
+        .key
+        .split_once('/')
+        .map_or(&*policy.key, |(_, name)| name);
     let rules: Vec<Vec<Vec<Value>>> = policy
         .groups
         .iter()
         .map(|group| {
             let clauses = group.clauses.iter();
-            clauses.map(|clause| clause.matches.iter().map(policy_match).collect()).collect()
+            clauses
+                .map(|clause| clause.matches.iter().map(policy_match).collect())
+                .collect()
         })
         .collect();
     json!({
@@ -184,14 +191,21 @@ fn policy_match(m: &adit_shared::policy::Match) -> Value {
         ("destinationIps", m.destination_ips.values()),
         ("notDestinationIps", m.not_destination_ips.values()),
         ("destinationPorts", numbers(m.destination_ports.values())),
-        ("notDestinationPorts", numbers(m.not_destination_ports.values())),
+        (
+            "notDestinationPorts",
+            numbers(m.not_destination_ports.values()),
+        ),
         ("serviceAccounts", m.service_accounts.values()),
         ("notServiceAccounts", m.not_service_accounts.values()),
         ("trustDomains", m.trust_domains.values()),
         ("notTrustDomains", m.not_trust_domains.values()),
     ];
     let present = lists.into_iter().filter(|(_, values)| !values.is_empty());
-    Value::Object(present.map(|(name, values)| (name.to_owned(), json!(values))).collect())
+    Value::Object(
+        present
+            .map(|(name, values)| (name.to_owned(), json!(values)))
+            .collect(),
+    )
 }
 
 fn numbers(ports: &[u16]) -> Vec<String> {
@@ -207,10 +221,15 @@ pub fn certificates(all: &[CertificateStatus]) -> Value {
                 CertificateState::Initializing => json!("Initializing"),
                 CertificateState::Unavailable(error) => json!({ "Unavailable": error.to_string() }),
             };
-            let (chain, roots) = status.certificate.as_ref().map_or_else(Default::default, |c| {
-                (c.chain().iter().map(certificate).collect::<Vec<_>>(),
-                 c.roots().iter().map(certificate).collect::<Vec<_>>())
-            });
+            let (chain, roots) = status
+                .certificate
+                .as_ref()
+                .map_or_else(Default::default, |c| {
+                    (
+                        c.chain().iter().map(certificate).collect::<Vec<_>>(),
+                        c.roots().iter().map(certificate).collect::<Vec<_>>(),
+                    )
+                });
             json!({
                 "identity": status.identity.to_string(),
                 "state": state,

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use adit_ebpf::{Listeners, PodRedirection, Redirector};
 use adit_shared::identity::CertificateCache;
-use adit_shared::telemetry::{Event, Telemetry};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
+use adit_shared::telemetry::{Event, Telemetry};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
@@ -82,7 +82,11 @@ impl EnrolledPods {
                 "trustDomain": spec.identity.trust_domain().as_str(),
             })
         };
-        self.0.lock().iter().map(|(uid, spec)| (uid.to_string(), describe(spec))).collect()
+        self.0
+            .lock()
+            .iter()
+            .map(|(uid, spec)| (uid.to_string(), describe(spec)))
+            .collect()
     }
 }
 
@@ -111,7 +115,7 @@ pub struct EnrolmentManager {
     /// Where reports go.
     pub reports: watch::Sender<EnrolmentReport>,
     /// Told when the wanted pods have been worked through for the first time.
-    pub settled: Box<dyn Fn() + Send>,
+    pub settled: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Where one pod stands.
@@ -166,8 +170,11 @@ impl EnrolmentManager {
         entries: &mut HashMap<Arc<str>, Entry>,
         wanted: BTreeMap<Arc<str>, PodSpec>,
     ) {
-        let gone: Vec<_> =
-            entries.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
+        let gone: Vec<_> = entries
+            .keys()
+            .filter(|uid| !wanted.contains_key(*uid))
+            .cloned()
+            .collect();
         for uid in gone {
             if let Some(entry) = entries.remove(&uid) {
                 if self.pods.0.lock().remove(&uid).is_some() {
@@ -180,7 +187,9 @@ impl EnrolmentManager {
         let open: Vec<PodSpec> = wanted
             .into_values()
             .filter(|spec| {
-                entries.get(&spec.uid).is_none_or(|e| e.status.is_err() || e.spec != *spec)
+                entries
+                    .get(&spec.uid)
+                    .is_none_or(|e| e.status.is_err() || e.spec != *spec)
             })
             .collect();
         self.await_certificates(&open).await;
@@ -200,7 +209,14 @@ impl EnrolmentManager {
                 ),
                 Err(_) => {}
             }
-            if status.is_ok() && self.pods.0.lock().insert(spec.uid.clone(), spec.clone()).is_none() {
+            if status.is_ok()
+                && self
+                    .pods
+                    .0
+                    .lock()
+                    .insert(spec.uid.clone(), spec.clone())
+                    .is_none()
+            {
                 self.telemetry.emit(&Event::ProxyStarted);
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
@@ -283,7 +299,8 @@ impl EnrolmentManager {
             pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
             "pod withdrawn"
         );
-        self.capture(&spec.uid, |redirector, uid| redirector.release(uid)).await;
+        self.capture(&spec.uid, |redirector, uid| redirector.release(uid))
+            .await;
         let (redirector, workers) = (self.redirector.clone(), self.workers.clone());
         let (uid, deadline) = (spec.uid.clone(), self.drain_deadline);
         // In the background: other pods do not wait for this one's connections.
@@ -312,7 +329,8 @@ impl EnrolmentManager {
         let unwanted = known.into_iter().map(|pod| pod.uid);
         for uid in unwanted.filter(|uid| !wanted.contains_key(uid.as_str())) {
             info!(target: "enrolment", %uid, "capture of an earlier process removed");
-            self.capture(&uid, |redirector, uid| redirector.withdraw(uid)).await;
+            self.capture(&uid, |redirector, uid| redirector.withdraw(uid))
+                .await;
         }
     }
 
@@ -362,7 +380,12 @@ impl EnrolmentManager {
                     Err(_) => EnrolmentState::Failed,
                 }
                 .into(),
-                message: entry.status.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+                message: entry
+                    .status
+                    .as_ref()
+                    .err()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
             })
             .collect();
         pods.sort_by(|a, b| a.uid.cmp(&b.uid));

@@ -6,7 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use adit_ebpf::socket::{in_netns, listener_socket};
+use adit_ebpf::in_netns;
+use adit_ebpf::socket::listener_socket;
 use socket2::Socket;
 
 use crate::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
@@ -29,8 +30,11 @@ impl PodListeners {
     /// Whatever the sockets answer, with the port that failed.
     pub fn open_group(netns: BorrowedFd<'_>, count: usize, ipv6: bool) -> io::Result<Vec<Self>> {
         in_netns(netns, || {
-            let any: IpAddr =
-                if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let any: IpAddr = if ipv6 {
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            };
             let open = |port| {
                 listener_socket(SocketAddr::new(any, port))
                     .map_err(|e| io::Error::new(e.kind(), format!("port {port}: {e}")))

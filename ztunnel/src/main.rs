@@ -18,7 +18,9 @@ fn main() -> ExitCode {
     let run = || -> anyhow::Result<()> {
         let config = Config::from_env()?;
         process::raise_descriptor_limit();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let done = runtime.block_on(app::run(config, log.clone()));
         // Tasks that block (a profile, a netlink call) must not hold up the end.
         runtime.shutdown_background();

@@ -61,20 +61,28 @@ impl PodSpec {
         trust_domain: &TrustDomain,
         cluster: &str,
     ) -> Result<Self, PodSpecError> {
-        let Enrolment { uid, name, namespace, service_account, addresses, outbound_only } =
-            enrolment;
+        let Enrolment {
+            uid,
+            name,
+            namespace,
+            service_account,
+            addresses,
+            outbound_only,
+        } = enrolment;
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if uid.is_empty() || uid.starts_with('.') || !uid.bytes().all(legal) {
             return Err(PodSpecError::Uid(uid.clone()));
         }
         let addresses: Vec<IpAddr> = addresses
             .iter()
-            .map(|raw| match raw.len() {
-                4 => <[u8; 4]>::try_from(&raw[..]).map(IpAddr::from).ok(),
-                16 => <[u8; 16]>::try_from(&raw[..]).map(IpAddr::from).ok(),
-                _ => None,
-            }
-            .ok_or(PodSpecError::Address(raw.len())))
+            .map(|raw| {
+                match raw.len() {
+                    4 => <[u8; 4]>::try_from(&raw[..]).map(IpAddr::from).ok(),
+                    16 => <[u8; 16]>::try_from(&raw[..]).map(IpAddr::from).ok(),
+                    _ => None,
+                }
+                .ok_or(PodSpecError::Address(raw.len()))
+            })
             .collect::<Result<_, _>>()?;
         if addresses.is_empty() {
             return Err(PodSpecError::NoAddress);
@@ -147,7 +155,10 @@ mod tests {
     fn an_enrolment_becomes_a_pod() {
         let pod = spec(&enrolment()).expect("valid");
         assert_eq!(&*pod.workload, "Kubernetes//Pod/shop/web-1");
-        assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(
+            pod.identity.to_string(),
+            "spiffe://cluster.local/ns/shop/sa/web"
+        );
         assert_eq!(pod.addresses.len(), 2);
     }
 

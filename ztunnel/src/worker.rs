@@ -52,11 +52,27 @@ pub struct Shared {
 
 /// What is asked of a worker.
 enum Command {
-    AddPod { pod: Arc<Pod>, listeners: PodListeners, done: oneshot::Sender<io::Result<()>> },
-    KeepNewest { uid: Arc<str>, done: oneshot::Sender<()> },
-    DrainPod { uid: Arc<str>, deadline: Duration, done: oneshot::Sender<()> },
-    RemovePod { uid: Arc<str>, done: oneshot::Sender<()> },
-    Connections { reply: oneshot::Sender<Vec<ConnectionView>> },
+    AddPod {
+        pod: Arc<Pod>,
+        listeners: PodListeners,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    KeepNewest {
+        uid: Arc<str>,
+        done: oneshot::Sender<()>,
+    },
+    DrainPod {
+        uid: Arc<str>,
+        deadline: Duration,
+        done: oneshot::Sender<()>,
+    },
+    RemovePod {
+        uid: Arc<str>,
+        done: oneshot::Sender<()>,
+    },
+    Connections {
+        reply: oneshot::Sender<Vec<ConnectionView>>,
+    },
 }
 
 /// The outside of a worker, which ends when it is told to drain.
@@ -87,11 +103,15 @@ impl WorkerHandle {
     /// The thread or its runtime could not be made.
     pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let local = LocalSet::new();
-            local.block_on(&runtime, Worker::run(shared, inbox));
-        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let local = LocalSet::new();
+                local.block_on(&runtime, Worker::run(shared, inbox));
+            })?;
         Ok(Self { commands })
     }
 
@@ -100,7 +120,12 @@ impl WorkerHandle {
     /// # Errors
     /// [`AddPodError`].
     pub async fn add_pod(&self, pod: Arc<Pod>, listeners: PodListeners) -> Result<(), AddPodError> {
-        self.ask(|done| Command::AddPod { pod, listeners, done }).await??;
+        self.ask(|done| Command::AddPod {
+            pod,
+            listeners,
+            done,
+        })
+        .await??;
         Ok(())
     }
 
@@ -112,7 +137,13 @@ impl WorkerHandle {
 
     /// Returns when the pod has no open connections, or at the deadline.
     pub async fn drain_pod(&self, uid: Arc<str>, deadline: Duration) {
-        let _ = self.ask(|done| Command::DrainPod { uid, deadline, done }).await;
+        let _ = self
+            .ask(|done| Command::DrainPod {
+                uid,
+                deadline,
+                done,
+            })
+            .await;
     }
 
     /// Closes the pod's listeners and what is still open.
@@ -135,9 +166,15 @@ impl WorkerHandle {
         }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Stopped)?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 }
@@ -196,7 +233,11 @@ impl Worker {
 
     fn obey(self: &Rc<Self>, command: Command) {
         match command {
-            Command::AddPod { pod, listeners, done } => {
+            Command::AddPod {
+                pod,
+                listeners,
+                done,
+            } => {
                 let _ = done.send(self.add_pod(pod, listeners));
             }
             Command::KeepNewest { uid, done } => {
@@ -206,7 +247,11 @@ impl Worker {
                 }
                 let _ = done.send(());
             }
-            Command::DrainPod { uid, deadline, done } => {
+            Command::DrainPod {
+                uid,
+                deadline,
+                done,
+            } => {
                 let worker = self.clone();
                 spawn_local(async move {
                     worker.drained(deadline, |c| c.count(&uid) == 0).await;
@@ -239,9 +284,14 @@ impl Worker {
         let hbone = register(listeners.hbone)?;
         debug!(pod = %pod.spec.name, namespace = %pod.spec.namespace, "listening");
         let accepting = [
-            spawn_local(proxy::outbound::accept(self.clone(), pod.clone(), outbound)).abort_handle(),
-            spawn_local(proxy::plaintext::accept(self.clone(), pod.clone(), plaintext))
+            spawn_local(proxy::outbound::accept(self.clone(), pod.clone(), outbound))
                 .abort_handle(),
+            spawn_local(proxy::plaintext::accept(
+                self.clone(),
+                pod.clone(),
+                plaintext,
+            ))
+            .abort_handle(),
             spawn_local(proxy::inbound::accept(self.clone(), pod.clone(), hbone)).abort_handle(),
         ];
         self.pods
@@ -256,9 +306,11 @@ impl Worker {
     async fn stop(self: &Rc<Self>, deadline: Duration) {
         self.pods.borrow_mut().clear();
         self.drained(deadline, |c| c.len() == 0).await;
-        self.connections.for_each(|live| live.close(Closed::Shutdown));
+        self.connections
+            .for_each(|live| live.close(Closed::Shutdown));
         // Their tasks get a turn to reset their peers and to write their log lines.
-        self.drained(Duration::from_millis(500), |c| c.len() == 0).await;
+        self.drained(Duration::from_millis(500), |c| c.len() == 0)
+            .await;
     }
 
     async fn drained(&self, deadline: Duration, done: impl Fn(&Connections) -> bool) {

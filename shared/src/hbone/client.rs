@@ -84,7 +84,9 @@ struct State {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("state", &self.inner.state).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("state", &self.inner.state)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +100,9 @@ impl StreamLease {
     fn new(state: &Rc<State>) -> Self {
         state.streams.set(state.streams.get() + 1);
         state.opened.set(state.opened.get() + 1);
-        Self { state: state.clone() }
+        Self {
+            state: state.clone(),
+        }
     }
 }
 
@@ -145,17 +149,24 @@ impl Connection {
         });
         let driven = state.clone();
         let (interval, limit) = (settings.ping_interval, settings.ping_timeout);
-        let end = Ended { state: driven, ended: Some(ended) };
+        let end = Ended {
+            state: driven,
+            ended: Some(ended),
+        };
         spawn_local(async move {
             let _end = end;
-            let Some(pings) = connection.ping_pong() else { return };
+            let Some(pings) = connection.ping_pong() else {
+                return;
+            };
             tokio::select! {
                 // Errors reach the streams; there is nobody else to tell.
                 _ = connection => {}
                 () = peer_lost(pings, interval, limit) => {}
             }
         });
-        Ok(Self { inner: Rc::new(Inner { send, state }) })
+        Ok(Self {
+            inner: Rc::new(Inner { send, state }),
+        })
     }
 
     /// Opens a stream; returns when the peer has answered.
@@ -179,7 +190,9 @@ impl Connection {
         request: &ConnectRequest,
         lease: StreamLease,
     ) -> Result<(Tunnel, ResponseInfo), OpenError> {
-        let request = request.to_http().map_err(|e| OpenError::Request(e.to_string()))?;
+        let request = request
+            .to_http()
+            .map_err(|e| OpenError::Request(e.to_string()))?;
         let not_sent = |e: h2::Error| OpenError::NotProcessed(e.to_string());
         let mut send = self.inner.send.clone().ready().await.map_err(not_sent)?;
         let (response, stream) = send.send_request(request, false).map_err(not_sent)?;
@@ -188,7 +201,12 @@ impl Connection {
             return Err(OpenError::Refused(parts.status));
         }
         let tunnel = Tunnel::new(stream, recv, Some(lease));
-        Ok((tunnel, ResponseInfo { baggage: text(&parts.headers, "baggage") }))
+        Ok((
+            tunnel,
+            ResponseInfo {
+                baggage: text(&parts.headers, "baggage"),
+            },
+        ))
     }
 
     /// Streams that are open or being opened.

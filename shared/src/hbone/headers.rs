@@ -47,7 +47,10 @@ impl FromStr for Authority {
         if host.is_empty() || host.len() > 253 || !host.bytes().all(legal) || !digits {
             return Err(invalid());
         }
-        Ok(Self::Host(host.to_ascii_lowercase(), port.parse().map_err(|_| invalid())?))
+        Ok(Self::Host(
+            host.to_ascii_lowercase(),
+            port.parse().map_err(|_| invalid())?,
+        ))
     }
 }
 
@@ -83,7 +86,10 @@ impl Forwarded {
                 _ => {}
             }
         }
-        Some(Self { client: client?, host })
+        Some(Self {
+            client: client?,
+            host,
+        })
     }
 }
 
@@ -123,9 +129,16 @@ impl Baggage {
     pub fn parse(value: &str) -> Self {
         let mut baggage = Self::default();
         for member in value.split(',') {
-            let Some((key, value)) = member.split_once('=') else { continue };
+            let Some((key, value)) = member.split_once('=') else {
+                continue;
+            };
             // Properties of a member (`;`) mean nothing here.
-            let value = value.split(';').next().unwrap_or_default().trim().to_owned();
+            let value = value
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
             match key.trim() {
                 "k8s.cluster.name" => baggage.cluster = value,
                 "k8s.namespace.name" => baggage.namespace = value,
@@ -134,7 +147,9 @@ impl Baggage {
                 "cloud.region" => baggage.region = value,
                 "cloud.availability_zone" => baggage.zone = value,
                 key => {
-                    let kind = key.strip_prefix("k8s.").and_then(|k| k.strip_suffix(".name"));
+                    let kind = key
+                        .strip_prefix("k8s.")
+                        .and_then(|k| k.strip_suffix(".name"));
                     if let Some(kind @ ("deployment" | "cronjob" | "pod" | "job")) = kind {
                         baggage.kind = kind.to_owned();
                         baggage.workload = value;
@@ -194,8 +209,10 @@ impl Traceparent {
         let mut parts = value.split('-');
         let (version, trace, parent, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let lower_hex =
-            |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let lower_hex = |text: &str| {
+            text.bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
         let lengths = [version.len(), trace.len(), parent.len(), flags.len()];
         let last = parts.next().is_none();
         // Version ff is invalid, later ones may have more parts (W3C Trace Context 3.2.2).
@@ -216,7 +233,11 @@ impl Traceparent {
 
 impl fmt::Display for Traceparent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.parent_id, self.flags)
+        write!(
+            f,
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace_id, self.parent_id, self.flags
+        )
     }
 }
 
@@ -235,8 +256,13 @@ pub struct ConnectRequest {
 
 impl ConnectRequest {
     pub(super) fn to_http(&self) -> Result<Request<()>, http::Error> {
-        let uri = Uri::builder().authority(self.authority.to_string()).build()?;
-        let mut request = Request::builder().method(Method::CONNECT).uri(uri).body(())?;
+        let uri = Uri::builder()
+            .authority(self.authority.to_string())
+            .build()?;
+        let mut request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(uri)
+            .body(())?;
         let headers = request.headers_mut();
         if let Some(baggage) = &self.baggage {
             headers.insert(BAGGAGE, baggage.clone());
@@ -266,7 +292,11 @@ pub struct PeerHeaders {
 impl PeerHeaders {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let text = |name: HeaderName| {
-            headers.get(name)?.to_str().ok().filter(|value| value.len() <= MAX_VALUE)
+            headers
+                .get(name)?
+                .to_str()
+                .ok()
+                .filter(|value| value.len() <= MAX_VALUE)
         };
         Self {
             forwarded: text(FORWARDED).and_then(Forwarded::parse),
@@ -283,12 +313,28 @@ mod tests {
 
     #[test]
     fn authorities() {
-        for text in ["10.0.0.5:8080", "[fd00::5]:8080", "web.shop.svc.cluster.local:80"] {
+        for text in [
+            "10.0.0.5:8080",
+            "[fd00::5]:8080",
+            "web.shop.svc.cluster.local:80",
+        ] {
             assert_eq!(text.parse::<Authority>().expect(text).to_string(), text);
         }
         for text in [
-            "", ":", ":80", "web", "web:", "web:+80", "web:65536", "fd00::5:8080", "[fd00::5]",
-            "we b:80", "web:80/x", "user@web:80", "10.0.0.5:", "\u{e4}:1",
+            "",
+            ":",
+            ":80",
+            "web",
+            "web:",
+            "web:+80",
+            "web:65536",
+            "fd00::5:8080",
+            "[fd00::5]",
+            "we b:80",
+            "web:80/x",
+            "user@web:80",
+            "10.0.0.5:",
+            "\u{e4}:1",
         ] {
             assert!(text.parse::<Authority>().is_err(), "{text}");
         }
@@ -309,7 +355,10 @@ mod tests {
         let text = "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,\
                     k8s.deployment.name=web,service.name=web,service.version=v1";
         let baggage = Baggage::parse(text);
-        assert_eq!((baggage.kind.as_str(), baggage.workload.as_str()), ("deployment", "web"));
+        assert_eq!(
+            (baggage.kind.as_str(), baggage.workload.as_str()),
+            ("deployment", "web")
+        );
         assert_eq!(baggage.to_string(), text);
     }
 

@@ -75,7 +75,10 @@ struct Slot<E> {
 
 impl<E> Default for Slot<E> {
     fn default() -> Self {
-        Self { connections: Vec::new(), attempt: None }
+        Self {
+            connections: Vec::new(),
+            attempt: None,
+        }
     }
 }
 
@@ -158,7 +161,11 @@ where
 
     /// Connections that are open and in use for new streams.
     pub fn len(&self) -> usize {
-        self.slots.borrow().values().map(|slot| slot.connections.len()).sum()
+        self.slots
+            .borrow()
+            .values()
+            .map(|slot| slot.connections.len())
+            .sum()
     }
 
     /// Whether there is none.
@@ -181,8 +188,12 @@ where
             slots.insert(key.clone(), Slot::default());
         }
         let slot = slots.entry(key.clone()).or_default();
-        slot.connections.retain(|connection| !connection.is_closed());
-        let room = slot.connections.iter().filter(|connection| self.has_room(connection));
+        slot.connections
+            .retain(|connection| !connection.is_closed());
+        let room = slot
+            .connections
+            .iter()
+            .filter(|connection| self.has_room(connection));
         if let Some(connection) = room.min_by_key(|connection| connection.streams()) {
             return Found::Connection(connection.clone());
         }
@@ -199,8 +210,14 @@ where
         let mut slots = self.slots.borrow_mut();
         // An eviction may have come in between; then the connection serves only those who
         // waited for it.
-        let Some(slot) = slots.get_mut(key) else { return };
-        if slot.attempt.as_ref().is_some_and(|current| current.ptr_eq(attempt)) {
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        if slot
+            .attempt
+            .as_ref()
+            .is_some_and(|current| current.ptr_eq(attempt))
+        {
             slot.attempt = None;
             slot.connections.extend(connection.cloned());
             if slot.connections.is_empty() {
@@ -217,8 +234,7 @@ where
 }
 
 fn stale(error: &OpenError, connection: &Connection) -> bool {
-    error.not_processed()
-        || (matches!(error, OpenError::Connection(_)) && connection.is_closed())
+    error.not_processed() || (matches!(error, OpenError::Connection(_)) && connection.is_closed())
 }
 
 async fn release_unused<K, E>(pool: Weak<Pool<K, E>>, period: Duration)
@@ -232,7 +248,9 @@ where
         let limit = pool.options.unused_release;
         pool.slots.borrow_mut().retain(|_, slot| {
             slot.connections.retain(|connection| {
-                let unused = connection.idle_since().is_some_and(|since| since.elapsed() >= limit);
+                let unused = connection
+                    .idle_since()
+                    .is_some_and(|since| since.elapsed() >= limit);
                 !unused && !connection.is_closed()
             });
             !slot.connections.is_empty() || slot.attempt.is_some()

@@ -86,7 +86,10 @@ impl Tunnel {
     ) -> Self {
         Self {
             reader: TunnelReader { recv },
-            writer: TunnelWriter { send, _lease: lease },
+            writer: TunnelWriter {
+                send,
+                _lease: lease,
+            },
         }
     }
 

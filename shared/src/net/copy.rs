@@ -42,7 +42,10 @@ pub struct CopyOptions {
 
 impl Default for CopyOptions {
     fn default() -> Self {
-        Self { half_closed_idle: Duration::from_secs(3600), idle: None }
+        Self {
+            half_closed_idle: Duration::from_secs(3600),
+            idle: None,
+        }
     }
 }
 
@@ -111,14 +114,18 @@ pub async fn app_to_tcp(
                 meter.from_app(n as u64);
                 count(n);
             };
-            pump(app, peer, counted).await.map_err(|side| side.error(CopyError::App, CopyError::Peer))
+            pump(app, peer, counted)
+                .await
+                .map_err(|side| side.error(CopyError::App, CopyError::Peer))
         });
         let down = pin!(async {
             let counted = |n| {
                 meter.to_app(n as u64);
                 count(n);
             };
-            pump(peer, app, counted).await.map_err(|side| side.error(CopyError::Peer, CopyError::App))
+            pump(peer, app, counted)
+                .await
+                .map_err(|side| side.error(CopyError::Peer, CopyError::App))
         });
         both(up, down, &moved, options).await
     };
@@ -148,7 +155,9 @@ async fn both(
             }
         }
     };
-    let limit = options.idle.map_or(options.half_closed_idle, |i| i.min(options.half_closed_idle));
+    let limit = options.idle.map_or(options.half_closed_idle, |i| {
+        i.min(options.half_closed_idle)
+    });
     let idle = Box::pin(stalled(moved, limit));
     tokio::select! {
         biased;
@@ -273,7 +282,9 @@ async fn pump(from: &TcpStream, to: &TcpStream, counted: impl Fn(usize)) -> Resu
         }
         drop(buffer);
         // Out of descriptors: the buffer does it too.
-        let Ok(mut splicer) = Splicer::new() else { continue };
+        let Ok(mut splicer) = Splicer::new() else {
+            continue;
+        };
         loop {
             match splicer.fill(from) {
                 Ok(0) => return end_of_stream(to).map_err(Side::Sink),
@@ -306,4 +317,3 @@ fn next_class(class: SizeClass, read: usize, room: usize) -> SizeClass {
         class
     }
 }
-

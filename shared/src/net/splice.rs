@@ -26,7 +26,12 @@ impl Splicer {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let capacity = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))
             .or_else(|_| fcntl(&write, FcntlArg::F_GETPIPE_SZ))?;
-        Ok(Self { read, write, capacity: capacity.max(4096).unsigned_abs() as usize, pending: 0 })
+        Ok(Self {
+            read,
+            write,
+            capacity: capacity.max(4096).unsigned_abs() as usize,
+            pending: 0,
+        })
     }
 
     /// Bytes in the pipe.
@@ -38,7 +43,14 @@ impl Splicer {
     pub(super) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
         let room = self.capacity - self.pending;
         let moved = from.try_io(Interest::READABLE, || {
-            Ok(splice(from.as_fd(), None, &self.write, None, room, flags())?)
+            Ok(splice(
+                from.as_fd(),
+                None,
+                &self.write,
+                None,
+                room,
+                flags(),
+            )?)
         })?;
         self.pending += moved;
         Ok(moved)
@@ -47,7 +59,14 @@ impl Splicer {
     /// Moves what the pipe has into the socket.
     pub(super) fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
         let moved = to.try_io(Interest::WRITABLE, || {
-            Ok(splice(&self.read, None, to.as_fd(), None, self.pending, flags())?)
+            Ok(splice(
+                &self.read,
+                None,
+                to.as_fd(),
+                None,
+                self.pending,
+                flags(),
+            )?)
         })?;
         self.pending -= moved;
         Ok(moved)

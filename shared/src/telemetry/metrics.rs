@@ -45,6 +45,7 @@ pub struct Metrics {
     tunnel_streams: Histograms,
     rejections: Family<Label, Counter>,
     endpoint_retries: Counter,
+    accept_failures: Counter,
     repairs: Family<Label, Counter>,
     sources: Sources,
 }
@@ -163,6 +164,12 @@ impl Metrics {
             "The total number of connections and streams that were refused for breach of protocol",
             rejections.clone(),
         );
+        let accept_failures = Counter::default();
+        adit.register(
+            "accept_failures",
+            "Connections that waited because the system had no descriptor or memory for them",
+            accept_failures.clone(),
+        );
         let endpoint_retries = Counter::default();
         adit.register(
             "endpoint_retries",
@@ -195,6 +202,7 @@ impl Metrics {
             tunnel_streams,
             rejections,
             endpoint_retries,
+            accept_failures,
             repairs,
             sources,
         }
@@ -293,6 +301,9 @@ impl EventSink for Metrics {
             }
             Event::EndpointRetried => {
                 self.endpoint_retries.inc();
+            }
+            Event::AcceptFailed => {
+                self.accept_failures.inc();
             }
             Event::XdsMessage { type_url, bytes } => {
                 let label = [("url", type_url.to_owned())];

@@ -34,7 +34,9 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
 
 /// One HBONE connection.
 async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    let Ok(local) = stream.local_addr().map(canonical) else {
+        return;
+    };
     if !pod.owns(local.ip()) {
         return reject(&worker, &stream, peer, Rejection::Loop);
     }
@@ -43,7 +45,9 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     let (tls, identity) = match handshake(&worker, &pod, stream).await {
         Ok(done) => done,
         Err(failed) => {
-            telemetry.emit(&Event::HandshakeFailed { reporter: Reporter::Destination });
+            telemetry.emit(&Event::HandshakeFailed {
+                reporter: Reporter::Destination,
+            });
             let info = ConnectionInfo::new(Reporter::Destination, peer, local);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
             return;
@@ -53,14 +57,20 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
         reporter: Reporter::Destination,
         duration: started.elapsed(),
     });
-    telemetry.emit(&Event::TunnelOpened { reporter: Reporter::Destination });
+    telemetry.emit(&Event::TunnelOpened {
+        reporter: Reporter::Destination,
+    });
 
     let streams = Rc::new(std::cell::Cell::new(0));
     let mut drain = worker.shared.drain.clone();
     let draining = async move {
         drain.draining().await;
     };
-    let caller = Caller { identity, peer, local: local.ip() };
+    let caller = Caller {
+        identity,
+        peer,
+        local: local.ip(),
+    };
     let (count, owner) = (streams.clone(), worker.clone());
     let handler = move |incoming: Incoming| {
         count.set(count.get() + 1);
@@ -74,11 +84,17 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     match served {
         Ok(()) => {}
         Err(ServeError::HandshakeTimeout(_)) => {
-            telemetry.emit(&Event::InboundRejected { peer, reason: Rejection::Timeout });
+            telemetry.emit(&Event::InboundRejected {
+                peer,
+                reason: Rejection::Timeout,
+            });
         }
         Err(error @ ServeError::Protocol(_)) => {
             warn!(%peer, "inbound HBONE: {error}");
-            telemetry.emit(&Event::InboundRejected { peer, reason: Rejection::Protocol });
+            telemetry.emit(&Event::InboundRejected {
+                peer,
+                reason: Rejection::Protocol,
+            });
         }
         Err(error) => debug!(%peer, "inbound HBONE: {error}"),
     }
@@ -101,22 +117,28 @@ async fn handshake(
     let shared = &worker.shared;
     let certificate = match shared.certificates.try_get(&pod.spec.identity) {
         Some(certificate) => certificate,
-        None => timeout(HANDSHAKE_DEADLINE, shared.certificates.get(&pod.spec.identity))
-            .await
-            .map_err(|_| "timed out".to_owned())
-            .and_then(|got| got.map_err(|e| e.to_string()))
-            .map_err(|e| {
-                let error = format!("no certificate for {}: {e}", pod.spec.identity);
-                Failed::new(ResponseFlag::IdentityError, error)
-            })?,
+        None => timeout(
+            HANDSHAKE_DEADLINE,
+            shared.certificates.get(&pod.spec.identity),
+        )
+        .await
+        .map_err(|_| "timed out".to_owned())
+        .and_then(|got| got.map_err(|e| e.to_string()))
+        .map_err(|e| {
+            let error = format!("no certificate for {}: {e}", pod.spec.identity);
+            Failed::new(ResponseFlag::IdentityError, error)
+        })?,
     };
     let config = certificate.server_config().clone();
-    let mut tls = TlsStream::accept(stream, config, HANDSHAKE_DEADLINE).await.map_err(|e| {
-        Failed::new(ResponseFlag::TlsFailure, format!("TLS handshake: {e}"))
-    })?;
+    let mut tls = TlsStream::accept(stream, config, HANDSHAKE_DEADLINE)
+        .await
+        .map_err(|e| Failed::new(ResponseFlag::TlsFailure, format!("TLS handshake: {e}")))?;
     let chain = tls.take_peer_certificates();
     let identity = peer_identity(&chain).map_err(|e| {
-        Failed::new(ResponseFlag::IdentityError, format!("client certificate: {e}"))
+        Failed::new(
+            ResponseFlag::IdentityError,
+            format!("client certificate: {e}"),
+        )
     })?;
     Ok((tls, identity))
 }
@@ -128,7 +150,10 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
     let refuse = |incoming: Incoming, status: StatusCode, reason: Rejection| {
         warn!(peer = %caller.peer, identity = %caller.identity, reason = reason.as_str(),
             authority = incoming.authority.as_deref().unwrap_or_default(), "CONNECT refused");
-        telemetry.emit(&Event::InboundRejected { peer: caller.peer, reason });
+        telemetry.emit(&Event::InboundRejected {
+            peer: caller.peer,
+            reason,
+        });
         incoming.respond.refuse(status);
     };
     if incoming.method != Method::CONNECT {
@@ -151,8 +176,7 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
     let target = match inbound::target(&snapshot, &workload, caller.local, &authority) {
         Ok(target) => target,
         Err(error) => {
-            let status =
-                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
             let reason = match error {
                 AuthorityError::NotLocal { .. } => Rejection::ForeignAuthority,
                 _ => Rejection::Authority,
@@ -172,8 +196,8 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         .filter(|f| f.client.ip().to_canonical() == caller.peer.ip())
         .map_or(caller.peer.port(), |f| f.client.port());
     let client = SocketAddr::new(caller.peer.ip(), client_port);
-    let mut info = ConnectionInfo::new(Reporter::Destination, client, destination)
-        .with_destination(&workload);
+    let mut info =
+        ConnectionInfo::new(Reporter::Destination, client, destination).with_destination(&workload);
     match snapshot.workload_at(&workload.network, caller.peer.ip()) {
         // What discovery says of the address counts only if it is who the certificate says.
         Some(source) if source.identity == caller.identity => info = info.with_source(source),
@@ -182,7 +206,9 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
     let named = forwarded.and_then(|f| f.host.as_deref());
     let service = target.service.clone().or_else(|| {
         let entry = snapshot.service_by_hostname(named?, &workload.namespace)?;
-        entry.has_endpoint(&workload.uid).then(|| entry.service().clone())
+        entry
+            .has_endpoint(&workload.uid)
+            .then(|| entry.service().clone())
     });
     if let Some(service) = &service {
         info = info.with_service(service);
@@ -193,8 +219,11 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         authority.into(),
     );
 
-    let input =
-        PolicyInput { identity: Some(caller.identity), source: caller.peer, destination };
+    let input = PolicyInput {
+        identity: Some(caller.identity),
+        source: caller.peer,
+        destination,
+    };
     if let Err(denied) = authorize(&worker, Some(&workload), &input) {
         telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
         return incoming.respond.refuse(StatusCode::UNAUTHORIZED);

@@ -69,7 +69,10 @@ pub struct Failed {
 
 impl Failed {
     fn new(flag: ResponseFlag, error: impl Into<String>) -> Self {
-        Self { flag, error: error.into() }
+        Self {
+            flag,
+            error: error.into(),
+        }
     }
 }
 
@@ -112,7 +115,14 @@ async fn accept_loop<F>(
 /// The pod's own workload. A pod may open connections before discovery has told us of it;
 /// they wait a little.
 async fn workload_of(worker: &Worker, pod: &Pod) -> Option<Arc<Workload>> {
-    let find = || worker.shared.model.load().workload(&pod.spec.workload).cloned();
+    let find = || {
+        worker
+            .shared
+            .model
+            .load()
+            .workload(&pod.spec.workload)
+            .cloned()
+    };
     if let Some(workload) = find() {
         return Some(workload);
     }
@@ -201,7 +211,10 @@ async fn carry(worker: &Worker, entry: Entry, app: TcpStream, peer: Peer, open: 
         idle: worker.shared.config.idle_timeout,
         ..CopyOptions::default()
     };
-    let meter = Counted { open: &open, app_is_client };
+    let meter = Counted {
+        open: &open,
+        app_is_client,
+    };
     let copying = async {
         match peer {
             Peer::Tunnel(tunnel) => copy::app_to_tunnel(&app, tunnel, &meter, options).await,
@@ -231,7 +244,10 @@ async fn carry(worker: &Worker, entry: Entry, app: TcpStream, peer: Peer, open: 
 /// A connection that makes no sense: reset it, count it, say who it was.
 fn reject(worker: &Worker, stream: &TcpStream, peer: SocketAddr, reason: Rejection) {
     copy::abort(stream);
-    worker.shared.telemetry.emit(&Event::InboundRejected { peer, reason });
+    worker
+        .shared
+        .telemetry
+        .emit(&Event::InboundRejected { peer, reason });
 }
 
 /// Workload discovery knows IPv4 addresses as such, sockets of a dual-stack listener do not.

@@ -40,7 +40,9 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
 async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
     let started = Instant::now();
     // The route that loops captured connections to us leaves their destination as it was.
-    let Ok(original) = app.local_addr().map(canonical) else { return };
+    let Ok(original) = app.local_addr().map(canonical) else {
+        return;
+    };
     if pod.is_proxy_port(original) || original.ip().is_loopback() {
         return reject(&worker, &app, client, Rejection::Loop);
     }
@@ -52,9 +54,18 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: Socket
         return telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
     };
     match connect(&worker, &pod, &source, client, original).await {
-        Ok(Connected { peer, actual, hbone, info }) => {
+        Ok(Connected {
+            peer,
+            actual,
+            hbone,
+            info,
+        }) => {
             let open = telemetry.open(info);
-            let flow = Flow::Outbound { original, actual, hbone };
+            let flow = Flow::Outbound {
+                original,
+                actual,
+                hbone,
+            };
             let entry = worker.connections.enter(pod, client, flow);
             carry(&worker, entry, app, peer, open).await;
         }
@@ -165,7 +176,10 @@ async fn connect(
         }
     }
     Err(last.unwrap_or_else(|| {
-        (Failed::new(ResponseFlag::Connect, "no endpoint"), info(original))
+        (
+            Failed::new(ResponseFlag::Connect, "no endpoint"),
+            info(original),
+        )
     }))
 }
 
@@ -216,17 +230,19 @@ async fn open_tunnel(
         async move { connect_tunnel(worker, pod, gateway, identities).await }
     };
     let opened = worker.pool.checkout(&key, &request, connect).await;
-    opened.map(|(tunnel, _)| tunnel).map_err(|error| match error {
-        CheckoutError::Connect(failed) => Attempt::Elsewhere((*failed).clone()),
-        CheckoutError::Open(OpenError::Refused(StatusCode::UNAUTHORIZED)) => {
-            let error = format!("{} at {} denies this caller", way.authority, way.peer.name);
-            Attempt::Final(Failed::new(ResponseFlag::Denied, error))
-        }
-        CheckoutError::Open(error) => {
-            let error = format!("CONNECT {} at {}: {error}", way.authority, way.gateway);
-            Attempt::Elsewhere(Failed::new(ResponseFlag::Connect, error))
-        }
-    })
+    opened
+        .map(|(tunnel, _)| tunnel)
+        .map_err(|error| match error {
+            CheckoutError::Connect(failed) => Attempt::Elsewhere((*failed).clone()),
+            CheckoutError::Open(OpenError::Refused(StatusCode::UNAUTHORIZED)) => {
+                let error = format!("{} at {} denies this caller", way.authority, way.peer.name);
+                Attempt::Final(Failed::new(ResponseFlag::Denied, error))
+            }
+            CheckoutError::Open(error) => {
+                let error = format!("CONNECT {} at {}: {error}", way.authority, way.gateway);
+                Attempt::Elsewhere(Failed::new(ResponseFlag::Connect, error))
+            }
+        })
 }
 
 /// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
@@ -267,14 +283,25 @@ async fn connect_tunnel(
     let config = certificate.client_config().clone();
     let tls = TlsStream::connect(stream, config, name, HANDSHAKE_DEADLINE).await;
     let mut tls = tls.map_err(|e| {
-        shared.telemetry.emit(&Event::HandshakeFailed { reporter: Reporter::Source });
-        Failed::new(ResponseFlag::TlsFailure, format!("TLS handshake with {gateway}: {e}"))
+        shared.telemetry.emit(&Event::HandshakeFailed {
+            reporter: Reporter::Source,
+        });
+        Failed::new(
+            ResponseFlag::TlsFailure,
+            format!("TLS handshake with {gateway}: {e}"),
+        )
     })?;
     let peer = peer_identity(&tls.take_peer_certificates()).map_err(|e| {
-        Failed::new(ResponseFlag::IdentityError, format!("certificate of {gateway}: {e}"))
+        Failed::new(
+            ResponseFlag::IdentityError,
+            format!("certificate of {gateway}: {e}"),
+        )
     })?;
     if !identities.contains(&peer) {
-        return Err(Failed::new(ResponseFlag::IdentityError, unexpected(gateway, &peer, &identities)));
+        return Err(Failed::new(
+            ResponseFlag::IdentityError,
+            unexpected(gateway, &peer, &identities),
+        ));
     }
     shared.telemetry.emit(&Event::HandshakeCompleted {
         reporter: Reporter::Source,
@@ -282,12 +309,22 @@ async fn connect_tunnel(
     });
     let telemetry = shared.telemetry.clone();
     let ended = move |streams| {
-        telemetry.emit(&Event::TunnelClosed { reporter: Reporter::Source, streams });
+        telemetry.emit(&Event::TunnelClosed {
+            reporter: Reporter::Source,
+            streams,
+        });
     };
-    let connection = Connection::handshake(tls, &shared.config.http2, ended).await.map_err(|e| {
-        Failed::new(ResponseFlag::Http2Handshake, format!("HTTP/2 with {gateway}: {e}"))
-    })?;
-    shared.telemetry.emit(&Event::TunnelOpened { reporter: Reporter::Source });
+    let connection = Connection::handshake(tls, &shared.config.http2, ended)
+        .await
+        .map_err(|e| {
+            Failed::new(
+                ResponseFlag::Http2Handshake,
+                format!("HTTP/2 with {gateway}: {e}"),
+            )
+        })?;
+    shared.telemetry.emit(&Event::TunnelOpened {
+        reporter: Reporter::Source,
+    });
     Ok(connection)
 }
 

@@ -22,7 +22,9 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
 
 async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     let started = Instant::now();
-    let Ok(local) = client.local_addr().map(canonical) else { return };
+    let Ok(local) = client.local_addr().map(canonical) else {
+        return;
+    };
     if pod.is_proxy_port(local) || !pod.owns(local.ip()) {
         return reject(&worker, &client, peer, Rejection::Loop);
     }
@@ -37,7 +39,11 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: Socke
         }
     }
 
-    let input = PolicyInput { identity: None, source: peer, destination: local };
+    let input = PolicyInput {
+        identity: None,
+        source: peer,
+        destination: local,
+    };
     // The client's own connection has this address and port; the one to the app must not.
     let _hold = worker.ports.hold(peer);
     let opened = match authorize(&worker, destination.as_deref(), &input) {

@@ -20,10 +20,14 @@ pub async fn run(worker: Rc<Worker>) {
 fn close_denied(worker: &Worker) {
     let snapshot = worker.shared.model.load_full();
     worker.connections.for_each(|live| {
-        let Flow::Inbound(input) = &live.flow else { return };
+        let Flow::Inbound(input) = &live.flow else {
+            return;
+        };
         // A workload that discovery has dropped is about to be withdrawn; until then what
         // was allowed goes on.
-        let Some(workload) = snapshot.workload(&live.pod.spec.workload) else { return };
+        let Some(workload) = snapshot.workload(&live.pod.spec.workload) else {
+            return;
+        };
         let connection = Connection {
             source_identity: input.identity.as_ref(),
             source_ip: input.source.ip(),
@@ -31,7 +35,11 @@ fn close_denied(worker: &Worker) {
             destination_port: input.destination.port(),
         };
         let policies = snapshot.policies_for(workload);
-        if !policies.evaluate(&connection, &worker.shared.trust_domains).verdict.is_permitted() {
+        if !policies
+            .evaluate(&connection, &worker.shared.trust_domains)
+            .verdict
+            .is_permitted()
+        {
             live.close(Closed::Denied);
         }
     });

@@ -5,9 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use adit_ebpf::socket::{
-    PortRotor, in_netns, outbound_socket, retry_with_next_port, upstream_socket,
-};
+use adit_ebpf::in_netns;
+use adit_ebpf::socket::{PortRotor, outbound_socket, retry_with_next_port, upstream_socket};
 use socket2::{Domain, Socket};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
