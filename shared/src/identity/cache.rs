@@ -128,8 +128,9 @@ impl CertificateCache {
             .then(|| certificate.clone())
     }
 
-    /// The certificate of `identity`, fetched ahead of all others if there is none. May
-    /// be awaited on any tokio runtime.
+    /// The certificate of `identity`, fetched ahead of all others if there is none, and
+    /// kept and renewed from then on until [`Self::forget`]. May be awaited on any tokio
+    /// runtime with timers.
     ///
     /// # Errors
     /// [`CertificateError`] of the fetch that was waited for; of the last one when that

@@ -272,7 +272,8 @@ impl fmt::Write for Escape<'_, '_> {
         for (at, c) in text.char_indices() {
             // U+2028 and U+2029 break lines in some viewers.
             let breaks = c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-            if !breaks && !(*quotes && matches!(c, '"' | '\\')) {
+            let quoted = *quotes && matches!(c, '"' | '\\');
+            if !(breaks || quoted) {
                 continue;
             }
             out.write_str(&text[plain..at])?;
