@@ -160,6 +160,8 @@ impl Receiving {
                     self.sealed = 0..sealed.len();
                     new
                 } else {
+                    // The pool is dry: do not ask again before the next full read.
+                    self.turn = old.class();
                     old
                 }
             }

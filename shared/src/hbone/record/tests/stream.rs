@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::chunky::Chunky;
 use super::tls::{HANDSHAKE, Pki, SUITES, name};
+use crate::hbone::buffer::BufferPool;
 use crate::hbone::record::{RecordError, TlsError, TlsStream};
 
 /// A client's and a server's stream over the two ends of a socket.
@@ -113,7 +114,10 @@ proptest! {
         reads in proptest::collection::vec(1usize..70_000, 1..5),
         suite in 0usize..3,
         limit in 2u64..6,
+        pool in prop_oneof![Just(0usize), 0usize..300_000, Just(16usize << 20)],
     ) {
+        // This thread's pool: also one that is always dry.
+        BufferPool::local().set_limit(pool);
         let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
         let len = if largest < 64 { len / 20 } else { len };
         let data = &data[..len];
