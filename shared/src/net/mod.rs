@@ -1,1 +1,6 @@
-//! Sockets: options, network namespaces, the copy loop, draining.
+//! Sockets: the accept loop, the copy loop, draining.
+
+pub mod accept;
+pub mod copy;
+pub mod drain;
+mod splice;
