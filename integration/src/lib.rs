@@ -8,7 +8,9 @@
 pub mod call;
 pub mod mesh;
 pub mod observe;
+pub mod wire;
 
 pub use call::{Call, Stream, StreamEvent};
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
+pub use wire::Packets;
