@@ -409,7 +409,8 @@ fn short_connections_leave_nothing_behind_and_no_packet_leaves_the_pod() {
                     for _ in 0..COUNT {
                         match connect(destination) {
                             // Reset before we could look.
-                            Err(error) if abort && error.raw_os_error() == Some(libc::ECONNRESET) => {}
+                            Err(error)
+                                if abort && error.raw_os_error() == Some(libc::ECONNRESET) => {}
                             result => drop(result.expect("captured")),
                         }
                     }
