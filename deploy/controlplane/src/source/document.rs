@@ -372,7 +372,9 @@ mod tests {
             split(&text)[0].locate(&path(&["0", "0", "a"]));
         }
         assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
-        let error = split("a: b\n---\n\n[[[")[1].parse().expect_err("not closed");
+        let error = split("a: b\n---\n\n[[[")[1]
+            .parse()
+            .expect_err("not closed");
         assert_eq!(error.line, 4, "{error}");
     }
 
