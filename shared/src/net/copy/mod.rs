@@ -8,10 +8,13 @@
 //! side, and a reset from there resets the app's socket, so that neither app takes a broken
 //! transfer for a complete one. Dropping an unfinished copy resets both sides.
 
+mod chunks;
+mod pipe;
 mod splice;
 mod timer;
 mod tunnel;
 mod turn;
+mod watch;
 
 use std::io;
 use std::rc::Rc;

@@ -1,18 +1,18 @@
 //! An app's socket and a tunnel.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
-use tokio::io::Interest;
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
+use super::chunks::{Chunks, GATHER};
 use super::timer::IdleTimer;
 use super::turn::{POLL_BUDGET, SMALL, Turn};
+use super::watch::FailureWatch;
 use super::{Copied, CopyEnd, CopySettings, Traffic};
 use crate::hbone::buffer::BufferPool;
 use crate::hbone::{ResetReason, Tunnel, TunnelError};
@@ -32,8 +32,8 @@ pub fn through_tunnel<T: Traffic>(
         settings,
         up: Up::Open(Turn::new()),
         down_open: true,
-        undelivered: VecDeque::new(),
-        app_failed: None,
+        undelivered: Chunks::default(),
+        app_failed: FailureWatch::default(),
         timer: IdleTimer::default(),
         sent: 0,
         received: 0,
@@ -52,9 +52,9 @@ pub struct TunnelCopy<T: Traffic> {
     /// Tunnel to app: the peer has not finished yet.
     down_open: bool,
     /// Chunks that the app's socket does not take yet. Empty, it holds no memory.
-    undelivered: VecDeque<Bytes>,
+    undelivered: Chunks,
     /// Sees the app's reset after its FIN, when nothing is read any more.
-    app_failed: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    app_failed: FailureWatch,
     timer: IdleTimer,
     sent: u64,
     received: u64,
@@ -185,69 +185,46 @@ impl<T: Traffic> TunnelCopy<T> {
 
     /// Tunnel to app. Gathers what is there into one write.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, CopyEnd>> {
-        /// Chunks per write: enough that a peer with 16 KiB frames still makes large writes.
-        const GATHER: usize = 32;
         let mut budget = POLL_BUDGET;
         loop {
-            let mut waiting: usize = self.undelivered.iter().map(Bytes::len).sum();
-            while self.down_open && waiting < POLL_BUDGET && self.undelivered.len() < GATHER {
+            while self.down_open
+                && self.undelivered.bytes() < POLL_BUDGET
+                && !self.undelivered.is_full()
+            {
                 match self.tunnel.poll_read_chunk(cx) {
                     Poll::Ready(Ok(Some(chunk))) => {
-                        waiting += chunk.len();
                         self.received += chunk.len() as u64;
                         self.traffic.received(chunk.len());
                         self.timer.moved();
-                        self.undelivered.push_back(chunk);
+                        self.undelivered.push(chunk);
                     }
                     Poll::Ready(Ok(None)) => self.down_open = false,
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Err(CopyEnd::Tunnel(error)));
                     }
-                    Poll::Pending if waiting == 0 => {
-                        // The memory of the queue is worth something only while data flows.
-                        self.undelivered = VecDeque::new();
-                        return Poll::Pending;
-                    }
+                    Poll::Pending if self.undelivered.is_empty() => return Poll::Pending,
                     Poll::Pending => break,
                 }
             }
-            if waiting == 0 {
-                self.undelivered = VecDeque::new();
+            if self.undelivered.is_empty() {
                 socket::shutdown_write(&self.app).map_err(CopyEnd::App)?;
                 return Poll::Ready(Ok(Step::Finished));
             }
             ready!(self.app.poll_write_ready(cx)).map_err(CopyEnd::App)?;
-            let written = {
-                let mut slices = [IoSlice::new(&[]); GATHER];
-                for (slice, chunk) in slices.iter_mut().zip(&self.undelivered) {
-                    *slice = IoSlice::new(chunk);
-                }
-                self.app
-                    .try_write_vectored(&slices[..self.undelivered.len().min(GATHER)])
-            };
-            let n = match written {
+            let mut slices = [IoSlice::new(&[]); GATHER];
+            let slices = self.undelivered.slices(&mut slices);
+            let n = match self.app.try_write_vectored(slices) {
                 Ok(n) => n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(CopyEnd::App(error))),
             };
-            self.delivered(n);
+            self.undelivered.advance(n);
+            self.tunnel.release(n);
             self.timer.moved();
             budget = budget.saturating_sub(n);
             if budget == 0 {
                 return Poll::Ready(Ok(Step::Yield));
             }
-        }
-    }
-
-    fn delivered(&mut self, mut n: usize) {
-        self.tunnel.release(n);
-        while let Some(first) = self.undelivered.front_mut() {
-            if n < first.len() {
-                first.advance(n);
-                return;
-            }
-            n -= first.len();
-            self.undelivered.pop_front();
         }
     }
 
@@ -263,19 +240,7 @@ impl<T: Traffic> TunnelCopy<T> {
                 Poll::Ready(error) => Poll::Ready(CopyEnd::Tunnel(error)),
             };
         }
-        let failed = self.app_failed.get_or_insert_with(|| {
-            let app = self.app.clone();
-            Box::pin(async move {
-                // It fails only when the runtime shuts down.
-                let _ = app.ready(Interest::ERROR).await;
-            })
-        });
-        ready!(failed.as_mut().poll(cx));
-        let error = match self.app.take_error() {
-            Ok(Some(error)) | Err(error) => error,
-            Ok(None) => io::ErrorKind::ConnectionReset.into(),
-        };
-        Poll::Ready(CopyEnd::App(error))
+        self.app_failed.poll(cx, &self.app).map(CopyEnd::App)
     }
 
     /// Passes the end on to the sides that do not know it yet.
@@ -309,7 +274,7 @@ impl<T: Traffic + Unpin> Future for TunnelCopy<T> {
 impl<T: Traffic> Drop for TunnelCopy<T> {
     fn drop(&mut self) {
         // The socket closes only when the watch has let go of it.
-        self.app_failed = None;
+        self.app_failed.stop();
         if !self.ended {
             // The tunnel resets itself when it is dropped.
             socket::reset_on_close(&self.app);

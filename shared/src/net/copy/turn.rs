@@ -13,6 +13,12 @@ pub(super) const SMALL: usize = 2048;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Turn(SizeClass);
 
+impl Default for Turn {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Turn {
     pub(super) const fn new() -> Self {
         Self(SizeClass::Kib16)
