@@ -8,6 +8,7 @@
 mod analyze;
 mod check;
 mod completion;
+mod local;
 mod output;
 mod table;
 mod version;
@@ -36,6 +37,9 @@ enum Command {
     Analyze(analyze::Args),
     Check(check::Args),
     Completion(completion::Args),
+    /// A mesh of network namespaces on this machine
+    #[command(subcommand)]
+    Local(local::Command),
     Version(version::Args),
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::Args),
@@ -47,6 +51,7 @@ impl Command {
             Self::Analyze(args) => analyze::run(args, out),
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
+            Self::Local(command) => local::run(command, out),
             Self::Version(args) => version::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
         }
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
     match done {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::FAILURE,
+        Ok(Outcome::Status(code)) => ExitCode::from(code),
         // The reader (`head`, a pager) has seen enough.
         Err(_) if out.is_closed() => ExitCode::SUCCESS,
         Err(error) => {

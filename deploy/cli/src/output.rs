@@ -15,6 +15,8 @@ pub enum Outcome {
     Well,
     /// Exit status 1: the command worked, and what it found is not well.
     Findings,
+    /// The exit status of a command that was run for the user.
+    Status(u8),
 }
 
 impl Outcome {

@@ -34,6 +34,7 @@ mod vip;
 pub use config::{DataPlane, MeshConfig};
 pub use control::{Request, Running};
 pub use error::LocalError;
-pub use mesh::{HttpAnswer, Mesh, Output, Place};
+pub use mesh::{Mesh, Output, Place};
 pub use state::{ComponentStatus, ContainerStatus, MeshStatus, NodeStatus, PodStatus, ProcessId};
+pub use system::http::{HttpAnswer, http_request};
 pub use system::teardown::{down, sweep};

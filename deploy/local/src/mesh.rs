@@ -12,7 +12,6 @@ use crate::config::MeshConfig;
 use crate::control::Running;
 use crate::error::LocalError;
 use crate::supervisor::Supervision;
-pub use crate::system::http::HttpAnswer;
 use crate::system::layout::Layout;
 use crate::system::teardown;
 

@@ -157,14 +157,14 @@ fn pods_reach_each_other_across_nodes_and_through_service_addresses() -> Result 
         }
     }
     let client = Place::pod("shop", "c");
-    let from = addresses("c").ok_or("no pod")?[0].clone();
-    assert_eq!(fetch(&mesh, &client, "b:8080")?, format!("b {from}"));
+    let from = addresses("c").ok_or("no pod")?;
+    assert_eq!(fetch(&mesh, &client, "b:8080")?, format!("b {}", from[0]));
     for name in ["web", "web.shop", "web.shop.svc.cluster.local"] {
         let mut seen = std::collections::BTreeSet::new();
         // 40 times the same of two: once in 5e11.
         for _ in 0..40 {
             let answer = fetch(&mesh, &client, &format!("{name}:80"))?;
-            assert!(answer.ends_with(&from), "{answer}");
+            assert!(from.iter().any(|ip| answer.ends_with(ip)), "{answer}");
             seen.insert(answer[..1].to_owned());
             if seen.len() == 2 {
                 break;
@@ -186,8 +186,11 @@ fn pods_reach_each_other_across_nodes_and_through_service_addresses() -> Result 
         .find(|line| line.starts_with("fd00:10:96::") && line.ends_with(" web"))
         .and_then(|line| line.split(' ').next())
         .ok_or("no IPv6 service address")?;
-    let answer = fetch(&mesh, &client, &format!("[{v6}]:80"))?;
-    assert!(answer.contains("fd00:10:244:1::"), "{answer}");
+    for _ in 0..20 {
+        // Endpoints on the same node too: no redirect must lead past the translation.
+        let answer = fetch(&mesh, &client, &format!("[{v6}]:80"))?;
+        assert!(answer.contains("fd00:10:244:1::"), "{answer}");
+    }
     // A node's own connections are translated too, and the outside reaches pods.
     for place in [Place::Node("n2".into()), Place::Fabric] {
         let target = match place {
@@ -195,7 +198,8 @@ fn pods_reach_each_other_across_nodes_and_through_service_addresses() -> Result 
             _ => "web.shop:80",
         };
         let answer = fetch(&mesh, &place, target)?;
-        assert!(answer.contains(" 172.18.0."), "{place:?}: {answer}");
+        let from_node = answer.contains(" 172.18.0.") || answer.contains(" fd00:172:18::");
+        assert!(from_node, "{place:?}: {answer}");
     }
     mesh.down()?;
     Ok(())

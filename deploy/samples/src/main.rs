@@ -10,6 +10,8 @@ mod socket;
 mod stats;
 mod tcp;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// A sample server and its clients.
@@ -40,8 +42,17 @@ enum Command {
     Stream(load::StreamOptions),
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("adit-sample: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
     socket::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -63,11 +63,11 @@ pub fn expand(objects: &[Object], nodes: &[NodeFacts], running: &Placement) -> D
         match object {
             Object::Namespace(namespace) => {
                 let name = namespace.metadata.name.clone().unwrap_or_default();
-                desired.namespaces.insert(name, namespace.clone());
+                desired.namespaces.insert(name, (**namespace).clone());
             }
             Object::Node(node) => {
                 let name = node.metadata.name.clone().unwrap_or_default();
-                desired.nodes.insert(name, node.clone());
+                desired.nodes.insert(name, (**node).clone());
             }
             Object::Pod(pod) => add_pod(&mut desired, (**pod).clone(), String::new()),
             Object::Deployment(deployment) => add_deployment(&mut desired, deployment),

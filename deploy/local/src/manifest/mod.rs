@@ -42,8 +42,8 @@ pub struct SourceFile {
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Object {
-    Namespace(Namespace),
-    Node(Node),
+    Namespace(Box<Namespace>),
+    Node(Box<Node>),
     Pod(Box<Pod>),
     Deployment(Box<Deployment>),
     Service(Box<Service>),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::event::{Event, Update};
@@ -78,6 +79,7 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Component {
     orders: mpsc::Sender<(Order, oneshot::Sender<Result<(), String>>)>,
+    task: JoinHandle<()>,
 }
 
 impl Component {
@@ -93,8 +95,15 @@ impl Component {
             again: false,
             wanted: true,
         };
-        tokio::task::spawn_local(task.run(inbox));
-        Self { orders }
+        let task = tokio::task::spawn_local(task.run(inbox));
+        Self { orders, task }
+    }
+
+    /// Waits for a program that has been killed with its cgroup.
+    pub(super) async fn abandon(self) {
+        drop(self.orders);
+        // A panic has been reported by its hook.
+        let _ = self.task.await;
     }
 
     /// Passes an order on; `reply` hears when it is done.
@@ -171,7 +180,9 @@ impl Task {
                     }
                 }
                 order = orders.recv() => {
-                    let Some((order, reply)) = order else { return };
+                    let Some((order, reply)) = order else {
+                        return self.last_wait().await;
+                    };
                     let outcome = self.obey(order).await;
                     ready = false;
                     pause = Duration::ZERO;
@@ -282,6 +293,13 @@ impl Task {
                 "stopped"
             };
             self.tell(Update::Ended(how.into())).await;
+        }
+    }
+
+    async fn last_wait(&mut self) {
+        if let Some(child) = self.child.as_mut() {
+            // It is killed already; a zombie is not worth more.
+            let _ = timeout(self.plan.grace, child.wait()).await;
         }
     }
 

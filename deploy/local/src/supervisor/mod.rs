@@ -18,7 +18,7 @@ mod watch;
 
 use std::thread;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use self::event::Event;
@@ -42,14 +42,14 @@ impl Supervision {
     /// are made and the components have been started.
     pub(crate) fn start(config: MeshConfig, layout: Layout) -> Result<Self, LocalError> {
         let (events, inbox) = mpsc::channel(MAX_EVENTS);
-        let (made, outcome) = oneshot::channel();
+        let (made, outcome) = std::sync::mpsc::sync_channel(1);
         let own = events.clone();
         let thread = thread::Builder::new()
             .name(format!("mesh-{}", config.name))
             .spawn(move || run(config, layout, own, inbox, made))
             .map_err(LocalError::system("cannot start the supervisor's thread"))?;
         let gone = || LocalError::Config("the supervisor's thread panicked".into());
-        match outcome.blocking_recv().unwrap_or_else(|_| Err(gone())) {
+        match outcome.recv().unwrap_or_else(|_| Err(gone())) {
             Ok(()) => Ok(Self {
                 thread: Some(thread),
                 events,
@@ -64,15 +64,22 @@ impl Supervision {
 
     /// Ends the loop; pods and components are the caller's to remove.
     pub(crate) fn stop(mut self) {
-        // Closed means that it has ended already.
-        let _ = self.events.blocking_send(Event::Stop);
+        self.tell(|| Event::Stop);
         self.join();
     }
 
     /// Waits for SIGTERM or SIGINT, then ends the loop.
     pub(crate) fn until_signalled(mut self) {
-        let _ = self.events.blocking_send(Event::ObeySignals);
+        self.tell(|| Event::ObeySignals);
         self.join();
+    }
+
+    /// Not by `blocking_send`, which panics inside a runtime, where tests may be.
+    fn tell(&self, event: impl Fn() -> Event) {
+        while let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event()) {
+            thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // Closed means that it has ended already.
     }
 
     fn join(&mut self) {
@@ -88,7 +95,7 @@ fn run(
     layout: Layout,
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
-    made: oneshot::Sender<Result<(), LocalError>>,
+    made: std::sync::mpsc::SyncSender<Result<(), LocalError>>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::event::{Event, Update};
-use super::probe::{self, Kubelet};
+use super::probe::{self, KubeletHandle};
 use crate::address::Pair;
 use crate::manifest::{self, Launch, PodFacts};
 use crate::state::ProcessId;
@@ -43,9 +43,20 @@ pub(super) struct PodRun {
     pub(super) sandbox: Sandbox,
     pub(super) layout: Layout,
     pub(super) dirs: Vec<PathBuf>,
-    pub(super) kubelet: Kubelet,
+    pub(super) kubelet: KubeletHandle,
     pub(super) default_grace: Duration,
     pub(super) events: mpsc::Sender<Event>,
+}
+
+/// What a pod is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Go on.
+    No,
+    /// End, and clear everything away.
+    End,
+    /// The whole mesh goes: its processes are killed already, only wait for them.
+    Abandon,
 }
 
 /// How a container's life ended.
@@ -58,17 +69,19 @@ enum End {
 }
 
 impl PodRun {
-    /// Lives until `stop` turns true and everything of the pod is gone.
-    pub(super) async fn run(self: Rc<Self>, stop: watch::Receiver<bool>) {
+    /// Lives until it is told to end and everything of the pod is gone.
+    pub(super) async fn run(self: Rc<Self>, stop: watch::Receiver<Stop>) {
         self.containers(&stop).await;
         let mut stop = stop;
-        stopped(&mut stop).await;
+        if stopped(&mut stop).await == Stop::Abandon {
+            return;
+        }
         self.clear_away().await;
         let uid = self.uid.clone();
         self.tell(Event::Gone { uid }).await;
     }
 
-    async fn containers(&self, stop: &watch::Receiver<bool>) {
+    async fn containers(&self, stop: &watch::Receiver<Stop>) {
         let spec = self.object.spec.clone().unwrap_or_default();
         let policy = spec.restart_policy.as_deref().unwrap_or("Always");
         let mut sidecars = Vec::new();
@@ -114,7 +127,7 @@ impl PodRun {
         index: Option<usize>,
         container: Container,
         policy: &str,
-        mut stop: watch::Receiver<bool>,
+        mut stop: watch::Receiver<Stop>,
     ) -> End {
         let planned = manifest::launch(&self.object, &container, &self.facts)
             .and_then(|launch| Ok((launch, manifest::probe(&container)?)));
@@ -157,8 +170,8 @@ impl PodRun {
                     tokio::select! {
                         status = child.wait() => status.map_err(|error| error.to_string()),
                         () = ready => Err("its probe ended".into()),
-                        () = stopped(&mut stop) => {
-                            self.terminate(&mut child).await;
+                        stop = stopped(&mut stop) => {
+                            self.terminate(&mut child, stop).await;
                             return End::Stopped;
                         }
                     }
@@ -185,7 +198,7 @@ impl PodRun {
             }
             tokio::select! {
                 () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF.1),
-                () = stopped(&mut stop) => return End::Stopped,
+                _ = stopped(&mut stop) => return End::Stopped,
             }
         }
     }
@@ -214,8 +227,10 @@ impl PodRun {
         Ok(Command::from(command))
     }
 
-    async fn terminate(&self, child: &mut Child) {
-        if let Some(process) = child.id().and_then(process::identify) {
+    async fn terminate(&self, child: &mut Child, stop: Stop) {
+        if stop == Stop::End
+            && let Some(process) = child.id().and_then(process::identify)
+        {
             process::signal(process, Signal::SIGTERM);
         }
         let spec = self.object.spec.as_ref();
@@ -282,9 +297,10 @@ impl PodRun {
     }
 }
 
-/// Waits until `stop` is true. A sender that is gone means the same.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Waits until the pod is told to end. A sender that is gone means that the mesh is.
+async fn stopped(stop: &mut watch::Receiver<Stop>) -> Stop {
+    let told = stop.wait_for(|stop| *stop != Stop::No).await;
+    told.map_or(Stop::Abandon, |stop| *stop)
 }
 
 /// Opens a log to append to; appending is what makes cutting it short safe.

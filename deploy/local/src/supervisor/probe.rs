@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::pod::PodRun;
@@ -27,8 +28,15 @@ const MAX_WAITING: usize = 256;
 type Job = (ProbeRequest, oneshot::Sender<Result<(), String>>);
 
 /// The kubelet stand-in of a node.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Kubelet {
+    jobs: mpsc::Sender<Job>,
+    task: JoinHandle<()>,
+}
+
+/// Where a pod sends its probes.
+#[derive(Debug, Clone)]
+pub(super) struct KubeletHandle {
     jobs: mpsc::Sender<Job>,
 }
 
@@ -36,10 +44,24 @@ impl Kubelet {
     /// Starts it with the first probe.
     pub(super) fn new(sandbox: Sandbox, dirs: Vec<PathBuf>) -> Self {
         let (jobs, inbox) = mpsc::channel(MAX_WAITING);
-        tokio::task::spawn_local(work(sandbox, dirs, inbox));
-        Self { jobs }
+        let task = tokio::task::spawn_local(work(sandbox, dirs, inbox));
+        Self { jobs, task }
     }
 
+    pub(super) fn handle(&self) -> KubeletHandle {
+        let jobs = self.jobs.clone();
+        KubeletHandle { jobs }
+    }
+
+    /// Waits for it to end, once no pod has a handle any more.
+    pub(super) async fn abandon(self) {
+        drop(self.jobs);
+        // A panic has been reported by its hook.
+        let _ = self.task.await;
+    }
+}
+
+impl KubeletHandle {
     async fn ask(&self, request: ProbeRequest) -> Result<(), String> {
         let limit = Duration::from_millis(request.timeout_ms) + Duration::from_secs(1);
         let (reply, outcome) = oneshot::channel();
@@ -70,7 +92,9 @@ async fn work(sandbox: Sandbox, dirs: Vec<PathBuf>, mut inbox: mpsc::Receiver<Jo
         }
         // It may have ended by itself.
         let _ = child.kill().await;
-        sleep(RESPAWN).await;
+        if !inbox.is_closed() {
+            sleep(RESPAWN).await;
+        }
     }
 }
 

@@ -10,12 +10,13 @@ use notify::RecommendedWatcher;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::component::{Component, Order};
 use super::control_socket;
 use super::event::{Event, Update};
-use super::pod::PodRun;
+use super::pod::{PodRun, Stop};
 use super::probe::Kubelet;
 use super::publish::Published;
 use super::{setup, watch as watching};
@@ -38,6 +39,8 @@ use crate::system::{cgroup, links};
 const DEBOUNCE: Duration = Duration::from_millis(30);
 /// Manifests are looked at this often whatever inotify says, and logs are cut.
 const REGULAR: Duration = Duration::from_secs(5);
+/// How long killed processes may take to end.
+const REAP_DEADLINE: Duration = Duration::from_secs(5);
 /// Half the life of a token.
 const TOKEN_RENEWAL: Duration = Duration::from_secs(crate::token::LIFETIME / 2);
 
@@ -46,7 +49,7 @@ pub(super) struct PodEntry {
     pub(super) view: PodView,
     pub(super) containers: Vec<ContainerStatus>,
     fingerprint: String,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
 }
 
 pub(super) struct Reconciler {
@@ -72,6 +75,8 @@ pub(super) struct Reconciler {
     components: BTreeMap<String, Component>,
     watcher: Option<RecommendedWatcher>,
     tokens_issued: Instant,
+    /// Of the pods.
+    tasks: JoinSet<()>,
 }
 
 impl Reconciler {
@@ -113,6 +118,7 @@ impl Reconciler {
             components: BTreeMap::new(),
             watcher: None,
             tokens_issued: Instant::now(),
+            tasks: JoinSet::new(),
             config,
             layout,
         };
@@ -165,8 +171,34 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop, then kills every process of the mesh.
     pub(super) async fn follow(mut self, mut inbox: mpsc::Receiver<Event>) {
+        self.follow_events(&mut inbox).await;
+        // Nobody must wait for a place in the queue any more.
+        drop(inbox);
+        if let Err(error) = cgroup::kill(&self.layout.cgroup) {
+            tracing::warn!(mesh = self.config.name, %error, "not killed");
+        }
+        // Waiting for our own processes is what keeps zombies from piling up in a
+        // program that makes one mesh after the other.
+        let all = async {
+            for entry in self.pods.values() {
+                entry.stop.send_replace(Stop::Abandon);
+            }
+            for component in std::mem::take(&mut self.components).into_values() {
+                component.abandon().await;
+            }
+            while self.tasks.join_next().await.is_some() {}
+            for kubelet in std::mem::take(&mut self.kubelets) {
+                kubelet.abandon().await;
+            }
+        };
+        if timeout(REAP_DEADLINE, all).await.is_err() {
+            tracing::warn!(mesh = self.config.name, "some processes do not end");
+        }
+    }
+
+    async fn follow_events(&mut self, inbox: &mut mpsc::Receiver<Event>) {
         let mut regular = interval(REGULAR);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signals: Option<Signals> = None;
@@ -354,7 +386,7 @@ impl Reconciler {
         let user: BTreeMap<String, _> = objects
             .iter()
             .filter_map(|object| match object {
-                Object::Node(node) => Some((node.metadata.name.clone()?, node.clone())),
+                Object::Node(node) => Some((node.metadata.name.clone()?, (**node).clone())),
                 _ => None,
             })
             .collect();
@@ -430,7 +462,7 @@ impl Reconciler {
         // Names and service addresses are there before the programs that use them.
         self.publish()?;
         for (pod, stop) in begun {
-            tokio::task::spawn_local(Rc::new(pod).run(stop));
+            self.tasks.spawn_local(Rc::new(pod).run(stop));
         }
         Ok(())
     }
@@ -439,7 +471,7 @@ impl Reconciler {
         &mut self,
         key: Key,
         wanted: DesiredPod,
-    ) -> Result<(PodRun, watch::Receiver<bool>), LocalError> {
+    ) -> Result<(PodRun, watch::Receiver<Stop>), LocalError> {
         let spec = wanted.pod.spec.clone().unwrap_or_default();
         let node = spec.node_name.unwrap_or_default();
         let unplaced = || LocalError::Unknown(format!("there is no node {node}"));
@@ -486,7 +518,7 @@ impl Reconciler {
             message: String::new(),
             log: layout.container_log(&namespace, &name, &container.name),
         };
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Stop::No);
         let entry = PodEntry {
             view: PodView {
                 key,
@@ -515,7 +547,7 @@ impl Reconciler {
             sandbox,
             layout,
             dirs: self.config.binary_dirs.clone(),
-            kubelet: self.kubelets[index].clone(),
+            kubelet: self.kubelets[index].handle(),
             default_grace: self.config.grace,
             events: self.events.clone(),
         };
@@ -559,6 +591,7 @@ impl Reconciler {
     }
 
     fn housekeep(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
         super::publish::cut_logs(&self.layout.logs_dir());
         let due = self.tokens_issued.elapsed() >= TOKEN_RENEWAL;
         if due && self.config.data_plane == DataPlane::On {
@@ -589,7 +622,7 @@ impl PodEntry {
     fn terminate(&mut self) {
         self.view.terminating = true;
         self.view.ready = false;
-        self.stop.send_replace(true);
+        self.stop.send_replace(Stop::End);
     }
 
     fn update(&mut self, index: usize, update: Update) {

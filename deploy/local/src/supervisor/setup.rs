@@ -116,7 +116,7 @@ fn mount_fs(kind: &'static str, path: &Path, options: &str) -> Result<(), LocalE
 }
 
 fn make_dir(path: &Path) -> Result<(), LocalError> {
-    fs::create_dir_all(path).map_err(LocalError::file("create", path))
+    cgroup::create_dirs(path).map_err(LocalError::file("create", path))
 }
 
 /// The congestion control for namespaces: the first of the configured ones, and only

@@ -36,7 +36,19 @@ fn find_mount(mounts: &str) -> Option<PathBuf> {
 
 /// Makes a cgroup and those above it.
 pub(crate) fn create(path: &Path) -> Result<(), LocalError> {
-    fs::create_dir_all(path).map_err(LocalError::file("create cgroup", path))
+    create_dirs(path).map_err(LocalError::file("create cgroup", path))
+}
+
+/// `create_dir_all` against the removal of a neighbour's last directory, which takes the
+/// shared parents with it.
+pub(crate) fn create_dirs(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match fs::create_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 100 => tries += 1,
+            other => return other,
+        }
+    }
 }
 
 /// Ends every process in the cgroup and below it with SIGKILL and removes the cgroups.

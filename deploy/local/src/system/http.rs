@@ -28,7 +28,21 @@ impl HttpAnswer {
     }
 }
 
-/// Sends a request without body from the namespace at `netns`.
+/// Sends a request without body from where this process is.
+///
+/// # Errors
+/// [`LocalError::System`] when nobody answers in time, or not in HTTP.
+pub fn http_request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    deadline: Duration,
+) -> Result<HttpAnswer, LocalError> {
+    let what = format!("{method} http://{address}{path}");
+    exchange(address, &head(address, method, path), deadline).map_err(LocalError::system(what))
+}
+
+/// The same from the namespace at `netns`.
 pub(crate) fn request(
     netns: &Path,
     address: SocketAddr,
@@ -36,14 +50,18 @@ pub(crate) fn request(
     path: &str,
     deadline: Duration,
 ) -> Result<HttpAnswer, LocalError> {
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: \
-         0\r\n\r\n"
-    );
+    let head = head(address, method, path);
     let what = format!("{method} http://{address}{path}");
     netns::within(netns, move || {
         exchange(address, &head, deadline).map_err(LocalError::system(what))
     })
+}
+
+fn head(address: SocketAddr, method: &str, path: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: \
+         0\r\n\r\n"
+    )
 }
 
 fn exchange(address: SocketAddr, head: &str, deadline: Duration) -> io::Result<HttpAnswer> {

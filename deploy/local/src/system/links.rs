@@ -184,6 +184,12 @@ fn pod_sysctls(congestion: CongestionControl<'_>) -> Vec<Sysctl> {
         Sysctl::optional("ipv6/conf/default/accept_dad", "0"),
         Sysctl::optional("ipv6/conf/all/accept_ra", "0"),
         Sysctl::optional("ipv6/conf/default/accept_ra", "0"),
+        // The node sees that a packet leaves by the bridge it came from and tells the pod
+        // a shorter way, which is past the translation of service addresses.
+        Sysctl::optional("ipv6/conf/all/accept_redirects", "0"),
+        Sysctl::optional("ipv6/conf/default/accept_redirects", "0"),
+        Sysctl::new("ipv4/conf/all/accept_redirects", "0"),
+        Sysctl::new("ipv4/conf/default/accept_redirects", "0"),
     ];
     if let Some(name) = congestion {
         all.push(Sysctl::optional("ipv4/tcp_congestion_control", name));

@@ -97,10 +97,9 @@ pub(crate) fn remove(layout: &Layout) -> Result<(), LocalError> {
         _ => Ok(()),
     };
     // The parents are shared by all meshes and stay as long as one is there.
-    for parent in [layout.cgroup.parent(), layout.root.parent()] {
-        if let Some(parent) = parent {
-            let _ = fs::remove_dir(parent);
-        }
+    let parents = [layout.cgroup.parent(), layout.root.parent()];
+    for parent in parents.into_iter().flatten() {
+        let _ = fs::remove_dir(parent);
     }
     killed.and(unmounted).and(removed)
 }
