@@ -127,6 +127,9 @@ pub fn targets(args: &TargetArgs, positional: Option<&str>) -> anyhow::Result<Ta
         },
     };
     let status = mesh.status()?;
+    if !status.data_plane {
+        bail!("mesh {} was made without ztunnels", status.name);
+    }
     let (node, pod) = match positional {
         None => (args.node.clone(), None),
         Some(_) if args.node.is_some() => {
@@ -188,12 +191,13 @@ pub fn mesh(name: Option<&str>) -> anyhow::Result<Running> {
     }
 }
 
-/// Every local mesh whose supervisor runs.
+/// Every local mesh whose supervisor runs. Meshes of tests have to be named.
 pub fn running_meshes() -> anyhow::Result<Vec<Running>> {
     let names = Running::list().context("cannot list the local meshes")?;
     // One that goes while we look is as good as gone.
     let open = names.iter().filter_map(|name| Running::open(name).ok());
-    Ok(open.filter(Running::is_supervised).collect())
+    let kept = |mesh: &Running| mesh.status().is_ok_and(|status| !status.ephemeral);
+    Ok(open.filter(Running::is_supervised).filter(kept).collect())
 }
 
 fn the_running_mesh() -> anyhow::Result<Option<Running>> {
