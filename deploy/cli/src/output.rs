@@ -1,101 +1,114 @@
-//! Tables, JSON and YAML.
+//! What a command leaves behind: text on standard output that may be cut off at any time,
+//! remarks on standard error, and an outcome.
 
-use std::io::Write;
+use std::fmt;
+use std::io::{self, BufWriter, Stdout, Write};
 
-use anyhow::Context;
+use anyhow::Context as _;
 use clap::ValueEnum;
 use serde::Serialize;
-use tabwriter::TabWriter;
 
-/// How to print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+/// What the exit status tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit status 0.
+    Well,
+    /// Exit status 1: the command worked, and what it found is not well.
+    Findings,
+}
+
+impl Outcome {
+    /// [`Outcome::Well`] if there is nothing to complain about.
+    pub fn of(well: bool) -> Self {
+        if well { Self::Well } else { Self::Findings }
+    }
+}
+
+/// The command line cannot be obeyed as it stands: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// How a table's content is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
     /// A table.
+    #[default]
     Short,
-    /// JSON.
+    /// JSON with everything there is.
     Json,
-    /// YAML.
+    /// The same as YAML.
     Yaml,
 }
 
-/// Columns and rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Table {
-    pub(crate) header: Vec<&'static str>,
-    pub(crate) rows: Vec<Vec<String>>,
+/// Standard output. Never locked between writes, so that other threads may print too.
+#[derive(Debug)]
+pub struct Output {
+    inner: BufWriter<Stdout>,
+    closed: bool,
 }
 
-impl Table {
-    pub(crate) fn new(header: &[&'static str]) -> Self {
+impl Output {
+    /// The process' own.
+    pub fn stdout() -> Self {
         Self {
-            header: header.to_vec(),
-            rows: Vec::new(),
+            inner: BufWriter::new(io::stdout()),
+            closed: false,
         }
     }
 
-    pub(crate) fn render(&self) -> anyhow::Result<String> {
-        let mut writer = TabWriter::new(Vec::new()).minwidth(0).padding(5);
-        writeln!(writer, "{}", self.header.join("\t"))?;
-        for row in &self.rows {
-            let cells = row.iter().map(|cell| match cell.is_empty() {
-                true => "-".to_owned(),
-                false => printable(cell),
-            });
-            writeln!(writer, "{}", cells.collect::<Vec<_>>().join("\t"))?;
-        }
-        let bytes = writer
-            .into_inner()
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok(String::from_utf8(bytes)?)
+    /// Whether the reader has gone. Every write fails then; nobody has to be told.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        self.closed |= matches!(&result, Err(e) if e.kind() == io::ErrorKind::BrokenPipe);
+        result
     }
 }
 
-/// What comes from elsewhere must not break the table, or the terminal.
-fn printable(cell: &str) -> String {
-    cell.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
-/// Prints a value as JSON or YAML.
-pub(crate) fn print_value<T: Serialize>(value: &T, format: Format) -> anyhow::Result<()> {
-    match format {
-        Format::Yaml => print!("{}", serde_yaml_ng::to_string(value).context("YAML")?),
-        Format::Json | Format::Short => {
-            println!("{}", serde_json::to_string_pretty(value).context("JSON")?);
-        }
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes);
+        self.note(written)
     }
-    Ok(())
-}
 
-/// `println!` panics on a closed pipe; that is how a program under `head` should end, but
-/// without a message.
-pub(crate) fn end_quietly_on_closed_pipe() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let text = info.payload_as_str().unwrap_or_default();
-        if text.contains("Broken pipe") {
-            std::process::exit(0);
-        }
-        usual(info);
-    }));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_line_up_and_cells_cannot_break_them() -> anyhow::Result<()> {
-        let mut table = Table::new(&["NAME", "NODE"]);
-        table.rows.push(vec!["a-long-name".into(), "n1".into()]);
-        table
-            .rows
-            .push(vec!["b\nc\t\u{1b}[31m".into(), String::new()]);
-        assert_eq!(
-            table.render()?,
-            "NAME            NODE\na-long-name     n1\nb c  [31m       -\n"
-        );
-        Ok(())
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.inner.flush();
+        self.note(flushed)
     }
+}
+
+/// Prints `value` as JSON or YAML; `table` is for [`Format::Short`].
+pub fn print(
+    out: &mut Output,
+    format: Format,
+    value: &impl Serialize,
+    table: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let text = match format {
+        Format::Short => table(),
+        Format::Json => json(value)?,
+        Format::Yaml => yaml(value)?,
+    };
+    out.write_all(text.as_bytes())
+        .context("cannot write the output")
+}
+
+/// As indented JSON with a newline at its end.
+pub fn json(value: &impl Serialize) -> anyhow::Result<String> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot express this as JSON")?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// As YAML.
+pub fn yaml(value: &impl Serialize) -> anyhow::Result<String> {
+    serde_yaml_ng::to_string(value).context("cannot express this as YAML")
+}
+
+/// A line on standard error. One that is closed is nobody's loss.
+pub fn complain(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
