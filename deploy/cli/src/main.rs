@@ -37,9 +37,7 @@ enum Command {
     Analyze(analyze::Args),
     Check(check::Args),
     Completion(completion::Args),
-    /// A mesh of network namespaces on this machine
-    #[command(subcommand)]
-    Local(local::Command),
+    Local(local::Args),
     Version(version::Args),
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::Args),
@@ -51,7 +49,7 @@ impl Command {
             Self::Analyze(args) => analyze::run(args, out),
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
-            Self::Local(command) => local::run(command, out),
+            Self::Local(args) => local::run(args, out),
             Self::Version(args) => version::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
         }
@@ -68,11 +66,10 @@ fn main() -> ExitCode {
     match done {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::FAILURE,
-        Ok(Outcome::Status(code)) => ExitCode::from(code),
         // The reader (`head`, a pager) has seen enough.
         Err(_) if out.is_closed() => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain_of(&error);
+            output::complain(format_args!("Error: {error:#}"));
             match error.is::<UsageError>() {
                 true => ExitCode::from(2),
                 false => ExitCode::FAILURE,
