@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::socket::SocketStock;
+
 /// The sample mesh of the README: namespace `shop` in the mesh, `legacy` outside.
 pub const SAMPLE_MESH: &[(&str, &str)] = &[
     (
@@ -123,6 +125,7 @@ impl MeshBuilder {
         let mesh = TestMesh {
             mesh: Mesh::up(config)?,
             directory,
+            stock: SocketStock::default(),
         };
         if self.wait_for_pods {
             mesh.mesh.wait_pods_ready(DEADLINE)?;
@@ -138,6 +141,7 @@ impl MeshBuilder {
 pub struct TestMesh {
     mesh: Mesh,
     directory: TempDir,
+    pub(crate) stock: SocketStock,
 }
 
 impl std::ops::Deref for TestMesh {
