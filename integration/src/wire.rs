@@ -12,9 +12,7 @@ pub struct Packets {
     /// To or from the HBONE port.
     pub hbone: u64,
     /// To or from any other port: plaintext.
-    pub plain: u64,
-    /// Those of `plain` that carry data.
-    pub plain_data: u64,
+    pub plaintext: u64,
 }
 
 const TABLE: &str = "adit_test";
@@ -26,14 +24,11 @@ impl TestMesh {
     /// nftables are not there.
     pub fn count_packets(&self, pod: Pod<'_>) -> anyhow::Result<()> {
         let [v4, v6] = self.node_side(pod)?;
-        // Data: more than the headers, by the length of the whole packet (a TCP header has at
-        // most 60 bytes, the usual one with timestamps 32).
         let rules = format!(
             "add table inet {TABLE}\n\
              flush table inet {TABLE}\n\
              add counter inet {TABLE} hbone\n\
-             add counter inet {TABLE} plain\n\
-             add counter inet {TABLE} plain_data\n\
+             add counter inet {TABLE} plaintext\n\
              add chain inet {TABLE} classify\n\
              add chain inet {TABLE} arriving {{ type filter hook prerouting priority -400; }}\n\
              add chain inet {TABLE} leaving {{ type filter hook postrouting priority 400; }}\n\
@@ -45,8 +40,7 @@ impl TestMesh {
              add rule inet {TABLE} classify ip6 daddr {v6} return\n\
              add rule inet {TABLE} classify tcp dport 15008 counter name hbone return\n\
              add rule inet {TABLE} classify tcp sport 15008 counter name hbone return\n\
-             add rule inet {TABLE} classify counter name plain\n\
-             add rule inet {TABLE} classify tcp flags psh counter name plain_data\n"
+             add rule inet {TABLE} classify counter name plaintext\n"
         );
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), rules)?;
@@ -73,8 +67,7 @@ impl TestMesh {
         };
         Ok(Packets {
             hbone: count("hbone")?,
-            plain: count("plain")?,
-            plain_data: count("plain_data")?,
+            plaintext: count("plaintext")?,
         })
     }
 
