@@ -338,6 +338,63 @@ proptest! {
     }
 }
 
+fn hostile_request() -> impl Strategy<Value = DeltaDiscoveryRequest> {
+    let name = || prop_oneof![Just("*".to_owned()), "r[0-4]", ".{0,4}"];
+    let names = move || prop::collection::vec(name(), 0..4);
+    let url = prop_oneof![
+        6 => prop::sample::select(&TYPES[..]).prop_map(str::to_owned),
+        1 => ".{0,3}"
+    ];
+    let nonce = prop_oneof![Just(String::new()), (0..20u8).prop_map(|n| n.to_string())];
+    let claims = prop::collection::btree_map("r[0-4]", ".{0,3}", 0..4);
+    let nack = prop::option::of(".{0,5}");
+    (url, names(), names(), nonce, claims, nack).prop_map(
+        |(url, subscribe, unsubscribe, nonce, claims, nack)| DeltaDiscoveryRequest {
+            type_url: url,
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            response_nonce: nonce,
+            initial_resource_versions: claims,
+            error_detail: nack.map(|message| adit_shared::proto::xds::Status {
+                message,
+                ..Default::default()
+            }),
+            ..DeltaDiscoveryRequest::default()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Whatever a client says, the server neither panics nor says more than one unanswered
+    /// thing per type, nor anything twice by itself.
+    #[test]
+    fn no_client_confuses_the_server(
+        requests in prop::collection::vec((hostile_request(), any::<bool>(), 0..5u8), 0..40)
+    ) {
+        let mut source = Source::default();
+        let mut server = ServerState::new(Arc::new(source.clone()));
+        let mut outstanding = BTreeMap::new();
+        for (request, publish, name) in requests {
+            if publish {
+                source.generation += 1;
+                let body = format!("body {}", source.generation);
+                set(&mut source, TYPES[usize::from(name) % 3], &format!("r{name}"), &body);
+                server.update(Arc::new(source.clone()));
+            }
+            if outstanding.get(&request.type_url) == Some(&request.response_nonce) {
+                outstanding.remove(&request.type_url);
+            }
+            let _ = server.request(request);
+            while let Some(response) = server.next_response() {
+                let before = outstanding.insert(response.type_url, response.nonce);
+                prop_assert_eq!(before, None);
+            }
+        }
+    }
+}
+
 fn set(source: &mut Source, url: &'static str, name: &str, body: &str) {
     let set = source.sets.entry(url).or_default();
     set.insert(name, VersionedResource::new(body.to_owned()));

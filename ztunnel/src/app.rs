@@ -192,7 +192,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     }
     let deadline = config.termination_deadline;
     info!(?deadline, "draining");
-    drain_trigger.drain(DrainMode::Graceful(deadline));
+    let until = tokio::time::Instant::now() + deadline;
+    drain_trigger.signal(DrainMode::Graceful { deadline: until });
     // A second signal does not wait.
     tokio::select! {
         () = WorkerHandle::all_stopped(&workers) => {}

@@ -167,7 +167,16 @@ impl Config {
                     "HTTP2_CONNECTION_WINDOW_SIZE",
                     defaults.connection_window,
                 )?,
-                max_frame_size: parsed("HTTP2_FRAME_SIZE", defaults.max_frame_size)?,
+                max_frame: parsed_with("HTTP2_FRAME_SIZE", defaults.max_frame, |v| {
+                    let size = v
+                        .parse()
+                        .map_err(|_| "a number of bytes is needed".to_owned())?;
+                    // RFC 9113 4.2.
+                    match size {
+                        16_384..=16_777_215 => Ok(size),
+                        _ => Err("16384 to 16777215 bytes are possible".into()),
+                    }
+                })?,
                 ..defaults
             },
             termination_deadline: termination_deadline()?,

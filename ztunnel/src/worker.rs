@@ -14,7 +14,7 @@ use std::time::Duration;
 use adit_ebpf::socket::PortRotor;
 use adit_shared::identity::CertificateCache;
 use adit_shared::model::SharedModel;
-use adit_shared::net::drain::DrainWatcher;
+use adit_shared::net::drain::{DrainMode, DrainWatcher};
 use adit_shared::policy::TrustDomains;
 use adit_shared::telemetry::Telemetry;
 use socket2::Socket;
@@ -186,7 +186,9 @@ pub struct Worker {
     /// Open connections.
     pub connections: Rc<Connections>,
     /// Tunnels to other pods.
-    pub pool: Rc<proxy::TunnelPool>,
+    pub pool: proxy::TunnelPool,
+    /// How this node's pods describe themselves to peers.
+    pub descriptions: proxy::Descriptions,
     /// Source ports for connections to apps.
     pub ports: PortRotor,
     pods: RefCell<HashMap<Arc<str>, Vec<Generation>>>,
@@ -209,6 +211,7 @@ impl Worker {
     async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>) {
         let worker = Rc::new(Self {
             connections: Rc::default(),
+            descriptions: proxy::Descriptions::default(),
             pool: proxy::new_pool(&shared.config),
             ports: PortRotor::starting_at(rand::random()),
             pods: RefCell::default(),
@@ -222,8 +225,8 @@ impl Worker {
                     Some(command) => worker.obey(command),
                     None => break,
                 },
-                mode = drain.draining() => {
-                    worker.stop(mode.deadline()).await;
+                mode = drain.signalled() => {
+                    worker.stop(mode).await;
                     break;
                 }
             }
@@ -303,8 +306,12 @@ impl Worker {
     }
 
     /// Listeners close at once; connections get the deadline.
-    async fn stop(self: &Rc<Self>, deadline: Duration) {
+    async fn stop(self: &Rc<Self>, mode: DrainMode) {
         self.pods.borrow_mut().clear();
+        let deadline = match mode {
+            DrainMode::Graceful { deadline } => deadline.saturating_duration_since(Instant::now()),
+            DrainMode::Immediate => Duration::ZERO,
+        };
         self.drained(deadline, |c| c.len() == 0).await;
         self.connections
             .for_each(|live| live.close(Closed::Shutdown));

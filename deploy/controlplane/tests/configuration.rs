@@ -9,10 +9,16 @@ use adit_shared::identity::TokenSource;
 use adit_shared::proto::enrolment::Enrolment;
 use adit_shared::proto::security::Authorization;
 use adit_shared::proto::workload::Address;
+use adit_shared::proto::xds::DeltaDiscoveryRequest;
+use adit_shared::proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
 use adit_shared::xds::client::Termination;
 use serde_json::Value;
-use support::{Mesh, Proxy, eventually};
+use support::{Mesh, PATIENCE, Proxy, eventually};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 
 fn policy(name: &str) -> Authorization {
     Authorization {
@@ -298,4 +304,62 @@ async fn a_server_of_another_root_gets_no_token() {
         })
         .await;
     assert_eq!(proxy.terminations()[0], Termination::ConnectionError);
+}
+
+/// Opens a stream by hand; what the server says about it in the end.
+async fn ended_with(mesh: &Mesh, requests: Vec<DeltaDiscoveryRequest>) -> Code {
+    let mut client = AggregatedDiscoveryServiceClient::new(mesh.endpoint().channel());
+    // The sender lives as long as this function: the stream stays open on our side.
+    let (sender, queue) = mpsc::channel(16);
+    for request in requests {
+        sender.try_send(request).expect("room");
+    }
+    let mut call = tonic::Request::new(ReceiverStream::new(queue));
+    let token = mesh.node_token("n1").authorization().expect("a token");
+    call.metadata_mut().insert("authorization", token);
+    let mut responses = client
+        .delta_aggregated_resources(call)
+        .await
+        .expect("accepted")
+        .into_inner();
+    loop {
+        match timeout(PATIENCE, responses.message()).await {
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) => return Code::Ok,
+            Ok(Err(status)) => return status.code(),
+            Err(_) => panic!("still open"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_or_acknowledges_nothing_is_dropped() {
+    let mesh = Mesh::start_with(
+        |config| {
+            config.streams.first_request = Duration::from_millis(200);
+            config.streams.acknowledgement = Duration::from_millis(200);
+        },
+        three_of_each(),
+    )
+    .await;
+    let addresses = DeltaDiscoveryRequest {
+        type_url: ADDRESS_TYPE.into(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(ended_with(&mesh, vec![]).await, Code::DeadlineExceeded);
+    assert_eq!(
+        ended_with(&mesh, vec![addresses]).await,
+        Code::DeadlineExceeded
+    );
+    let nothing = DeltaDiscoveryRequest::default();
+    assert_eq!(
+        ended_with(&mesh, vec![nothing]).await,
+        Code::InvalidArgument
+    );
+    let ends = &mesh.serving().metrics().stream_ends;
+    for reason in ["no_request", "not_acknowledged", "protocol"] {
+        eventually(reason, || ends.get(reason) == 1).await;
+    }
+    let proxy = Proxy::start(mesh.client_config("n1"));
+    proxy.ready().await;
 }

@@ -1,255 +1,279 @@
-//! The client's end of an HBONE connection.
+//! The client's side of a connection: opens streams, knows how many live, notices its end.
 
-use std::cell::Cell;
-use std::fmt;
+use std::cell::{Cell, RefCell};
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::headers::ConnectRequest;
-use super::keepalive::peer_lost;
+use super::error::{ConnectionError, OpenError, ResetReason};
+use super::headers::{Baggage, ConnectRequest, PROXY_STATUS, proxy_status_error};
+use super::keepalive::{Keepalive, Listening};
 use super::settings::Settings;
 use super::tunnel::Tunnel;
 
-/// Why a stream could not be opened.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    /// The peer answered with another status than 200.
-    #[error("the peer refused the connection with status {0}")]
-    Refused(StatusCode),
-    /// No answer by the deadline.
-    #[error("no answer to CONNECT within {0:?}")]
-    Timeout(Duration),
-    /// The connection takes no more streams, or the peer did not process this one.
-    #[error("the HBONE connection takes no more streams: {0}")]
-    NotProcessed(String),
-    /// The connection was lost, or the peer broke the protocol.
-    #[error("the HBONE connection failed: {0}")]
-    Connection(String),
-    /// The authority cannot be written into a request.
-    #[error("the request cannot be sent: {0}")]
-    Request(String),
-}
-
-impl OpenError {
-    /// The peer has not acted on the request, so that it may be sent again as it is.
-    pub fn not_processed(&self) -> bool {
-        matches!(self, Self::NotProcessed(_))
-    }
-
-    fn of(error: h2::Error) -> Self {
-        let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        if refused || (error.is_go_away() && error.is_remote()) {
-            Self::NotProcessed(error.to_string())
-        } else {
-            Self::Connection(error.to_string())
-        }
-    }
-}
-
-/// What the peer said with its 200.
-#[derive(Debug, Default)]
-pub struct ResponseInfo {
-    /// The destination workload, as the peer describes it.
-    pub baggage: Option<String>,
-}
-
-/// One HBONE connection. Clones share it; it closes when the last clone and the last stream
-/// are gone.
+/// A connection to an HBONE server. Cloning gives another handle.
+///
+/// When the last handle and the last tunnel are gone it says GOAWAY and closes.
 #[derive(Clone)]
 pub struct Connection {
     inner: Rc<Inner>,
 }
 
-/// h2 ends a connection in good order once its last handle and stream are dropped.
 struct Inner {
-    send: SendRequest<Bytes>,
-    state: Rc<State>,
+    sender: RefCell<SendRequest<Bytes>>,
+    /// The peer repeats its baggage: one parsed copy serves all streams.
+    baggage: RefCell<Option<Baggage>>,
+    shared: Rc<Shared>,
 }
 
-/// What the driver, the streams and the pool share.
-#[derive(Debug)]
-struct State {
-    streams: Cell<usize>,
-    opened: Cell<u64>,
-    closed: Cell<bool>,
+/// What the handles, the tunnels and the driver of a connection share.
+struct Shared {
+    live: Cell<usize>,
     idle_since: Cell<Instant>,
+    ended: RefCell<Option<ConnectionError>>,
+    /// Wakes whoever waits for the connection to end.
+    changed: Notify,
+    /// Woken when a place for a stream becomes free, or the connection ends.
+    freed: RefCell<Option<Rc<Notify>>>,
 }
 
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("state", &self.inner.state)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Counts a stream while it lives.
-#[derive(Debug)]
-pub(super) struct StreamLease {
-    state: Rc<State>,
-}
-
-impl StreamLease {
-    fn new(state: &Rc<State>) -> Self {
-        state.streams.set(state.streams.get() + 1);
-        state.opened.set(state.opened.get() + 1);
-        Self {
-            state: state.clone(),
+impl Shared {
+    fn wake_freed(&self) {
+        if let Some(freed) = &*self.freed.borrow() {
+            freed.notify_waiters();
         }
     }
 }
 
-impl Drop for StreamLease {
-    fn drop(&mut self) {
-        self.state.streams.set(self.state.streams.get() - 1);
-        self.state.idle_since.set(Instant::now());
-    }
+/// What the peer says when it accepts.
+#[derive(Debug, Clone, Default)]
+pub struct ResponseInfo {
+    /// The destination workload, if the peer tells.
+    pub baggage: Option<Baggage>,
 }
 
 impl Connection {
-    /// Speaks HTTP/2 over `io`, whose TLS handshake is done. The connection is driven by a
-    /// task of the current worker; `ended` is called when it is over, with the number of
-    /// streams that it has carried.
+    /// Sends the preface and starts the connection's task on this thread's `LocalSet`.
     ///
     /// # Errors
-    /// [`OpenError::Timeout`] and [`OpenError::Connection`].
-    pub async fn handshake<IO>(
-        io: IO,
-        settings: &Settings,
-        ended: impl FnOnce(u64) + 'static,
-    ) -> Result<Self, OpenError>
+    /// When the socket fails. It does not wait for the peer.
+    pub async fn handshake<IO>(io: IO, settings: &Settings) -> Result<Self, ConnectionError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(settings.connection_window)
-            .max_frame_size(settings.frame_size())
-            .max_header_list_size(settings.client_header_list)
-            .max_send_buffer_size(settings.send_buffer)
-            .enable_push(false);
-        let handshake = timeout(settings.handshake_timeout, builder.handshake(io));
-        let (send, mut connection) = handshake
-            .await
-            .map_err(|_| OpenError::Timeout(settings.handshake_timeout))?
-            .map_err(OpenError::of)?;
-        let state = Rc::new(State {
-            streams: Cell::new(0),
-            opened: Cell::new(0),
-            closed: Cell::new(false),
+        let (io, heard) = Listening::new(io);
+        let (sender, mut connection) = settings.client().handshake::<_, Bytes>(io).await?;
+        let shared = Rc::new(Shared {
+            live: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            ended: RefCell::new(None),
+            changed: Notify::new(),
+            freed: RefCell::new(None),
         });
-        let driven = state.clone();
-        let (interval, limit) = (settings.ping_interval, settings.ping_timeout);
-        let end = Ended {
-            state: driven,
-            ended: Some(ended),
-        };
+        let mut keepalive = Keepalive::new(connection.ping_pong(), heard, *settings);
+        let driver = shared.clone();
         spawn_local(async move {
-            let _end = end;
-            let Some(pings) = connection.ping_pong() else {
-                return;
-            };
-            tokio::select! {
-                // Errors reach the streams; there is nobody else to tell.
-                _ = connection => {}
-                () = peer_lost(pings, interval, limit) => {}
-            }
+            let end = poll_fn(|cx| {
+                if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
+                    return Poll::Ready(end.map_or_else(Into::into, |()| ConnectionError::Closed));
+                }
+                match keepalive.as_mut().map(|k| k.poll_dead(cx)) {
+                    Some(Poll::Ready(())) => Poll::Ready(ConnectionError::Dead),
+                    _ => Poll::Pending,
+                }
+            })
+            .await;
+            // First the reason, then the streams: dropping the connection fails them.
+            driver.ended.replace(Some(end));
+            drop(connection);
+            driver.changed.notify_waiters();
+            driver.wake_freed();
         });
         Ok(Self {
-            inner: Rc::new(Inner { send, state }),
+            inner: Rc::new(Inner {
+                sender: RefCell::new(sender),
+                baggage: RefCell::new(None),
+                shared,
+            }),
         })
     }
 
-    /// Opens a stream; returns when the peer has answered.
+    /// Opens a stream and waits until the peer has accepted it.
     ///
     /// # Errors
-    /// [`OpenError`] says whether the request may be sent again.
+    /// See [`OpenError`]; [`OpenError::retry`] says if another attempt can help. Whatever the
+    /// error, no byte of the app has been sent.
     pub async fn open(
         &self,
         request: &ConnectRequest,
-        deadline: Duration,
+        deadline: Instant,
     ) -> Result<(Tunnel, ResponseInfo), OpenError> {
-        // Counted from here, so that requests of the same moment spread.
-        let lease = StreamLease::new(&self.inner.state);
-        timeout(deadline, self.open_unbounded(request, lease))
-            .await
-            .unwrap_or(Err(OpenError::Timeout(deadline)))
+        self.open_in(self.slot(), request, deadline).await
     }
 
-    async fn open_unbounded(
+    /// A place for one more stream, whatever the limits are.
+    pub(super) fn slot(&self) -> StreamGuard {
+        let shared = self.inner.shared.clone();
+        shared.live.set(shared.live.get() + 1);
+        StreamGuard(shared)
+    }
+
+    /// A place for one more stream, if fewer than `max` are taken.
+    pub(super) fn try_slot(&self, max: usize) -> Option<StreamGuard> {
+        self.has_room(max).then(|| self.slot())
+    }
+
+    /// Whether fewer than `max` places are taken, and fewer than the peer allows.
+    pub(super) fn has_room(&self, max: usize) -> bool {
+        self.live_streams() < max.min(self.peer_max_streams())
+    }
+
+    pub(super) async fn open_in(
         &self,
+        slot: StreamGuard,
         request: &ConnectRequest,
-        lease: StreamLease,
+        deadline: Instant,
     ) -> Result<(Tunnel, ResponseInfo), OpenError> {
         let request = request
             .to_http()
-            .map_err(|e| OpenError::Request(e.to_string()))?;
-        let not_sent = |e: h2::Error| OpenError::NotProcessed(e.to_string());
-        let mut send = self.inner.send.clone().ready().await.map_err(not_sent)?;
-        let (response, stream) = send.send_request(request, false).map_err(not_sent)?;
-        let (parts, recv) = response.await.map_err(OpenError::of)?.into_parts();
-        if parts.status != StatusCode::OK {
-            return Err(OpenError::Refused(parts.status));
+            .map_err(|e| OpenError::Request(Arc::new(e)))?;
+        let (response, mut send) = {
+            let mut sender = self.inner.sender.borrow_mut();
+            // Fails if the connection has ended or the peer said GOAWAY.
+            match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Err(error)) => return Err(self.why(error)),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+            match sender.send_request(request, false) {
+                Ok(stream) => stream,
+                Err(error) => return Err(self.why(error)),
+            }
+        };
+        let response = match timeout_at(deadline, response).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(self.why(error)),
+            Err(_) => {
+                send.send_reset(ResetReason::CANCEL.to_h2());
+                return Err(OpenError::Timeout);
+            }
+        };
+        let (head, recv) = response.into_parts();
+        if head.status != StatusCode::OK {
+            send.send_reset(ResetReason::CANCEL.to_h2());
+            return Err(OpenError::Refused {
+                status: head.status,
+                detail: head.headers.get(PROXY_STATUS).and_then(proxy_status_error),
+            });
         }
-        let tunnel = Tunnel::new(stream, recv, Some(lease));
+        let mut known = self.inner.baggage.borrow_mut();
+        // It only informs: a bad one is as good as none.
+        let baggage = Baggage::from_headers(&head.headers, known.as_ref()).unwrap_or(None);
+        known.clone_from(&baggage);
         Ok((
-            tunnel,
-            ResponseInfo {
-                baggage: text(&parts.headers, "baggage"),
-            },
+            Tunnel::new(send, recv, Some(slot)),
+            ResponseInfo { baggage },
         ))
     }
 
+    /// The reason why the connection ended says more than what its streams see of it.
+    fn why(&self, error: h2::Error) -> OpenError {
+        let ended = self.inner.shared.ended.borrow();
+        match (OpenError::from(error), &*ended) {
+            (OpenError::Connection(ConnectionError::Io(_)), Some(end)) => {
+                OpenError::Connection(end.clone())
+            }
+            (error, _) => error,
+        }
+    }
+
     /// Streams that are open or being opened.
-    pub fn streams(&self) -> usize {
-        self.inner.state.streams.get()
+    pub fn live_streams(&self) -> usize {
+        self.inner.shared.live.get()
     }
 
-    /// Streams that the peer allows at the same time.
-    pub fn max_streams(&self) -> usize {
-        self.inner.send.current_max_send_streams()
+    /// Streams that the peer allows at once.
+    pub fn peer_max_streams(&self) -> usize {
+        self.inner.sender.borrow().current_max_send_streams()
     }
 
-    /// Whether `other` is this very connection.
-    pub fn is_same(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.inner, &other.inner)
+    /// Whether new streams can be opened: it has not ended and the peer has not said GOAWAY.
+    pub fn is_usable(&self) -> bool {
+        if self.inner.shared.ended.borrow().is_some() {
+            return false;
+        }
+        let mut sender = self.inner.sender.borrow_mut();
+        !matches!(
+            sender.poll_ready(&mut Context::from_waker(Waker::noop())),
+            Poll::Ready(Err(_))
+        )
     }
 
-    /// The connection is over.
-    pub fn is_closed(&self) -> bool {
-        self.inner.state.closed.get()
-    }
-
-    /// Since when there has been no stream; `None` while there is one.
+    /// Since when there is no stream; `None` if there is one.
     pub fn idle_since(&self) -> Option<Instant> {
-        (self.streams() == 0).then(|| self.inner.state.idle_since.get())
+        let shared = &self.inner.shared;
+        (shared.live.get() == 0).then(|| shared.idle_since.get())
+    }
+
+    /// Waits for the end of the connection and tells why it ended.
+    pub async fn closed(&self) -> ConnectionError {
+        self.watch().closed().await
+    }
+
+    /// Has `freed` woken whenever a place for a stream becomes free or the connection ends.
+    pub(super) fn notify_freed(&self, freed: Rc<Notify>) {
+        self.inner.shared.freed.replace(Some(freed));
+    }
+
+    /// A view that does not keep the connection open.
+    pub(super) fn watch(&self) -> ConnectionWatch {
+        ConnectionWatch(self.inner.shared.clone())
     }
 }
 
-/// Tells, however the driver ends.
-struct Ended<F: FnOnce(u64)> {
-    state: Rc<State>,
-    ended: Option<F>,
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("live", &self.live_streams())
+            .field("ended", &self.inner.shared.ended.borrow())
+            .finish()
+    }
 }
 
-impl<F: FnOnce(u64)> Drop for Ended<F> {
-    fn drop(&mut self) {
-        self.state.closed.set(true);
-        if let Some(ended) = self.ended.take() {
-            ended(self.state.opened.get());
+/// Sees a connection end without keeping it open.
+pub(super) struct ConnectionWatch(Rc<Shared>);
+
+impl ConnectionWatch {
+    pub(super) async fn closed(&self) -> ConnectionError {
+        loop {
+            let changed = self.0.changed.notified();
+            if let Some(end) = &*self.0.ended.borrow() {
+                return end.clone();
+            }
+            changed.await;
         }
     }
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(Into::into)
+/// Counts one stream of a connection, from before it is opened until it is dropped.
+pub(super) struct StreamGuard(Rc<Shared>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let live = self.0.live.get() - 1;
+        self.0.live.set(live);
+        if live == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
+        self.0.wake_freed();
+    }
 }

@@ -1,27 +1,33 @@
-//! HBONE: one TCP connection of an app as one CONNECT stream of an HTTP/2 connection over
-//! mutual TLS, client and server.
+//! HBONE: CONNECT over HTTP/2 over mutual TLS, client and server.
 //!
-//! * [`record`]: the TLS stream; [`buffer`]: the recycling buffers of a worker.
-//! * [`headers`]: what a CONNECT request says.
-//! * [`client`], [`server`]: the two ends of a connection; [`pool`]: a worker's connections
-//!   to other workloads.
-//! * [`tunnel`]: one stream: read a chunk, write a chunk, half-close, reset.
+//! One HTTP/2 stream carries one app connection. In the order in which a connection meets them:
 //!
-//! HTTP/2 framing is the h2 crate's. Nothing outside of this module names it, so that it can
-//! be replaced.
+//! * [`record`]: TLS, with buffers from [`buffer`].
+//! * [`settings`]: what both sides announce and how long they wait.
+//! * [`client`]: a connection to a peer, on which streams are opened; [`pool`] shares such
+//!   connections between app connections.
+//! * [`server`]: the other side: accepts streams and hands them to a handler.
+//! * [`headers`]: what a CONNECT request and its response say.
+//! * [`tunnel`]: the stream once it is open. This is the narrow interface behind which HTTP/2
+//!   framing lives: nothing outside of this folder names the `h2` crate.
 
 pub mod buffer;
 pub mod client;
+pub mod error;
 pub mod headers;
 mod keepalive;
 pub mod pool;
 pub mod record;
 pub mod server;
-mod settings;
+pub mod settings;
 pub mod tunnel;
 
-pub use client::{Connection, OpenError};
-pub use headers::{Authority, Baggage, ConnectRequest, Forwarded, Traceparent};
-pub use pool::{Pool, PoolOptions};
+pub use client::{Connection, ResponseInfo};
+pub use error::{ConnectionError, OpenError, ResetReason, Retry, TunnelError};
+pub use headers::{
+    Authority, Baggage, BaggageFields, ConnectRequest, Forwarded, HeaderError, Traceparent,
+};
+pub use pool::{CheckoutError, Pool, PoolSettings};
+pub use server::{Incoming, Responder, serve};
 pub use settings::Settings;
-pub use tunnel::{ResetReason, Tunnel, TunnelError, TunnelReader, TunnelWriter};
+pub use tunnel::Tunnel;

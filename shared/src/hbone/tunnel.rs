@@ -1,123 +1,58 @@
-//! One stream of an HBONE connection, which carries one connection of an app.
+//! An open tunnel: the narrow interface behind which HTTP/2 framing lives.
 //!
-//! The interface is narrow on purpose: read a chunk, write a chunk, half-close, reset.
-//! A chunk that was read keeps its part of the flow-control window until it is released, so
-//! that a slow app slows its own peer and nobody else.
+//! Bytes come and go as [`Bytes`], without a copy. Flow control is explicit on both sides: what
+//! was read is released when it has been consumed, and capacity is asked for before writing, so
+//! that a slow app on one side slows the app on the other side and nothing piles up in between.
+//!
+//! END_STREAM is FIN; RST_STREAM is RST and stays one. Dropping a tunnel that neither side has
+//! finished resets it.
 
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
-use std::future::poll_fn;
+use bytes::{Buf as _, Bytes};
+use h2::{RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::client::StreamLease;
+use super::client::StreamGuard;
+use super::error::{ResetReason, TunnelError};
 
-/// Why a stream was reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResetReason {
-    /// Nothing was wrong; the stream is not needed (NO_ERROR).
-    Graceful,
-    /// Not wanted any more (CANCEL).
-    Cancel,
-    /// The TCP connection behind it was reset or failed (CONNECT_ERROR, RFC 9113 8.5).
-    ConnectionReset,
-    /// The server did not process it (REFUSED_STREAM).
-    Refused,
-    /// Anything else, by number (RFC 9113 7).
-    Other(u32),
-}
-
-impl From<Reason> for ResetReason {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::NO_ERROR => Self::Graceful,
-            Reason::CANCEL => Self::Cancel,
-            Reason::CONNECT_ERROR => Self::ConnectionReset,
-            Reason::REFUSED_STREAM => Self::Refused,
-            other => Self::Other(other.into()),
-        }
-    }
-}
-
-impl From<ResetReason> for Reason {
-    fn from(reason: ResetReason) -> Self {
-        match reason {
-            ResetReason::Graceful => Self::NO_ERROR,
-            ResetReason::Cancel => Self::CANCEL,
-            ResetReason::ConnectionReset => Self::CONNECT_ERROR,
-            ResetReason::Refused => Self::REFUSED_STREAM,
-            ResetReason::Other(code) => code.into(),
-        }
-    }
-}
-
-/// How a stream failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TunnelError {
-    /// The peer reset the stream.
-    #[error("the peer reset the stream ({0:?})")]
-    Reset(ResetReason),
-    /// The connection below it is gone.
-    #[error("the HBONE connection was lost: {0}")]
-    Connection(String),
-}
-
-impl From<h2::Error> for TunnelError {
-    fn from(error: h2::Error) -> Self {
-        match error.reason() {
-            Some(reason) if error.is_reset() => Self::Reset(reason.into()),
-            _ => Self::Connection(error.to_string()),
-        }
-    }
-}
-
-/// Both directions of a stream.
-#[derive(Debug)]
+/// One app connection's stream through an HBONE connection.
 pub struct Tunnel {
-    reader: TunnelReader,
-    writer: TunnelWriter,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    /// Counts the stream on its client connection.
+    _guard: Option<StreamGuard>,
 }
+
+/// One is held per app connection.
+const _: () = assert!(size_of::<Tunnel>() <= 80);
 
 impl Tunnel {
     pub(super) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
-        lease: Option<StreamLease>,
+        guard: Option<StreamGuard>,
     ) -> Self {
         Self {
-            reader: TunnelReader { recv },
-            writer: TunnelWriter {
-                send,
-                _lease: lease,
-            },
+            send,
+            recv,
+            _guard: guard,
         }
     }
 
-    /// The two directions apart.
-    pub fn split(self) -> (TunnelReader, TunnelWriter) {
-        (self.reader, self.writer)
-    }
-}
-
-/// What the peer sends.
-#[derive(Debug)]
-pub struct TunnelReader {
-    recv: RecvStream,
-}
-
-impl TunnelReader {
-    /// The next chunk; `None` at the peer's half-close. Chunks are never empty.
+    /// The next bytes from the peer, never empty; `None` when it has finished. What it returns
+    /// counts against the peer's window until it is [released](Self::release).
     ///
     /// # Errors
-    /// [`TunnelError`]; nothing more can be read.
+    /// When the peer resets the stream or the connection ends.
     pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, TunnelError> {
         poll_fn(|cx| self.poll_read_chunk(cx)).await
     }
 
-    /// [`Self::read_chunk`] as a poll function.
-    ///
-    /// # Errors
-    /// [`TunnelError`]; nothing more can be read.
+    /// Poll form of [`Self::read_chunk`].
     pub fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,
@@ -126,109 +61,171 @@ impl TunnelReader {
             return Poll::Ready(match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(chunk)) if chunk.is_empty() => continue,
                 Some(Ok(chunk)) => Ok(Some(chunk)),
-                Some(Err(error)) => match TunnelError::from(error) {
-                    // A peer that has no more to say and no interest in more.
-                    TunnelError::Reset(ResetReason::Graceful) => Ok(None),
-                    error => Err(error),
-                },
                 None => Ok(None),
+                // The peer has sent all and wants no more (RFC 9113 8.1).
+                Some(Err(e)) if e.is_reset() && e.reason() == Some(h2::Reason::NO_ERROR) => {
+                    Ok(None)
+                }
+                Some(Err(e)) => Err(e.into()),
             });
         }
     }
 
-    /// Gives `bytes` of window back to the peer, once they have been consumed.
-    pub fn release(&mut self, bytes: usize) {
-        // Fails only for more than was received, or on a stream that is over.
-        let _ = self.recv.flow_control().release_capacity(bytes);
+    /// Gives `n` bytes of window back to the peer: they have been consumed.
+    pub fn release(&mut self, n: usize) {
+        // It fails for more bytes than were received, which is harmless here: it gives nothing.
+        let _ = self.recv.flow_control().release_capacity(n);
     }
-}
 
-/// What is sent to the peer. Dropping it before [`Self::finish`] resets the stream.
-#[derive(Debug)]
-pub struct TunnelWriter {
-    send: SendStream<Bytes>,
-    /// Counts the stream on its connection while it lives.
-    _lease: Option<StreamLease>,
-}
-
-impl TunnelWriter {
-    /// Waits until the peer and our own buffers take something, asks for up to `wanted`
-    /// bytes and says how many will be taken without waiting: at least 1.
+    /// Writes all of `chunk`, in as few DATA frames as the windows allow.
     ///
     /// # Errors
-    /// [`TunnelError`]; nothing more can be written.
-    pub async fn capacity(&mut self, wanted: usize) -> Result<usize, TunnelError> {
-        poll_fn(|cx| self.poll_capacity(cx, wanted)).await
-    }
-
-    fn poll_capacity(
-        &mut self,
-        cx: &mut Context<'_>,
-        wanted: usize,
-    ) -> Poll<Result<usize, TunnelError>> {
-        self.send.reserve_capacity(wanted);
-        loop {
-            let capacity = self.send.capacity();
-            if capacity > 0 {
-                return Poll::Ready(Ok(capacity.min(wanted)));
-            }
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                None => {
-                    let reason = match ready!(self.send.poll_reset(cx)) {
-                        Ok(reason) => TunnelError::Reset(reason.into()),
-                        Err(error) => error.into(),
-                    };
-                    return Poll::Ready(Err(reason));
-                }
-            }
-        }
-    }
-
-    /// Gives up what [`Self::capacity`] reserved and was not used.
-    pub fn release_capacity(&mut self) {
-        self.send.reserve_capacity(0);
-    }
-
-    /// Sends a chunk; of any size, though one within [`Self::capacity`] is not held up.
-    ///
-    /// # Errors
-    /// [`TunnelError`]; nothing more can be written.
-    pub fn send_chunk(&mut self, chunk: Bytes) -> Result<(), TunnelError> {
-        Ok(self.send.send_data(chunk, false)?)
-    }
-
-    /// Sends a chunk in pieces as the peer takes them.
-    ///
-    /// # Errors
-    /// [`TunnelError`]; nothing more can be written.
+    /// When the stream is finished or reset, or the connection ends.
     pub async fn write_chunk(&mut self, mut chunk: Bytes) -> Result<(), TunnelError> {
         while !chunk.is_empty() {
-            let capacity = self.capacity(chunk.len()).await?;
-            self.send_chunk(chunk.split_to(capacity.min(chunk.len())))?;
+            let n = poll_fn(|cx| self.poll_capacity(cx, chunk.len())).await?;
+            self.send(chunk.split_to(n.min(chunk.len())))?;
         }
         Ok(())
     }
 
-    /// Half-close: the peer reads an orderly end after what was sent.
+    /// Reserves capacity for up to `want` bytes, and is ready with how many may be sent now (at
+    /// least one). The reservation takes window from the other streams of the connection: send
+    /// soon, or [give it back](Self::unreserve).
     ///
     /// # Errors
-    /// [`TunnelError`] when the stream is over already.
+    /// When the stream is finished or reset, or the connection ends.
+    pub fn poll_capacity(
+        &mut self,
+        cx: &mut Context<'_>,
+        want: usize,
+    ) -> Poll<Result<usize, TunnelError>> {
+        self.send.reserve_capacity(want);
+        match self.send.poll_capacity(cx) {
+            Poll::Ready(Some(Ok(n))) if n > 0 => Poll::Ready(Ok(n)),
+            Poll::Ready(Some(Err(e))) => Poll::Ready(Err(e.into())),
+            Poll::Ready(None) => Poll::Ready(Err(self.write_error(cx))),
+            // It tells of changes only: what was assigned before has to be asked for.
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => match self.send.capacity() {
+                0 => Poll::Pending,
+                n => Poll::Ready(Ok(n)),
+            },
+        }
+    }
+
+    /// Gives reserved capacity back to the other streams.
+    pub fn unreserve(&mut self) {
+        self.send.reserve_capacity(0);
+    }
+
+    /// Queues bytes for which [`Self::poll_capacity`] gave the capacity.
+    ///
+    /// # Errors
+    /// When the stream is finished or reset, or the connection ends.
+    pub fn send(&mut self, chunk: Bytes) -> Result<(), TunnelError> {
+        self.send
+            .send_data(chunk, false)
+            .map_err(|_| self.write_error(&mut Context::from_waker(std::task::Waker::noop())))
+    }
+
+    /// Half-closes: after what was written the peer reads the end. Reading goes on.
+    ///
+    /// # Errors
+    /// When the stream is finished or reset already, or the connection has ended.
     pub fn finish(&mut self) -> Result<(), TunnelError> {
-        Ok(self.send.send_data(Bytes::new(), true)?)
+        self.send
+            .send_data(Bytes::new(), true)
+            .map_err(|_| self.write_error(&mut Context::from_waker(std::task::Waker::noop())))
     }
 
-    /// Ends both directions; what was not sent yet is dropped.
+    /// Resets the stream in both directions; what was written and not sent yet is dropped.
     pub fn reset(&mut self, reason: ResetReason) {
-        self.send.send_reset(reason.into());
+        self.send.send_reset(reason.to_h2());
     }
 
-    /// Completes when the peer resets the stream.
-    ///
-    /// # Errors
-    /// [`TunnelError::Connection`] when the connection is lost.
-    pub async fn reset_by_peer(&mut self) -> Result<ResetReason, TunnelError> {
-        Ok(poll_fn(|cx| self.send.poll_reset(cx)).await?.into())
+    /// Ready when the peer resets the stream or the connection ends; for times in which nothing
+    /// is read or written.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
+        Poll::Ready(match ready!(self.send.poll_reset(cx)) {
+            Ok(reason) => TunnelError::Reset(reason.into()),
+            Err(error) => error.into(),
+        })
+    }
+
+    /// Why nothing can be written.
+    fn write_error(&mut self, cx: &mut Context<'_>) -> TunnelError {
+        match self.poll_reset(cx) {
+            Poll::Ready(error) => error,
+            Poll::Pending => TunnelError::Finished,
+        }
+    }
+
+    /// The tunnel as a byte stream, for protocols that run inside of it.
+    pub fn into_io(self) -> TunnelIo {
+        TunnelIo {
+            tunnel: self,
+            unread: Bytes::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("stream", &self.send.stream_id())
+            .finish()
+    }
+}
+
+/// A [`Tunnel`] as a byte stream. Costs a copy each way; the copy loop does not use it.
+#[derive(Debug)]
+pub struct TunnelIo {
+    tunnel: Tunnel,
+    unread: Bytes,
+}
+
+impl AsyncRead for TunnelIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            match ready!(self.tunnel.poll_read_chunk(cx))? {
+                Some(chunk) => self.unread = chunk,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let n = self.unread.len().min(buf.remaining());
+        buf.put_slice(&self.unread[..n]);
+        self.unread.advance(n);
+        self.tunnel.release(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let n = ready!(self.tunnel.poll_capacity(cx, buf.len()))?.min(buf.len());
+        self.tunnel.send(Bytes::copy_from_slice(&buf[..n]))?;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self.tunnel.finish() {
+            Ok(()) | Err(TunnelError::Finished) => Ok(()),
+            Err(error) => Err(error.into()),
+        })
     }
 }

@@ -1,88 +1,100 @@
-//! Draining: one side says that it is time to end, many listen, on any thread.
+//! Draining: one signal from whoever shuts something down to everything that has to end, and
+//! one wait for all of it to have ended. Works across threads.
 
-use std::time::Duration;
+use std::task::Poll;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 /// How to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainMode {
-    /// New work is refused; what is open has so long.
-    Graceful(Duration),
-    /// Everything ends now.
+    /// Take nothing new, tell peers, let what is there go on until the deadline.
+    Graceful {
+        /// When to stop waiting.
+        deadline: Instant,
+    },
+    /// End now: there is nothing to wait for (the pod is gone).
     Immediate,
 }
 
-impl DrainMode {
-    /// How long open work may go on.
-    pub fn deadline(self) -> Duration {
-        match self {
-            Self::Graceful(deadline) => deadline,
-            Self::Immediate => Duration::ZERO,
-        }
-    }
-}
-
-/// Says when to drain.
+/// Starts a drain. Dropping it without starting one drains immediately: whatever it stood for
+/// is gone.
 #[derive(Debug)]
-pub struct DrainTrigger {
-    sender: watch::Sender<Option<DrainMode>>,
-}
+pub struct DrainTrigger(watch::Sender<Option<DrainMode>>);
 
-/// Hears it.
+/// Sees a drain start. What has to end holds one until it has ended.
 #[derive(Debug, Clone)]
-pub struct DrainWatcher {
-    receiver: watch::Receiver<Option<DrainMode>>,
-}
+pub struct DrainWatcher(watch::Receiver<Option<DrainMode>>);
 
-/// The two ends.
+/// A trigger and its first watcher; more are made by cloning.
 pub fn channel() -> (DrainTrigger, DrainWatcher) {
     let (sender, receiver) = watch::channel(None);
-    (DrainTrigger { sender }, DrainWatcher { receiver })
+    (DrainTrigger(sender), DrainWatcher(receiver))
 }
 
 impl DrainTrigger {
-    /// Begins to drain, or hurries a drain that has begun.
-    pub fn drain(&self, mode: DrainMode) {
-        self.sender.send_replace(Some(mode));
+    /// Signals, without waiting. May be called again with a stricter mode: an immediate drain
+    /// stays one.
+    pub fn signal(&self, mode: DrainMode) {
+        self.0.send_if_modified(|current| {
+            let changed = *current != Some(DrainMode::Immediate) && *current != Some(mode);
+            if changed {
+                *current = Some(mode);
+            }
+            changed
+        });
+    }
+
+    /// Waits until all watchers are gone.
+    pub async fn completed(&self) {
+        self.0.closed().await;
+    }
+
+    /// Signals, waits for all watchers to go, and at the deadline of a graceful drain makes it
+    /// an immediate one. `grace` is what an immediate drain may take.
+    ///
+    /// Returns whether all watchers are gone.
+    pub async fn drain(&self, mode: DrainMode, grace: std::time::Duration) -> bool {
+        self.signal(mode);
+        if let DrainMode::Graceful { deadline } = mode {
+            if timeout_at(deadline, self.completed()).await.is_ok() {
+                return true;
+            }
+            self.signal(DrainMode::Immediate);
+        }
+        tokio::time::timeout(grace, self.completed()).await.is_ok()
+    }
+
+    /// Another watcher.
+    pub fn watcher(&self) -> DrainWatcher {
+        DrainWatcher(self.0.subscribe())
     }
 }
 
 impl DrainWatcher {
-    /// Completes when draining has begun. A trigger that was dropped means at once.
-    pub async fn draining(&mut self) -> DrainMode {
-        match self.receiver.wait_for(Option::is_some).await {
-            Ok(mode) => mode.unwrap_or(DrainMode::Immediate),
-            Err(_) => DrainMode::Immediate,
+    /// The mode, if a drain was signalled.
+    pub fn mode(&self) -> Option<DrainMode> {
+        let mode = *self.0.borrow();
+        mode.or_else(|| {
+            self.0
+                .has_changed()
+                .is_err()
+                .then_some(DrainMode::Immediate)
+        })
+    }
+
+    /// Waits for the signal; at once if it was there before.
+    pub async fn signalled(&mut self) -> DrainMode {
+        // An error means that the trigger is gone.
+        let mode = self.0.wait_for(Option::is_some).await.map(|mode| *mode);
+        mode.ok().flatten().unwrap_or(DrainMode::Immediate)
+    }
+
+    /// Waits until the mode is another one than was last seen; for ever if the trigger is gone.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::poll_fn(|_| Poll::<()>::Pending).await;
         }
-    }
-
-    /// Whether draining has begun.
-    pub fn is_draining(&self) -> bool {
-        self.receiver.borrow().is_some()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn all_watchers_hear_and_late_ones_too() {
-        let (trigger, watcher) = channel();
-        let mut early = watcher.clone();
-        assert!(!watcher.is_draining());
-        let mode = DrainMode::Graceful(Duration::from_secs(3));
-        let waiting = tokio::spawn(async move { early.draining().await });
-        trigger.drain(mode);
-        assert_eq!(waiting.await.expect("joined"), mode);
-        assert_eq!(watcher.clone().draining().await, mode);
-    }
-
-    #[tokio::test]
-    async fn a_trigger_that_is_gone_means_now() {
-        let (trigger, mut watcher) = channel();
-        drop(trigger);
-        assert_eq!(watcher.draining().await, DrainMode::Immediate);
     }
 }

@@ -1,6 +1,7 @@
-//! Sockets: the accept loop, the copy loop, draining.
+//! Sockets: options, network namespaces, the copy loop, accepting, draining.
 
 pub mod accept;
 pub mod copy;
 pub mod drain;
-mod splice;
+pub mod netns;
+pub mod socket;

@@ -1,25 +1,27 @@
 //! HBONE to a pod: mutual TLS, CONNECT, authority, policy, app; in this order, and each of
 //! them before anything of the next.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_shared::hbone::record::TlsStream;
-use adit_shared::hbone::server::{self, Incoming, ServeError};
+use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
+use adit_shared::hbone::{BaggageFields, ConnectionError};
 use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::model::inbound::{self, AuthorityError};
 use adit_shared::telemetry::{
     ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
 };
-use http::{Method, StatusCode};
+use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::upstream::connect_app;
-use super::{Failed, Peer, accept_loop, authorize, canonical, carry, reject, workload_of};
+use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
 use crate::connections::{Flow, PolicyInput};
 use crate::pod::Pod;
 use crate::worker::Worker;
@@ -29,7 +31,7 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves the pod's HBONE listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_loop(worker, pod, listener, "inbound HBONE", serve).await;
+    accept_each(worker, pod, listener, "inbound HBONE", serve).await;
 }
 
 /// One HBONE connection.
@@ -61,36 +63,45 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
         reporter: Reporter::Destination,
     });
 
-    let streams = Rc::new(std::cell::Cell::new(0));
-    let mut drain = worker.shared.drain.clone();
-    let draining = async move {
-        drain.draining().await;
-    };
     let caller = Caller {
         identity,
         peer,
         local: local.ip(),
     };
-    let (count, owner) = (streams.clone(), worker.clone());
-    let handler = move |incoming: Incoming| {
+    let owner = worker.clone();
+    let streams = Rc::new(Cell::new(0));
+    let count = streams.clone();
+    let of = caller.clone();
+    let handler = async move |incoming: Incoming| {
         count.set(count.get() + 1);
-        connect(owner.clone(), pod.clone(), caller.clone(), incoming)
+        connect(owner.clone(), pod.clone(), of.clone(), incoming).await;
     };
-    let served = server::serve(tls, &worker.shared.config.http2, draining, handler).await;
+    let malformed = |what: Malformed| {
+        let reason = match what {
+            Malformed::Method(_) => Rejection::Method,
+            Malformed::Header(_) => Rejection::Authority,
+        };
+        warn!(%peer, identity = %caller.identity, "malformed request: {what}");
+        telemetry.emit(&Event::InboundRejected { peer, reason });
+    };
+    let drain = worker.shared.drain.clone();
+    let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
+    let carried = streams.get();
     telemetry.emit(&Event::TunnelClosed {
         reporter: Reporter::Destination,
-        streams: streams.get(),
+        streams: carried,
     });
     match served {
-        Ok(()) => {}
-        Err(ServeError::HandshakeTimeout(_)) => {
+        Ok(_) => {}
+        Err(error @ ConnectionError::PrefaceTimeout) => {
+            warn!(%peer, identity = %caller.identity, "inbound HBONE: {error}");
             telemetry.emit(&Event::InboundRejected {
                 peer,
                 reason: Rejection::Timeout,
             });
         }
-        Err(error @ ServeError::Protocol(_)) => {
-            warn!(%peer, "inbound HBONE: {error}");
+        Err(error @ ConnectionError::Protocol(_)) => {
+            warn!(%peer, identity = %caller.identity, "inbound HBONE: {error}");
             telemetry.emit(&Event::InboundRejected {
                 peer,
                 reason: Rejection::Protocol,
@@ -147,20 +158,15 @@ async fn handshake(
 async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: Incoming) {
     let started = Instant::now();
     let telemetry = &worker.shared.telemetry;
+    let authority = incoming.request.authority.to_string();
     let refuse = |incoming: Incoming, status: StatusCode, reason: Rejection| {
         warn!(peer = %caller.peer, identity = %caller.identity, reason = reason.as_str(),
-            authority = incoming.authority.as_deref().unwrap_or_default(), "CONNECT refused");
+            authority = %incoming.request.authority, "CONNECT refused");
         telemetry.emit(&Event::InboundRejected {
             peer: caller.peer,
             reason,
         });
-        incoming.respond.refuse(status);
-    };
-    if incoming.method != Method::CONNECT {
-        return refuse(incoming, StatusCode::BAD_REQUEST, Rejection::Method);
-    }
-    let Some(authority) = incoming.authority.clone() else {
-        return refuse(incoming, StatusCode::BAD_REQUEST, Rejection::Authority);
+        incoming.respond.refuse(status, "http_request_denied");
     };
     let Some(workload) = workload_of(&worker, &pod).await else {
         let info = ConnectionInfo::new(
@@ -170,7 +176,9 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         );
         let error = "this workload is not known yet";
         telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-        return incoming.respond.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return incoming
+            .respond
+            .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
     };
     let snapshot = worker.shared.model.load_full();
     let target = match inbound::target(&snapshot, &workload, caller.local, &authority) {
@@ -191,10 +199,10 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
     }
 
     // The client's own port where its proxy tells it; the address is the connection's.
-    let forwarded = incoming.headers.forwarded.as_ref();
+    let forwarded = incoming.request.forwarded.as_ref();
     let client_port = forwarded
-        .filter(|f| f.client.ip().to_canonical() == caller.peer.ip())
-        .map_or(caller.peer.port(), |f| f.client.port());
+        .filter(|f| f.source.ip().to_canonical() == caller.peer.ip())
+        .map_or(caller.peer.port(), |f| f.source.port());
     let client = SocketAddr::new(caller.peer.ip(), client_port);
     let mut info =
         ConnectionInfo::new(Reporter::Destination, client, destination).with_destination(&workload);
@@ -203,9 +211,11 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         Some(source) if source.identity == caller.identity => info = info.with_source(source),
         _ => info.labels.source = labels_of_peer(&caller, &incoming),
     }
-    let named = forwarded.and_then(|f| f.host.as_deref());
+    let named = forwarded
+        .and_then(|f| f.host.as_ref())
+        .map(ToString::to_string);
     let service = target.service.clone().or_else(|| {
-        let entry = snapshot.service_by_hostname(named?, &workload.namespace)?;
+        let entry = snapshot.service_by_hostname(named.as_deref()?, &workload.namespace)?;
         entry
             .has_endpoint(&workload.uid)
             .then(|| entry.service().clone())
@@ -226,7 +236,9 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
     };
     if let Err(denied) = authorize(&worker, Some(&workload), &input) {
         telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
-        return incoming.respond.refuse(StatusCode::UNAUTHORIZED);
+        return incoming
+            .respond
+            .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
     }
     match connect_app(&pod, &worker.ports, client, upstream).await {
         Ok(app) => {
@@ -244,7 +256,9 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         Err(error) => {
             let error = format!("connect to the app at {upstream}: {error}");
             telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-            incoming.respond.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            incoming
+                .respond
+                .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
         }
     }
 }
@@ -252,15 +266,16 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
 /// A caller that discovery does not know, as its own proxy describes it; the namespace is
 /// that of its certificate.
 fn labels_of_peer(caller: &Caller, incoming: &Incoming) -> WorkloadLabels {
-    let baggage = incoming.headers.baggage.clone().unwrap_or_default();
+    let unknown = BaggageFields::default();
+    let baggage = incoming.request.baggage.as_deref().unwrap_or(&unknown);
     WorkloadLabels {
-        workload: baggage.workload.into(),
+        workload: baggage.workload_name.clone(),
         namespace: caller.identity.namespace().into(),
-        canonical_service: baggage.service.into(),
-        canonical_revision: baggage.version.into(),
-        cluster: baggage.cluster.into(),
-        region: baggage.region.into(),
-        zone: baggage.zone.into(),
+        canonical_service: baggage.service_name.clone(),
+        canonical_revision: baggage.service_version.clone(),
+        cluster: baggage.cluster.clone(),
+        region: baggage.region.clone(),
+        zone: baggage.zone.clone(),
         principal: None,
     }
 }

@@ -7,20 +7,23 @@ pub mod plaintext;
 pub mod recheck;
 mod upstream;
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use adit_shared::hbone::{Pool, PoolOptions, Tunnel};
+use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
 use adit_shared::model::{Workload, WorkloadUid};
-use adit_shared::net::accept;
-use adit_shared::net::copy::{self, CopyOptions, Meter};
+use adit_shared::net::accept::{AcceptCounts, AcceptLimits, accept_loop};
+use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
+use adit_shared::net::socket::reset_on_close;
 use adit_shared::policy::{Connection, DryRunOutcome, Verdict};
 use adit_shared::telemetry::{Event, OpenConnection, Rejection, ResponseFlag};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -49,12 +52,45 @@ pub struct TunnelKey {
 pub type TunnelPool = Pool<TunnelKey, Failed>;
 
 /// A pool as the configuration wants it.
-pub fn new_pool(config: &Config) -> Rc<TunnelPool> {
-    Pool::new(PoolOptions {
+pub fn new_pool(config: &Config) -> TunnelPool {
+    Pool::new(PoolSettings {
         max_streams: config.pool_max_streams,
         unused_release: config.pool_unused_release,
-        ..PoolOptions::default()
+        ..PoolSettings::default()
     })
+}
+
+/// What each pod's workload says of itself in `baggage`, rendered once for each version of
+/// the workload.
+#[derive(Default)]
+pub struct Descriptions(RefCell<HashMap<Arc<str>, (Arc<Workload>, Baggage)>>);
+
+impl Descriptions {
+    fn of(&self, workload: &Arc<Workload>) -> Baggage {
+        let mut known = self.0.borrow_mut();
+        if let Some((version, baggage)) = known.get(&workload.uid)
+            && Arc::ptr_eq(version, workload)
+        {
+            return baggage.clone();
+        }
+        let baggage = Baggage::new(BaggageFields {
+            cluster: workload.cluster_id.clone(),
+            namespace: workload.namespace.clone(),
+            workload_type: workload.workload_type,
+            workload_name: workload.workload_name.clone(),
+            service_name: workload.canonical_name.clone(),
+            service_version: workload.canonical_revision.clone(),
+            region: workload.locality.region.clone(),
+            zone: workload.locality.zone.clone(),
+        });
+        known.insert(workload.uid.clone(), (workload.clone(), baggage.clone()));
+        baggage
+    }
+
+    /// Forgets the pod whose workload has this uid.
+    pub fn forget(&self, workload: &str) {
+        self.0.borrow_mut().remove(workload);
+    }
 }
 
 /// Why a connection could not be opened: for metrics and for people.
@@ -78,7 +114,7 @@ impl Failed {
 
 /// Serves `listener` until the task is dropped or the listener is unusable: one task per
 /// connection, no more than the configured number at the same time.
-async fn accept_loop<F>(
+async fn accept_each<F>(
     worker: Rc<Worker>,
     pod: Arc<Pod>,
     listener: TcpListener,
@@ -87,21 +123,18 @@ async fn accept_loop<F>(
 ) where
     F: Future<Output = ()> + 'static,
 {
-    let room = Arc::new(Semaphore::new(worker.shared.config.max_connections));
-    loop {
-        // Closed only by us, never: then there is room for ever.
-        let permit = room.clone().acquire_owned().await.ok();
-        let exhausted = |error: &std::io::Error| {
+    let limits = AcceptLimits {
+        max_connections: worker.shared.config.max_connections,
+        ..AcceptLimits::default()
+    };
+    let counts = Arc::new(AcceptCounts::default());
+    let reported = Cell::new(0);
+    let accepting = accept_loop(listener, limits, counts.clone(), |stream, peer, permit| {
+        // What went wrong before this connection could be accepted.
+        let exhausted = counts.exhausted.load(Ordering::Relaxed);
+        for _ in reported.replace(exhausted)..exhausted {
             worker.shared.telemetry.emit(&Event::AcceptFailed);
-            warn!(listener = name, pod = %pod.spec.name, "accept: {error}");
-        };
-        let (stream, peer) = match accept::accept(&listener, exhausted).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(listener = name, pod = %pod.spec.name, "listener is unusable: {error}");
-                return;
-            }
-        };
+        }
         // A socket that is gone already fails at its first read.
         let _ = stream.set_nodelay(true);
         let serving = serve(worker.clone(), pod.clone(), stream, canonical(peer));
@@ -109,6 +142,9 @@ async fn accept_loop<F>(
             serving.await;
             drop(permit);
         });
+    });
+    if let Err(error) = accepting.await {
+        warn!(listener = name, pod = %pod.spec.name, "listener is unusable: {error}");
     }
 }
 
@@ -185,65 +221,59 @@ struct Counted<'a> {
     app_is_client: bool,
 }
 
-impl Meter for Counted<'_> {
-    fn from_app(&self, bytes: u64) {
+impl Traffic for Counted<'_> {
+    fn sent(&self, bytes: usize) {
         if self.app_is_client {
-            self.open.count_request(bytes);
+            self.open.count_request(bytes as u64);
         } else {
-            self.open.count_response(bytes);
+            self.open.count_response(bytes as u64);
         }
     }
 
-    fn to_app(&self, bytes: u64) {
+    fn received(&self, bytes: usize) {
         if self.app_is_client {
-            self.open.count_response(bytes);
+            self.open.count_response(bytes as u64);
         } else {
-            self.open.count_request(bytes);
+            self.open.count_request(bytes as u64);
         }
     }
 }
 
 /// Carries a connection to its end, entered in the worker's table meanwhile, and records how
-/// it ended. When the table says so, it is reset before its end.
+/// it ended. When the table says so, it is dropped before its end, which resets both sides.
 async fn carry(worker: &Worker, entry: Entry, app: TcpStream, peer: Peer, open: OpenConnection) {
     let app_is_client = matches!(entry.flow(), Flow::Outbound { .. });
-    let options = CopyOptions {
+    let settings = CopySettings {
         idle: worker.shared.config.idle_timeout,
-        ..CopyOptions::default()
+        ..CopySettings::default()
     };
-    let meter = Counted {
+    let counted = Counted {
         open: &open,
         app_is_client,
     };
     let copying = async {
         match peer {
-            Peer::Tunnel(tunnel) => copy::app_to_tunnel(&app, tunnel, &meter, options).await,
-            Peer::Tcp(peer) => copy::app_to_tcp(&app, &peer, &meter, options).await,
+            Peer::Tunnel(tunnel) => through_tunnel(app, tunnel, counted, settings).await.end,
+            Peer::Tcp(peer) => through_socket(app, peer, counted, settings).await.end,
         }
     };
     let ended = tokio::select! {
         biased;
         why = entry.closed() => Err(why),
-        ended = copying => Ok(ended),
+        end = copying => Ok(end),
     };
     match ended {
-        Ok(Ok(())) => open.close(),
-        Ok(Err(error)) => open.fail(ResponseFlag::None, &error),
-        Err(why) => {
-            // The tunnel, or the other socket, was dropped before its end: its peer reads that.
-            copy::abort(&app);
-            let flag = match why {
-                Closed::Denied => ResponseFlag::Denied,
-                Closed::PodGone | Closed::Shutdown => ResponseFlag::None,
-            };
-            open.fail(flag, &why);
-        }
+        Ok(CopyEnd::Finished) => open.close(),
+        Ok(end) => open.fail(ResponseFlag::None, &end),
+        Err(why @ Closed::Denied) => open.fail(ResponseFlag::Denied, &why),
+        Err(why) => open.fail(ResponseFlag::None, &why),
     }
 }
 
 /// A connection that makes no sense: reset it, count it, say who it was.
 fn reject(worker: &Worker, stream: &TcpStream, peer: SocketAddr, reason: Rejection) {
-    copy::abort(stream);
+    reset_on_close(stream);
+    warn!(%peer, reason = reason.as_str(), "connection rejected");
     worker
         .shared
         .telemetry

@@ -6,35 +6,36 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_shared::hbone::pool::CheckoutError;
 use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::{
-    Authority, Baggage, ConnectRequest, Connection, Forwarded, OpenError, Traceparent, Tunnel,
+    CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Retry, Traceparent, Tunnel,
 };
 use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::model::route::{self, ExpectedIdentities, Hbone, Outbound};
 use adit_shared::model::{Service, Workload, WorkloadUid};
-use adit_shared::net::copy;
+use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, ResponseFlag};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::upstream::connect_out;
-use super::{Failed, Peer, TunnelKey, accept_loop, canonical, carry, reject, workload_of};
+use super::{Failed, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of};
 use crate::connections::Flow;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
 const ENDPOINT_ATTEMPTS: usize = 3;
+/// How long it may take until the peer has answered a CONNECT: its own connect has 10 s.
+const OPEN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a TLS handshake may take, and the wait for a certificate before it.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves the pod's outbound listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_loop(worker, pod, listener, "outbound", serve).await;
+    accept_each(worker, pod, listener, "outbound", serve).await;
 }
 
 async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
@@ -48,7 +49,7 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: Socket
     }
     let telemetry = &worker.shared.telemetry;
     let Some(source) = workload_of(&worker, &pod).await else {
-        copy::abort(&app);
+        reset_on_close(&app);
         let info = ConnectionInfo::new(Reporter::Source, client, original);
         let error = "this workload is not known yet";
         return telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
@@ -70,7 +71,7 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: Socket
             carry(&worker, entry, app, peer, open).await;
         }
         Err((failed, info)) => {
-            copy::abort(&app);
+            reset_on_close(&app);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
         }
     }
@@ -87,7 +88,7 @@ struct Connected {
 async fn connect(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    source: &Workload,
+    source: &Arc<Workload>,
     client: SocketAddr,
     original: SocketAddr,
 ) -> Result<Connected, (Failed, ConnectionInfo)> {
@@ -206,7 +207,7 @@ enum Attempt {
 async fn open_tunnel(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    source: &Workload,
+    source: &Arc<Workload>,
     client: SocketAddr,
     way: &Hbone,
 ) -> Result<Tunnel, Attempt> {
@@ -216,41 +217,53 @@ async fn open_tunnel(
         address: way.gateway,
     };
     let request = ConnectRequest {
-        authority: Authority::Address(way.authority),
+        authority: way.authority.into(),
         forwarded: Some(Forwarded {
-            client,
-            host: way.service.as_ref().map(|s| s.key.hostname.to_string()),
+            source: client,
+            // A name that cannot stand there is only missing in somebody's telemetry.
+            host: way
+                .service
+                .as_ref()
+                .and_then(|s| s.key.hostname.parse().ok()),
         }),
-        baggage: baggage(source),
-        traceparent: Some(Traceparent::random(&mut rand::rng())),
+        baggage: Some(worker.descriptions.of(source)),
+        traceparent: Some(Traceparent::random()),
     };
-    let connect = || {
-        let (worker, pod) = (worker.clone(), pod.clone());
-        let (gateway, identities) = (way.gateway, way.identities.clone());
-        async move { connect_tunnel(worker, pod, gateway, identities).await }
-    };
-    let opened = worker.pool.checkout(&key, &request, connect).await;
-    opened
-        .map(|(tunnel, _)| tunnel)
-        .map_err(|error| match error {
-            CheckoutError::Connect(failed) => Attempt::Elsewhere((*failed).clone()),
-            CheckoutError::Open(OpenError::Refused(StatusCode::UNAUTHORIZED)) => {
+    let connect = async || connect_tunnel(worker, pod, way.gateway, &way.identities).await;
+    let deadline = Instant::now() + OPEN_DEADLINE;
+    let opened = worker
+        .pool
+        .checkout(&key, &request, deadline.into(), connect)
+        .await;
+    opened.map(|(tunnel, _)| tunnel).map_err(|error| {
+        let retry = error.retry(|_| Retry::Elsewhere);
+        let failed = match &error {
+            CheckoutError::Connect(failed) => (**failed).clone(),
+            CheckoutError::Open(OpenError::Refused {
+                status: StatusCode::UNAUTHORIZED,
+                ..
+            }) => {
                 let error = format!("{} at {} denies this caller", way.authority, way.peer.name);
-                Attempt::Final(Failed::new(ResponseFlag::Denied, error))
+                Failed::new(ResponseFlag::Denied, error)
             }
-            CheckoutError::Open(error) => {
+            error => {
                 let error = format!("CONNECT {} at {}: {error}", way.authority, way.gateway);
-                Attempt::Elsewhere(Failed::new(ResponseFlag::Connect, error))
+                Failed::new(ResponseFlag::Connect, error)
             }
-        })
+        };
+        match retry {
+            Retry::Never => Attempt::Final(failed),
+            Retry::Elsewhere | Retry::Anywhere => Attempt::Elsewhere(failed),
+        }
+    })
 }
 
 /// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
 async fn connect_tunnel(
-    worker: Rc<Worker>,
-    pod: Arc<Pod>,
+    worker: &Worker,
+    pod: &Pod,
     gateway: SocketAddr,
-    identities: ExpectedIdentities,
+    identities: &ExpectedIdentities,
 ) -> Result<Connection, Failed> {
     let shared = &worker.shared;
     let identity = &pod.spec.identity;
@@ -265,7 +278,7 @@ async fn connect_tunnel(
                 Failed::new(ResponseFlag::IdentityError, error)
             })?,
     };
-    let stream = connect_out(&pod, gateway).await.map_err(|e| {
+    let stream = connect_out(pod, gateway).await.map_err(|e| {
         let flag = if e.kind() == std::io::ErrorKind::TimedOut {
             ResponseFlag::NetworkPolicy
         } else {
@@ -300,21 +313,14 @@ async fn connect_tunnel(
     if !identities.contains(&peer) {
         return Err(Failed::new(
             ResponseFlag::IdentityError,
-            unexpected(gateway, &peer, &identities),
+            unexpected(gateway, &peer, identities),
         ));
     }
     shared.telemetry.emit(&Event::HandshakeCompleted {
         reporter: Reporter::Source,
         duration: started.elapsed(),
     });
-    let telemetry = shared.telemetry.clone();
-    let ended = move |streams| {
-        telemetry.emit(&Event::TunnelClosed {
-            reporter: Reporter::Source,
-            streams,
-        });
-    };
-    let connection = Connection::handshake(tls, &shared.config.http2, ended)
+    let connection = Connection::handshake(tls, &shared.config.http2)
         .await
         .map_err(|e| {
             Failed::new(
@@ -331,19 +337,4 @@ async fn connect_tunnel(
 fn unexpected(gateway: SocketAddr, peer: &SpiffeId, expected: &ExpectedIdentities) -> String {
     let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
     format!("{gateway} is {peer}, expected {}", expected.join(" or "))
-}
-
-fn baggage(source: &Workload) -> Option<HeaderValue> {
-    let baggage = Baggage {
-        cluster: source.cluster_id.to_string(),
-        namespace: source.namespace.to_string(),
-        kind: source.workload_type.to_string(),
-        workload: source.workload_name.to_string(),
-        service: source.canonical_name.to_string(),
-        version: source.canonical_revision.to_string(),
-        region: source.locality.region.to_string(),
-        zone: source.locality.zone.to_string(),
-    };
-    // A name that cannot stand in a header is only missing in somebody's telemetry.
-    HeaderValue::try_from(baggage.to_string()).ok()
 }

@@ -5,19 +5,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use adit_shared::net::copy;
+use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{ConnectionInfo, Rejection, Reporter, ResponseFlag};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::upstream::connect_app;
-use super::{Failed, Peer, accept_loop, authorize, canonical, carry, reject, workload_of};
+use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
 use crate::connections::{Flow, PolicyInput};
 use crate::pod::Pod;
 use crate::worker::Worker;
 
 /// Serves the pod's plaintext listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_loop(worker, pod, listener, "inbound plaintext", serve).await;
+    accept_each(worker, pod, listener, "inbound plaintext", serve).await;
 }
 
 async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
@@ -59,7 +59,7 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: Socke
             carry(&worker, entry, app, Peer::Tcp(client), open).await;
         }
         Err(failed) => {
-            copy::abort(&client);
+            reset_on_close(&client);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
         }
     }

@@ -5,6 +5,7 @@
 //! a signature does not verify and the file has changed: a rotated key needs no restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -31,7 +32,7 @@ pub struct JwtAuthenticator {
 }
 
 struct Keys {
-    keys: Vec<DecodingKey>,
+    keys: Arc<[DecodingKey]>,
     modified: Option<SystemTime>,
     looked: Instant,
 }
@@ -101,7 +102,7 @@ impl JwtAuthenticator {
         let modified = modified(path);
         Ok(Self {
             keys: Mutex::new(Keys {
-                keys: read_keys(path)?,
+                keys: read_keys(path)?.into(),
                 modified,
                 looked: Instant::now(),
             }),
@@ -111,15 +112,15 @@ impl JwtAuthenticator {
     }
 
     fn verify(&self, token: &str) -> Result<Caller, AuthError> {
-        let mut keys = self.keys.lock();
-        let mut verified = self.decode(token, &keys.keys);
+        // Not verified under the lock: that takes long enough to be in each other's way.
+        let keys = self.keys.lock().keys.clone();
+        let mut verified = self.decode(token, &keys);
         if let Err(error) = &verified
             && matches!(error.kind(), ErrorKind::InvalidSignature)
-            && self.reload(&mut keys)
+            && let Some(keys) = self.reload()
         {
-            verified = self.decode(token, &keys.keys);
+            verified = self.decode(token, &keys);
         }
-        drop(keys);
         let claims = verified.map_err(|error| AuthError::Invalid(error.to_string()))?;
         caller(claims)
     }
@@ -140,26 +141,27 @@ impl JwtAuthenticator {
         Err(last)
     }
 
-    /// Returns whether there are new keys.
-    fn reload(&self, keys: &mut Keys) -> bool {
+    /// The keys, if there are new ones.
+    fn reload(&self) -> Option<Arc<[DecodingKey]>> {
+        let mut keys = self.keys.lock();
         if keys.looked.elapsed() < RELOAD_INTERVAL {
-            return false;
+            return None;
         }
         keys.looked = Instant::now();
         let modified = modified(&self.path);
         if modified.is_none() || modified == keys.modified {
-            return false;
+            return None;
         }
         match read_keys(&self.path) {
             Ok(new) => {
                 info!(path = %self.path.display(), keys = new.len(), "token keys read again");
-                keys.keys = new;
+                keys.keys = new.into();
                 keys.modified = modified;
-                true
+                Some(keys.keys.clone())
             }
             Err(error) => {
                 warn!(%error, "the token keys that are known stay in force");
-                false
+                None
             }
         }
     }

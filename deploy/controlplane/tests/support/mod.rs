@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,21 +165,11 @@ impl Mesh {
 
     /// Claims of a pod's token.
     pub fn claims(&self, namespace: &str, account: &str, node: &str) -> Value {
-        json!({
-            "aud": ["istio-ca"],
-            "exp": jsonwebtoken::get_current_timestamp() + 600,
-            "kubernetes.io": {
-                "namespace": namespace,
-                "serviceaccount": {"name": account, "uid": "sa"},
-                "pod": {"name": format!("{account}-{node}"), "uid": "pod"},
-                "node": {"name": node, "uid": "node"},
-            },
-        })
+        claims(namespace, account, node)
     }
 
     pub fn sign(&self, claims: &Value) -> String {
-        let key = EncodingKey::from_ec_pem(self.key.serialize_pem().as_bytes()).expect("PEM");
-        jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &key).expect("signed")
+        sign(&self.key, claims)
     }
 
     /// The token of a node's proxy.
@@ -211,21 +200,41 @@ impl Mesh {
 
     /// A page of the monitoring port.
     pub async fn page(&self, path: &str) -> (u16, String) {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let address = self.serving().monitoring_address().expect("configured");
-        let mut tcp = tokio::net::TcpStream::connect(address).await.expect("open");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        tcp.write_all(request.as_bytes()).await.expect("sent");
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).await.expect("answered");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
-        (status.expect("a status"), body.to_owned())
+        page(address, path).await
     }
+}
 
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
+/// Claims of a pod's token.
+pub fn claims(namespace: &str, account: &str, node: &str) -> Value {
+    json!({
+        "aud": ["istio-ca"],
+        "exp": jsonwebtoken::get_current_timestamp() + 600,
+        "kubernetes.io": {
+            "namespace": namespace,
+            "serviceaccount": {"name": account, "uid": "sa"},
+            "pod": {"name": format!("{account}-{node}"), "uid": "pod"},
+            "node": {"name": node, "uid": "node"},
+        },
+    })
+}
+
+pub fn sign(key: &rcgen::KeyPair, claims: &Value) -> String {
+    let key = EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).expect("PEM");
+    jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &key).expect("signed")
+}
+
+/// Status and body of a page.
+pub async fn page(address: SocketAddr, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut tcp = tokio::net::TcpStream::connect(address).await.expect("open");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    (status.expect("a status"), body.to_owned())
 }
 
 /// What a proxy holds, by type and name, and the order in which messages came.
@@ -326,6 +335,12 @@ impl Proxy {
             .filter(|(kind, _)| kind == url)
             .map(|(_, name)| name.clone())
             .collect()
+    }
+
+    /// The encoded resource, if it is held.
+    pub fn body(&self, url: &str, name: &str) -> Option<Vec<u8>> {
+        let key = (url.to_owned(), name.to_owned());
+        self.held.resources.lock().get(&key).cloned()
     }
 
     pub fn messages(&self) -> Vec<String> {
