@@ -7,6 +7,7 @@
 
 pub mod call;
 pub mod hbone;
+pub mod manifest;
 pub mod mesh;
 pub mod observe;
 pub mod socket;
@@ -14,6 +15,7 @@ pub mod wire;
 
 pub use call::{Call, Caller, Stream, StreamEvent};
 pub use hbone::{Credential, RawHbone};
+pub use manifest::Manifest;
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
 pub use socket::Outcome;
