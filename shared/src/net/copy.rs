@@ -145,14 +145,12 @@ async fn both(
 ) -> Result<(), CopyError> {
     // Boxed, so that a connection without this timer does not carry it.
     let mut idle = options.idle.map(|limit| Box::pin(stalled(moved, limit)));
-    let up_ended = loop {
-        tokio::select! {
-            biased;
-            ended = &mut up => { ended?; break true }
-            ended = &mut down => { ended?; break false }
-            error = async { match &mut idle { Some(idle) => idle.await, None => std::future::pending().await } } => {
-                return Err(error);
-            }
+    let up_ended = tokio::select! {
+        biased;
+        ended = &mut up => { ended?; true }
+        ended = &mut down => { ended?; false }
+        error = async { match &mut idle { Some(idle) => idle.await, None => std::future::pending().await } } => {
+            return Err(error);
         }
     };
     let limit = options.idle.map_or(options.half_closed_idle, |i| {
