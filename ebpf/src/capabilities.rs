@@ -13,7 +13,7 @@ use crate::foreign::foreign_programs;
 use crate::netns::{NetnsFd, socket_netns_cookie};
 use crate::pins::{NodeConfig, is_bpffs, is_cgroup2};
 use crate::routing;
-use crate::socket::listener_socket;
+use crate::socket::{Direction, listener_socket};
 use crate::sysctl;
 
 /// One thing that capture needs of the machine.
@@ -144,7 +144,10 @@ pub fn capabilities(config: &NodeConfig) -> Vec<Capability> {
             "transparent sockets",
             "keeping source and destination addresses",
             "2.6.28 and CAP_NET_ADMIN",
-            outcome(listener_socket((Ipv4Addr::LOCALHOST, 0).into())),
+            outcome(listener_socket(
+                (Ipv4Addr::LOCALHOST, 0).into(),
+                Direction::Inbound,
+            )),
         ),
         required(
             "policy routing",

@@ -38,7 +38,8 @@ pub use redirector::{
 pub use routing::RoutingError;
 pub use sysctl::SysctlError;
 
-/// `SO_MARK` of an app's socket whose connection is captured; the connect hook sets it.
+/// `SO_MARK` of an app's socket whose connection is captured (the connect hook sets it), and of ztunnel's end
+/// of that connection ([`socket::Direction::Outbound`]).
 pub const MARK_OUT: u32 = 0x2ad1_7c01;
 /// `SO_MARK` of ztunnel's connections to the app, which carry the client's address.
 pub const MARK_UP: u32 = 0x2ad1_7c02;

@@ -12,6 +12,9 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use socket2::SockRef;
+
+use crate::MARK_OUT;
 use crate::abi::{
     self, Address, Enrolment, MAX_ADDRESSES, MAX_PODS, MAX_UID, POD_IPV4, POD_IPV6,
     POD_OUTBOUND_ONLY, SLOTS_PER_POD, Slot,
@@ -71,6 +74,9 @@ pub enum Error {
     /// The pod is not enrolled, nor was it left by an earlier process.
     #[error("pod {0} is not enrolled")]
     UnknownPod(String),
+    /// The outbound listener has a mark with which the kernel's own answers would leave the pod.
+    #[error("pod {0}: the outbound listener must have MARK_OUT (socket::Direction::Outbound)")]
+    ListenerMark(String),
     /// The namespace is not the one that the pod was enrolled with.
     #[error("pod {0} was enrolled with another network namespace")]
     OtherNamespace(String),
@@ -263,18 +269,14 @@ impl Redirector {
             "the pins below {}",
             config.bpffs.display()
         )))?;
+        if let Some(reason) = Maps::incompatible(&pins) {
+            tracing::warn!(%reason, node = config.node, "removing the maps of another version");
+            pins.clear()
+                .map_err(io_error("removing the maps of another version"))?;
+        }
         let mut loader = Loader::new(pins.maps());
-        let mut programs = loader.node_programs()?;
-        let maps = match Maps::open(&pins) {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(error = %source, node = config.node, "removing the maps of another version");
-                pins.clear()
-                    .map_err(io_error("removing the maps of another version"))?;
-                programs = loader.node_programs()?;
-                Maps::open(&pins)?
-            }
-            result => result?,
-        };
+        let programs = loader.node_programs()?;
+        let maps = Maps::open(&pins)?;
         let mut hooks = vec![
             Hook::establish(
                 &pins,
@@ -331,6 +333,13 @@ impl Redirector {
         }
         if redirection.addresses.is_empty() {
             return Err(Error::NoAddress(uid.to_owned()));
+        }
+        let outbound = SockRef::from(&redirection.listeners.outbound);
+        let mark = outbound
+            .mark()
+            .map_err(io_error(format!("pod {uid}: its outbound listener")))?;
+        if mark != MARK_OUT {
+            return Err(Error::ListenerMark(uid.to_owned()));
         }
         let what = format!("pod {uid}: its network namespace");
         let netns = redirection
@@ -602,10 +611,8 @@ impl Redirector {
         self.maps.record(uid, pod)?;
         self.maps.describe(uid, pod, established)?;
         for slot in Slot::ALL {
-            let listener = redirection.listeners.of(slot).as_raw_fd() as u64;
             self.maps
-                .slots
-                .set(&slot.of(pod.index), &listener)
+                .fill(slot.of(pod.index), redirection.listeners.of(slot))
                 .map_err(io_error(format!("pod {uid}: its {slot:?} listener")))?;
         }
         if let Some(netns) = &pod.netns {
@@ -713,37 +720,60 @@ impl Hook {
     }
 }
 
+/// Name and size of each map, as the programs define them.
+const COOKIES: (&str, u32) = ("adit_cookies", MAX_PODS);
+const PODS: (&str, u32) = ("adit_pods", MAX_PODS);
+const SLOTS: (&str, u32) = ("adit_slots", MAX_PODS * SLOTS_PER_POD);
+const ADDRESSES: (&str, u32) = ("adit_addresses", MAX_PODS * MAX_ADDRESSES as u32);
+const ENROLMENTS: (&str, u32) = ("adit_enrolments", MAX_PODS);
+const PROBES: (&str, u32) = ("adit_probes", abi::MAX_PROBES);
+
+fn open_map<K: abi::Plain, V: abi::Plain>(
+    pins: &Pins,
+    (name, entries): (&str, u32),
+) -> Result<Map<K, V>, Error> {
+    Map::open(&pins.of(name), entries).map_err(io_error(format!("the map {name}")))
+}
+
 impl Maps {
     fn open(pins: &Pins) -> Result<Self, Error> {
-        fn open<K: abi::Plain, V: abi::Plain>(
-            pins: &Pins,
-            name: &str,
-            entries: u32,
-        ) -> Result<Map<K, V>, Error> {
-            Map::open(&pins.of(name), entries).map_err(io_error(format!("the map {name}")))
-        }
         Ok(Self {
-            cookies: open(pins, "adit_cookies", MAX_PODS)?,
-            pods: open(pins, "adit_pods", MAX_PODS)?,
-            slots: open(pins, "adit_slots", MAX_PODS * SLOTS_PER_POD)?,
-            addresses: open(pins, "adit_addresses", MAX_PODS * MAX_ADDRESSES as u32)?,
-            enrolments: open(pins, "adit_enrolments", MAX_PODS)?,
-            probes: open(pins, "adit_probes", abi::MAX_PROBES)?,
+            cookies: open_map(pins, COOKIES)?,
+            pods: open_map(pins, PODS)?,
+            slots: open_map(pins, SLOTS)?,
+            addresses: open_map(pins, ADDRESSES)?,
+            enrolments: open_map(pins, ENROLMENTS)?,
+            probes: open_map(pins, PROBES)?,
+        })
+    }
+
+    /// Why pinned maps cannot be used: they have other sizes. One that is not there is no reason.
+    fn incompatible(pins: &Pins) -> Option<Error> {
+        let results = [
+            open_map::<u64, u32>(pins, COOKIES).err(),
+            open_map::<u32, abi::Pod>(pins, PODS).err(),
+            open_map::<u32, u64>(pins, SLOTS).err(),
+            open_map::<Address, u32>(pins, ADDRESSES).err(),
+            open_map::<u32, Enrolment>(pins, ENROLMENTS).err(),
+            open_map::<abi::Flow, u8>(pins, PROBES).err(),
+        ];
+        results.into_iter().flatten().find(|error| {
+            matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::InvalidData)
         })
     }
 
     /// Pins maps whose pin was removed; how many.
     fn pin_again(&self, pins: &Pins) -> Result<usize, Error> {
         let maps = [
-            ("adit_cookies", self.cookies.as_fd()),
-            ("adit_pods", self.pods.as_fd()),
-            ("adit_slots", self.slots.as_fd()),
-            ("adit_addresses", self.addresses.as_fd()),
-            ("adit_enrolments", self.enrolments.as_fd()),
-            ("adit_probes", self.probes.as_fd()),
+            (COOKIES, self.cookies.as_fd()),
+            (PODS, self.pods.as_fd()),
+            (SLOTS, self.slots.as_fd()),
+            (ADDRESSES, self.addresses.as_fd()),
+            (ENROLMENTS, self.enrolments.as_fd()),
+            (PROBES, self.probes.as_fd()),
         ];
         let mut restored = 0;
-        for (name, fd) in maps {
+        for ((name, _), fd) in maps {
             let path = pins.of(name);
             if !path.exists() {
                 crate::bpf::pin(&path, fd).map_err(io_error(format!("pinning {name} again")))?;
@@ -906,6 +936,16 @@ impl Maps {
             Ok(())
         };
         forget().map_err(io_error(format!("pod {uid}: its entries")))
+    }
+
+    /// Puts a listener into a slot. One that is there already stays: kernels have lost track of a socket that
+    /// replaced itself.
+    fn fill(&self, slot: u32, listener: BorrowedFd<'_>) -> io::Result<()> {
+        // What user space reads from a SOCKMAP is the socket's cookie.
+        if self.slots.get(&slot)? == Some(SockRef::from(&listener).cookie()?) {
+            return Ok(());
+        }
+        self.slots.set(&slot, &(listener.as_raw_fd() as u64))
     }
 
     fn has_listener(&self, index: u32, slot: Slot) -> bool {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::{MARK_OWN, MARK_UP};
+use crate::{MARK_OUT, MARK_OWN, MARK_UP};
 
 /// Connections that may wait to be accepted, as far as `net.core.somaxconn` allows (4096 by default).
 const BACKLOG: i32 = 4096;
@@ -34,6 +34,26 @@ const fn range_length(range: (u16, u16)) -> u32 {
 
 const PORT_COUNT: u32 = range_length(PORT_RANGES[0]) + range_length(PORT_RANGES[1]);
 
+/// Whose connections a listener accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Those of the pod's app to elsewhere, captured. What is accepted has [`MARK_OUT`] as the app's end
+    /// has: the kernel answers a packet that meets no open socket (a late one in `TIME_WAIT`, a RST) with the
+    /// mark of that packet, and with any other mark the answer would leave the pod, to the real destination.
+    Outbound,
+    /// Those that arrive at the pod.
+    Inbound,
+}
+
+impl Direction {
+    fn mark(self) -> u32 {
+        match self {
+            Self::Outbound => MARK_OUT,
+            Self::Inbound => MARK_OWN,
+        }
+    }
+}
+
 /// A listening socket for one of a pod's slots: transparent, one member of a `SO_REUSEPORT` group,
 /// non-blocking. Steering ignores the address it is bound to.
 ///
@@ -42,25 +62,22 @@ const PORT_COUNT: u32 = range_length(PORT_RANGES[0]) + range_length(PORT_RANGES[
 ///
 /// # Errors
 /// As `socket(2)`, `bind(2)` and `listen(2)`; `EPERM` without `CAP_NET_ADMIN`.
-pub fn listener_socket(address: SocketAddr) -> io::Result<Socket> {
-    let dual_stack = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    match listen(address) {
-        Err(error)
-            if dual_stack
-                && matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-                ) =>
-        {
-            listen(SocketAddr::from(([0, 0, 0, 0], address.port())))
+pub fn listener_socket(address: SocketAddr, direction: Direction) -> io::Result<Socket> {
+    let no_ipv6 = |error: &io::Error| {
+        let code = error.raw_os_error();
+        matches!(code, Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+    };
+    match listen(address, direction) {
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && no_ipv6(&error) => {
+            listen(SocketAddr::from(([0, 0, 0, 0], address.port())), direction)
         }
         result => result,
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<Socket> {
+fn listen(address: SocketAddr, direction: Direction) -> io::Result<Socket> {
     let socket = tcp(address.ip())?;
-    socket.set_mark(MARK_OWN)?;
+    socket.set_mark(direction.mark())?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

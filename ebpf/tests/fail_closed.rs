@@ -4,6 +4,7 @@ mod common;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use adit_ebpf::MARK_OUT;
@@ -19,7 +20,7 @@ fn outbound_is_refused_at_once_when_ztunnels_listeners_are_gone() {
     let pod = lab.pod();
     let beyond = lab.out(|| foreign().map(|address| bind(address).expect("bound")));
     let mut redirector = lab.redirector();
-    drop(pod.enrol(&mut redirector));
+    close(pod.enrol(&mut redirector));
     let mut sniffer = Sniffer::new(&lab);
     for destination in foreign() {
         let start = Instant::now();
@@ -39,7 +40,7 @@ fn inbound_is_reset_when_ztunnels_listeners_are_gone() {
     let pod = lab.pod();
     let server = pod.serve(std::net::Ipv6Addr::UNSPECIFIED, 8080);
     let mut redirector = lab.redirector();
-    drop(pod.enrol(&mut redirector));
+    close(pod.enrol(&mut redirector));
     for own in pod.addresses() {
         for port in [8080, 15008] {
             assert_eq!(
@@ -58,17 +59,10 @@ fn killing_the_process_that_listens_empties_the_slots() {
     let mut redirector = lab.redirector();
     let trap = pod.listeners();
     pod.enrol_with(&mut redirector, &trap).expect("enrolled");
-    // SAFETY: the child only waits for signals.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child == 0 {
-        loop {
-            // SAFETY: async-signal-safe.
-            unsafe { libc::pause() };
-        }
-    }
+    let held = [&trap.outbound, &trap.plaintext, &trap.hbone].map(|listener| listener.as_raw_fd());
+    let child = fork_holding(&held);
     // Now only the child has them.
-    drop(trap);
+    close(trap);
     let alive = pod.app(|| connect(foreign()[0]));
     // SAFETY: our own child.
     unsafe {
@@ -89,7 +83,7 @@ fn a_looped_connection_that_meets_an_empty_slot_hangs_over_ipv4() {
     let lab = Lab::new();
     let pod = lab.pod();
     let mut redirector = lab.redirector();
-    drop(pod.enrol(&mut redirector));
+    close(pod.enrol(&mut redirector));
     // The hook is out of the way; the app marks its socket itself.
     redirector.release(&pod.uid).expect("released");
     let [over4, over6] = foreign().map(|destination| {
@@ -111,7 +105,7 @@ fn capture_outlives_the_process_that_set_it_up() {
     let server = pod.serve(pod.v4, 8080);
     let mut redirector = lab.redirector();
     let trap = pod.enrol(&mut redirector);
-    drop((trap, redirector));
+    close((trap, redirector));
     for destination in foreign() {
         assert_eq!(
             errno(pod.app(|| connect(destination))),

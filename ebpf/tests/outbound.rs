@@ -380,3 +380,63 @@ fn half_closing_and_resetting_reach_the_other_side() {
         assert_eq!(errno(app.read(&mut [0; 1])), Some(libc::ECONNRESET));
     }
 }
+
+/// The kernel answers late packets (of `TIME_WAIT`, or with a RST) with the mark of the packet that it
+/// answers: with ztunnel's own mark on the accepted side these answers left for the real destination.
+#[test]
+fn short_connections_leave_nothing_behind_and_no_packet_leaves_the_pod() {
+    const COUNT: usize = 1500;
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let mut redirector = lab.redirector();
+    let trap = pod.enrol(&mut redirector);
+    let mut sniffer = Sniffer::new(&lab);
+    for destination in foreign() {
+        for abort in [false, true] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for _ in 0..COUNT {
+                        let stream = accept(&trap.outbound).stream;
+                        if abort {
+                            let stream = socket2::SockRef::from(&stream);
+                            stream.set_linger(Some(Duration::ZERO)).expect("set");
+                        }
+                        // Either side may be the first to close.
+                        drop(stream);
+                    }
+                });
+                pod.app(|| {
+                    for _ in 0..COUNT {
+                        match connect(destination) {
+                            // Reset before we could look.
+                            Err(error)
+                                if abort && error.raw_os_error() == Some(libc::ECONNRESET) => {}
+                            result => drop(result.expect("captured")),
+                        }
+                    }
+                });
+            });
+            assert_eq!(sniffer.packets(), 0, "{destination}");
+        }
+    }
+    wait_for("no connection is stuck", || {
+        let sockets = pod.netns.thread(None, || {
+            ["tcp", "tcp6"].map(|table| {
+                std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).expect("read")
+            })
+        });
+        // States FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING.
+        let stuck = |line: &&str| {
+            matches!(
+                line.split_whitespace().nth(3),
+                Some("04" | "05" | "08" | "09" | "0B")
+            )
+        };
+        sockets
+            .iter()
+            .flat_map(|table| table.lines())
+            .filter(stuck)
+            .count()
+            == 0
+    });
+}

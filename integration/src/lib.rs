@@ -9,7 +9,9 @@ pub mod bench;
 pub mod call;
 pub mod mesh;
 pub mod observe;
+pub mod wire;
 
 pub use call::{Call, Stream, StreamEvent};
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
+pub use wire::Packets;

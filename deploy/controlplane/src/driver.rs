@@ -95,9 +95,12 @@ impl ControlPlane {
             objects: ArcSwap::from_pointee(objects.clone()),
         });
         let reports = Arc::new(Reports::default());
-        let engine = step(engine, objects, BTreeMap::new())
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let engine = match step(engine, objects, BTreeMap::new()).await {
+            Ok(engine) => engine,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime shuts down, and this task with it.
+            Err(_) => std::future::pending().await,
+        };
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let task = tokio::spawn(run(
             engine,

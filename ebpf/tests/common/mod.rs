@@ -13,14 +13,15 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_ebpf::socket::listener_socket;
+use adit_ebpf::socket::{Direction, listener_socket};
 use adit_ebpf::{Listeners, NetnsFd, NodeConfig, PodRedirection, Redirector};
 use nix::sched::{CloneFlags, setns};
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// How long a test waits for something that must happen.
@@ -62,11 +63,7 @@ impl Netns {
 
     /// What `ip` prints about this namespace.
     pub fn show(&self, arguments: &str) -> String {
-        let output = Command::new("ip")
-            .args(["-n", &self.name])
-            .args(arguments.split(' '))
-            .output()
-            .expect("iproute2 is installed");
+        let output = run_ip(&format!("-n {} {arguments}", self.name));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -102,9 +99,7 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        run_ip(&format!("netns del {}", self.name));
     }
 }
 
@@ -242,14 +237,14 @@ impl Pod {
     /// The listeners of a ztunnel for this pod.
     pub fn listeners(&self) -> Trap {
         self.ztunnel(|| {
-            let open = |port: u16| {
-                let listener = listener_socket((Ipv6Addr::UNSPECIFIED, port).into()).unwrap();
-                TcpListener::from(listener)
+            let open = |port: u16, direction: Direction| {
+                let address = (Ipv6Addr::UNSPECIFIED, port).into();
+                TcpListener::from(listener_socket(address, direction).unwrap())
             };
             Trap {
-                outbound: open(15001),
-                plaintext: open(15006),
-                hbone: open(15008),
+                outbound: open(15001, Direction::Outbound),
+                plaintext: open(15006, Direction::Inbound),
+                hbone: open(15008, Direction::Inbound),
             }
         })
     }
@@ -329,7 +324,7 @@ pub fn accept_within(listener: &TcpListener, patience: Duration) -> io::Result<A
             Err(error)
                 if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
             {
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(Duration::from_micros(100));
             }
             Err(error) => return Err(error),
         }
@@ -446,11 +441,57 @@ pub fn skip(reason: &str) {
     let _ = writeln!(io::stderr().lock(), "SKIP: {reason}");
 }
 
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
+/// Held while a process is being started: until its exec it has copies of all our descriptors, which keep
+/// the sockets open that a test closes.
+static SPAWN: Mutex<()> = Mutex::new(());
+
+/// Drops something whose sockets must be closed afterwards.
+pub fn close<T>(value: T) {
+    let _no_copies = SPAWN.lock();
+    drop(value);
+}
+
+/// Forks; the child keeps nothing open but `keep`, does nothing, and has to be killed.
+pub fn fork_holding(keep: &[i32]) -> libc::pid_t {
+    let _no_copies = SPAWN.lock();
+    let (mut ready, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let theirs_fd = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+    // SAFETY: the child only makes async-signal-safe calls.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: as above; the descriptors are the child's own copies.
+        unsafe {
+            for fd in 3..4096 {
+                if fd != theirs_fd && !keep.contains(&fd) {
+                    libc::close(fd);
+                }
+            }
+            libc::write(theirs_fd, c"x".as_ptr().cast(), 1);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    drop(theirs);
+    ready.read_exact(&mut [0; 1]).unwrap();
+    child
+}
+
+fn run_ip(arguments: &str) -> std::process::Output {
+    let starting = SPAWN.lock();
+    let child = Command::new("ip")
         .args(arguments.split(' '))
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("iproute2 is installed");
+    drop(starting);
+    child.wait_with_output().unwrap()
+}
+
+fn ip(arguments: &str) {
+    let output = run_ip(arguments);
     assert!(
         output.status.success(),
         "ip {arguments}: {}",

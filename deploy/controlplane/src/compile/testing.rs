@@ -1,19 +1,7 @@
 //! Objects from snippets of YAML, for tables.
 
-use std::collections::BTreeMap;
-
-use crate::model::{Namespace, Object, ObjectTable, Objects, Pod};
+use crate::model::{Namespace, Object, Pod};
 use crate::source::decode_text;
-
-/// All objects in `yaml`, which must be without errors.
-pub(crate) fn objects(yaml: &str) -> Objects {
-    let mut all = BTreeMap::new();
-    for (object, errors) in decode_text(yaml) {
-        assert!(errors.is_empty(), "{errors:?}");
-        all.insert(object.reference(), object);
-    }
-    ObjectTable::default().replace(all).clone()
-}
 
 /// A namespace with `metadata`, for example `labels: {a: b}`.
 pub(crate) fn namespace(name: &str, metadata: &str) -> Namespace {

@@ -16,33 +16,67 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// A `T` from a mapping and from nothing else. Serde would take a list for a struct too,
+/// field by field: `rules: [[]]` would be a rule that matches everything.
+#[derive(Debug, Default)]
+pub(super) struct Map<T>(T);
+
+impl<T> Map<T> {
+    pub(super) fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+impl<T> std::ops::Deref for Map<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnlyMaps<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for OnlyMaps<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a mapping")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer
+            .deserialize_map(OnlyMaps(std::marker::PhantomData))
+            .map(Self)
+    }
+}
+
 /// Reads a spec type from JSON, naming the field that does not fit.
 pub(super) fn read_spec<'de, T: Deserialize<'de>>(spec: &'de Value) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(spec).map_err(|error| {
-        let mut path = FieldPath::from_serde(error.path()).below(&[Segment::Key("spec".into())]);
-        let message = error.inner().to_string();
-        // Serde names the key, not the path, of a field it does not know.
-        if let Some(field) = message
-            .strip_prefix("unknown field `")
-            .and_then(|rest| rest.split('`').next())
-        {
-            path.0.push(Segment::Key(field.into()));
-        }
-        FieldError { path, message }
+    let read: Result<Map<T>, _> = serde_path_to_error::deserialize(spec);
+    read.map(Map::into_inner).map_err(|error| FieldError {
+        path: FieldPath::from_serde(error.path()).below(&[Segment::Key("spec".into())]),
+        message: error.inner().to_string(),
     })
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct Spec {
-    pub(super) selector: Option<Selector>,
-    pub(super) target_ref: Option<Target>,
+    pub(super) selector: Option<Map<Selector>>,
+    pub(super) target_ref: Option<Map<Target>>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) target_refs: Vec<Target>,
+    pub(super) target_refs: Vec<Map<Target>>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) rules: Vec<Rule>,
+    pub(super) rules: Vec<Map<Rule>>,
     pub(super) action: Option<String>,
-    pub(super) provider: Option<Provider>,
+    pub(super) provider: Option<Map<Provider>>,
 }
 
 impl Spec {
@@ -94,23 +128,23 @@ pub(super) struct Provider {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Rule {
     #[serde(deserialize_with = "nullable")]
-    pub(super) from: Vec<From>,
+    pub(super) from: Vec<Map<From>>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) to: Vec<To>,
+    pub(super) to: Vec<Map<To>>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) when: Vec<When>,
+    pub(super) when: Vec<Map<When>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct From {
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<Map<Source>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct To {
-    pub(super) operation: Option<Operation>,
+    pub(super) operation: Option<Map<Operation>>,
 }
 
 type Texts = Vec<String>;
@@ -190,10 +224,10 @@ pub(super) fn salvage_scope(spec: &Value) -> PolicyScope {
         Some(_) => true,
     };
     if present("selector") {
-        let selector = spec.get("selector").map(Selector::deserialize);
+        let selector = spec.get("selector").map(Map::<Selector>::deserialize);
         match selector {
             Some(Ok(selector)) if selector.match_labels.values().all(|v| !v.contains('*')) => {
-                PolicyScope::Selector(selector.match_labels)
+                PolicyScope::Selector(selector.into_inner().match_labels)
             }
             _ => PolicyScope::Namespace,
         }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::authorization::check_selector;
-use super::authorization_raw::{Selector, nullable, read_spec};
+use super::authorization_raw::{Map, Selector, nullable, read_spec};
 use super::field::{At, FieldError};
 use super::meta::{Labels, Meta};
 
@@ -38,10 +38,10 @@ pub struct PeerAuthentication {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct RawSpec {
-    selector: Option<Selector>,
-    mtls: Option<RawMode>,
+    selector: Option<Map<Selector>>,
+    mtls: Option<Map<RawMode>>,
     #[serde(deserialize_with = "nullable")]
-    port_level_mtls: BTreeMap<String, Option<RawMode>>,
+    port_level_mtls: BTreeMap<String, Option<Map<RawMode>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -62,22 +62,19 @@ impl PeerAuthentication {
             }),
         };
         let at = At::ROOT.key("spec");
-        let selector = match raw.selector {
-            Some(selector) => selector.match_labels,
-            None => {
-                spec.get("selector")
-                    .and_then(|selector| Selector::deserialize(selector).ok())
-                    .unwrap_or_default()
-                    .match_labels
-            }
-        };
+        // Of a spec that cannot be read, the selector alone may be readable.
+        let selector = raw.selector.or_else(|| {
+            let selector = spec.get("selector")?;
+            Map::<Selector>::deserialize(selector).ok()
+        });
+        let selector = selector.unwrap_or_default().into_inner().match_labels;
         check_selector(&selector, at, &mut errors);
-        let mode = read_mode(raw.mtls.as_ref(), at.key("mtls"), &mut errors);
+        let mode = read_mode(raw.mtls.as_deref(), at.key("mtls"), &mut errors);
         let list = at.key("portLevelMtls");
         let mut ports = BTreeMap::new();
         for (port, mode) in &raw.port_level_mtls {
             let at = list.key(port);
-            let mode = read_mode(mode.as_ref(), at, &mut errors);
+            let mode = read_mode(mode.as_deref(), at, &mut errors);
             match port.parse::<u16>() {
                 Ok(number) if number != 0 => {
                     ports.insert(number, mode);

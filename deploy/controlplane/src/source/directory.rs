@@ -103,11 +103,6 @@ impl Directory {
         }
     }
 
-    /// What is read.
-    pub fn roots(&self) -> &[PathBuf] {
-        &self.roots
-    }
-
     /// Everything it holds.
     pub fn objects(&self) -> &Objects {
         self.table.objects()

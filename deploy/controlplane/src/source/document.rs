@@ -11,6 +11,10 @@ use serde_yaml_ng::Value as Yaml;
 
 use crate::model::Segment;
 
+/// Most brackets that may be open at once. The parser's work grows with the square of
+/// their number, and no object needs a hundredth of it.
+const MAX_OPEN_BRACKETS: usize = 4096;
+
 /// A piece of a file that should hold one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk<'a> {
@@ -76,8 +80,16 @@ impl Chunk<'_> {
     /// # Errors
     /// Text that is not YAML, a key that stands twice, or more than one document.
     pub fn parse(&self) -> Result<Option<Value>, SyntaxError> {
+        if let Some(line) = too_deep(self.text) {
+            return Err(SyntaxError {
+                line: self.first_line.saturating_add(line),
+                message: format!("more than {MAX_OPEN_BRACKETS} brackets are open"),
+            });
+        }
         let fail = |error: serde_yaml_ng::Error| {
-            let line = error.location().map_or(1, |at| at.line().max(1));
+            // A text that ends too early is reported on the line after its last.
+            let last = self.text.lines().count().max(1);
+            let line = error.location().map_or(1, |at| at.line().clamp(1, last));
             SyntaxError {
                 line: self.first_line.saturating_add(to_line(line - 1)),
                 // The position is in the wrong frame: it counts from the chunk's start.
@@ -96,6 +108,9 @@ impl Chunk<'_> {
 
     /// The line of the field at `path`, or of the nearest parent that is there.
     pub fn locate(&self, path: &[Segment]) -> u32 {
+        if too_deep(self.text).is_some() {
+            return self.content_line();
+        }
         let document = serde_yaml_ng::Deserializer::from_str(self.text);
         let line = match (Locate { path }).deserialize(document) {
             Ok(()) => None,
@@ -108,6 +123,24 @@ impl Chunk<'_> {
             _ => self.content_line(),
         }
     }
+}
+
+/// The line, from 0, on which too many brackets are open. Quotes are not looked at: no
+/// honest text opens so many without closing them either.
+fn too_deep(text: &str) -> Option<u32> {
+    let (mut open, mut line) = (0_usize, 0_u32);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            b'\n' => line = line.saturating_add(1),
+            _ => {}
+        }
+        if open > MAX_OPEN_BRACKETS {
+            return Some(line);
+        }
+    }
+    None
 }
 
 /// Parses a JSON file, which holds one document.
@@ -309,7 +342,7 @@ mod tests {
     fn says_where_text_is_broken() {
         let text = "a: 1\n---\nb: 2\nc: [1,\nd: 3\n";
         let error = split(text)[1].parse().expect_err("an open list");
-        assert!((4..=5).contains(&error.line), "{error}");
+        assert_eq!(error.line, 5, "{error}");
         let error = split("x: 1\nx: 2\n")[0]
             .parse()
             .expect_err("twice the same key");
@@ -328,6 +361,21 @@ mod tests {
         );
         assert_eq!(split("# nothing\n")[0].parse(), Ok(None));
         assert!(split("a: !secret x\n")[0].parse().is_err());
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_in_a_moment() {
+        let start = std::time::Instant::now();
+        for opening in ["[", "{", "- ", "? ", "{a: ", "[[],", "!x ", "&a "] {
+            let text = opening.repeat(200_000);
+            assert!(split(&text)[0].parse().is_err(), "{opening:?}");
+            split(&text)[0].locate(&path(&["0", "0", "a"]));
+        }
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        let error = split("a: b\n---\n\n[[[")[1]
+            .parse()
+            .expect_err("not closed");
+        assert_eq!(error.line, 4, "{error}");
     }
 
     #[test]

@@ -113,17 +113,19 @@ fn watch_paths(roots: &[PathBuf], wake: mpsc::Sender<()>) -> Option<RecommendedW
     Some(watcher)
 }
 
-/// The file system may block, so it is read on a thread that may.
+/// The file system may block, so it is read on a thread that may. A defect there ends the
+/// source: what was published stays, where an empty state would take everything away.
 async fn load(mut directory: Directory) -> (Directory, SourceState) {
-    let roots = directory.roots().to_vec();
     let loaded = tokio::task::spawn_blocking(move || {
         directory.reload();
         directory
     });
-    let directory = loaded.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "reading the configuration failed");
-        Directory::new(roots)
-    });
+    let directory = match loaded.await {
+        Ok(directory) => directory,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime shuts down, and this task with it.
+        Err(_) => std::future::pending().await,
+    };
     let state = SourceState {
         objects: directory.objects().clone(),
         findings: Arc::new(directory.findings().to_vec()),

@@ -180,8 +180,9 @@ impl Client {
                 End::Failed(reason, error) => (reason, Some(error)),
             };
             self.observer.connection_terminated(reason);
+            // A server that has nothing new for us may never have answered (istiod).
             let answered = self.status.borrow().connected;
-            if answered {
+            if answered || started.elapsed() > BACKOFF_MAX {
                 backoff.reset();
             }
             let wait = match reason {
@@ -349,13 +350,13 @@ impl Client {
     }
 }
 
-/// A server that goes away in order sends GOAWAY or ends the stream with OK; tonic reports
-/// the first as an error without a gRPC status of the server's.
+/// tonic's own text of a status is long, and hides "connection refused" in its sources.
 fn ended_by(status: &tonic::Status) -> End {
-    End::Failed(
-        Termination::Error,
-        format!("{:?}: {}", status.code(), with_sources(status)),
-    )
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    if let Some(source) = std::error::Error::source(status) {
+        text = format!("{text}: {}", with_sources(source));
+    }
+    End::Failed(Termination::Error, text)
 }
 
 fn with_sources(error: &dyn std::error::Error) -> String {
