@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use adit_ebpf::in_netns;
-use adit_ebpf::socket::listener_socket;
+use adit_ebpf::socket::{Direction, listener_socket};
 use socket2::Socket;
 
 use crate::pod::{HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT};
@@ -35,16 +35,16 @@ impl PodListeners {
             } else {
                 Ipv4Addr::UNSPECIFIED.into()
             };
-            let open = |port| {
-                listener_socket(SocketAddr::new(any, port))
+            let open = |port, direction| {
+                listener_socket(SocketAddr::new(any, port), direction)
                     .map_err(|e| io::Error::new(e.kind(), format!("port {port}: {e}")))
             };
             (0..count)
                 .map(|_| {
                     Ok(Self {
-                        outbound: open(OUTBOUND_PORT)?,
-                        plaintext: open(PLAINTEXT_PORT)?,
-                        hbone: open(HBONE_PORT)?,
+                        outbound: open(OUTBOUND_PORT, Direction::Outbound)?,
+                        plaintext: open(PLAINTEXT_PORT, Direction::Inbound)?,
+                        hbone: open(HBONE_PORT, Direction::Inbound)?,
                     })
                 })
                 .collect()

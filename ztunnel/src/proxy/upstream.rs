@@ -2,7 +2,7 @@
 //! app in the name of the real client, and to other pods in the pod's own name.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use adit_ebpf::in_netns;
@@ -29,8 +29,10 @@ pub async fn connect_app(
     client: SocketAddr,
     target: SocketAddr,
 ) -> io::Result<TcpStream> {
-    // A pod that calls itself needs no disguise, and could not wear one.
-    if client.ip() == target.ip() {
+    // A pod that calls itself needs no disguise, and could not wear one; nor is there one for
+    // an address that means something only on the client's link.
+    let link_local = matches!(client.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if client.ip() == target.ip() || link_local {
         let socket = in_netns(pod.netns(), || outbound_socket(Domain::for_address(target)))??;
         return connect(socket, target).await;
     }
