@@ -5,6 +5,7 @@
 //! that are shipped. A [`TestMesh`] removes itself when it is dropped, also by a panic; what
 //! a killed test left behind is removed by the next one.
 
+pub mod bench;
 pub mod call;
 pub mod hbone;
 pub mod manifest;
