@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use adit_shared::hbone::record::{TlsError, TlsStream};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use tls::{HANDSHAKE, Pki, SUITES, name};
@@ -64,16 +64,18 @@ impl Openssl {
             .current_dir(self.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("openssl starts");
         let input = child.stdin.take().expect("piped");
         let output = BufReader::new(child.stdout.take().expect("piped"));
+        let errors = BufReader::new(child.stderr.take().expect("piped"));
         Peer {
             child,
             input,
             output,
+            errors,
         }
     }
 
@@ -81,7 +83,18 @@ impl Openssl {
     async fn server(&self, arguments: &[&str]) -> (Peer, TcpStream) {
         let port = free_port().await;
         let accept = port.to_string();
-        let arguments = [&["s_server", "-accept", &accept, "-Verify", "1"], arguments].concat();
+        let arguments = [
+            &[
+                "s_server",
+                "-accept",
+                &accept,
+                "-Verify",
+                "1",
+                "-verify_return_error",
+            ],
+            arguments,
+        ]
+        .concat();
         let peer = self.spawn(&arguments);
         // It says nothing when quiet: wait until it listens.
         let socket = timeout(DEADLINE, async {
@@ -130,6 +143,7 @@ struct Peer {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    errors: BufReader<ChildStderr>,
 }
 
 impl Peer {
@@ -141,27 +155,30 @@ impl Peer {
         self.input.flush().await.expect("flushed");
     }
 
-    /// Waits until a line of its output ends with `text`.
-    async fn shows(&mut self, text: &str) {
-        let found = timeout(DEADLINE, async {
-            let mut line = Vec::new();
-            loop {
-                line.clear();
-                let len = self
-                    .output
-                    .read_until(b'\n', &mut line)
-                    .await
-                    .expect("output");
-                assert!(len > 0, "openssl ended before it showed {text:?}");
-                if String::from_utf8_lossy(&line).trim_end().ends_with(text) {
-                    break;
-                }
-            }
-        });
-        found
-            .await
-            .unwrap_or_else(|_| panic!("openssl never showed {text:?}"));
+    /// Waits for a line that begins with `start` and ends with `end`.
+    async fn shows(&mut self, start: &str, end: &str) {
+        wait_for(&mut self.output, start, end).await;
     }
+}
+
+async fn wait_for(output: &mut (impl AsyncBufRead + Unpin), start: &str, end: &str) {
+    let found = timeout(DEADLINE, async {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let len = output.read_until(b'\n', &mut line).await.expect("output");
+            assert!(
+                len > 0,
+                "openssl ended before it showed {start:?} .. {end:?}"
+            );
+            let line = String::from_utf8_lossy(&line);
+            if line.starts_with(start) && line.trim_end().ends_with(end) {
+                break;
+            }
+        }
+    });
+    let shown = found.await;
+    assert!(shown.is_ok(), "openssl never showed {start:?} .. {end:?}");
 }
 
 type Stream = TlsStream<TcpStream>;
@@ -178,26 +195,48 @@ async fn says(stream: &mut Stream, text: &str) {
     stream.flush().await.expect("flushed");
 }
 
-/// Lines both ways, with KeyUpdates of both kinds from OpenSSL and with ours in between.
-async fn talk(mut peer: Peer, mut stream: Stream) {
-    stream.limit_records_per_key(3);
+/// Lines both ways, with KeyUpdates of both kinds from OpenSSL in between, and with ours every
+/// third record if `limited`.
+async fn talk(mut peer: Peer, mut stream: Stream, client: bool, limited: bool) {
+    if limited {
+        stream.limit_records_per_key(3);
+    }
     for round in 0..4 {
         for update in ["", "k\n", "K\n"] {
+            // A command is one only if it comes alone, so its effect is to be waited for. The
+            // client takes note and updates with its next data; the server does it at once.
             if !update.is_empty() {
                 peer.says(update).await;
-                // It answers once the KeyUpdate is sent.
-                peer.shows("SSL_do_handshake -> 1").await;
+                if client {
+                    wait_for(&mut peer.errors, "KEYUPDATE", "").await;
+                } else {
+                    peer.shows(">>>", "KeyUpdate").await;
+                }
             }
             let line = format!("x{round} from openssl\n");
             peer.says(&line).await;
             hears(&mut stream, &line).await;
             let line = format!("y{round} from us");
             says(&mut stream, &format!("{line}\n")).await;
-            peer.shows(&line).await;
+            if update == "K\n" && !limited {
+                // We answer what is asked.
+                peer.shows("<<<", "KeyUpdate").await;
+            }
+            peer.shows("", &line).await;
+        }
+        if limited {
+            for _ in 0..3 {
+                says(&mut stream, "z\n").await;
+            }
+            peer.shows("<<<", "KeyUpdate").await;
         }
     }
-    stream.shutdown().await.expect("shut down");
-    drop(peer.input);
+    // Either side closes once; `s_server` does so only in answer.
+    if client {
+        peer.says("Q\n").await;
+    } else {
+        stream.shutdown().await.expect("shut down");
+    }
     let mut rest = Vec::new();
     let end = timeout(DEADLINE, stream.read_to_end(&mut rest)).await;
     end.expect("in time").expect("OpenSSL closes cleanly");
@@ -211,11 +250,20 @@ async fn openssl_as_a_server_with_key_updates() {
         return;
     };
     for (suite, suite_name) in SUITES.into_iter().zip(NAMES) {
-        let arguments = ["-tls1_3", "-ciphersuites", suite_name, "-naccept", "1"];
-        let (peer, socket) = openssl.server(&arguments).await;
-        let config = Arc::new(openssl.pki.client(suite));
-        let stream = TlsStream::connect(socket, config, name(), HANDSHAKE).await;
-        talk(peer, stream.expect("connected")).await;
+        for limited in [false, true] {
+            let arguments = [
+                "-tls1_3",
+                "-msg",
+                "-ciphersuites",
+                suite_name,
+                "-naccept",
+                "1",
+            ];
+            let (peer, socket) = openssl.server(&arguments).await;
+            let config = Arc::new(openssl.pki.client(suite));
+            let stream = TlsStream::connect(socket, config, name(), HANDSHAKE).await;
+            talk(peer, stream.expect("connected"), false, limited).await;
+        }
     }
 }
 
@@ -225,11 +273,13 @@ async fn openssl_as_a_client_with_key_updates() {
         return;
     };
     for (suite, suite_name) in SUITES.into_iter().zip(NAMES) {
-        let arguments = ["-tls1_3", "-ciphersuites", suite_name];
-        let (peer, socket) = openssl.client(&arguments).await;
-        let config = Arc::new(openssl.pki.server(suite));
-        let stream = TlsStream::accept(socket, config, HANDSHAKE).await;
-        talk(peer, stream.expect("accepted")).await;
+        for limited in [false, true] {
+            let arguments = ["-tls1_3", "-msg", "-ciphersuites", suite_name];
+            let (peer, socket) = openssl.client(&arguments).await;
+            let config = Arc::new(openssl.pki.server(suite));
+            let stream = TlsStream::accept(socket, config, HANDSHAKE).await;
+            talk(peer, stream.expect("accepted"), true, limited).await;
+        }
     }
 }
 
@@ -250,6 +300,7 @@ async fn bulk_to_and_from_openssl() {
             mut child,
             mut input,
             mut output,
+            ..
         } = peer;
         let (mut there, mut here) = (vec![0; data.len()], vec![0; data.len()]);
         let moved = timeout(DEADLINE * 2, async {

@@ -1,6 +1,7 @@
 //! Our record layer against plain rustls, as client and as server, with every suite.
 
 #[path = "support/tls.rs"]
+#[allow(dead_code)]
 mod tls;
 
 use std::sync::Arc;

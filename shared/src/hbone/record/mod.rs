@@ -9,10 +9,11 @@
 //! returns the same error, and whoever owns the stream drops it. There is no recovery within a
 //! stream.
 //!
-//! * [`open`] and [`seal`] are pure: bytes in, bytes out.
-//! * [`handshake`] drives rustls over a socket until both keys are there.
-//! * [`stream`] joins them to a socket; its two directions are [`read`] and [`write`], which
-//!   borrow from the recycled buffers of [`buffer`](super::buffer).
+//! * `open` and `seal` are pure: bytes in, bytes out; `key` makes every nonce.
+//! * `handshake` drives rustls over a socket until both keys are there; `schedule` is what it
+//!   leaves with us of the key schedule.
+//! * `stream` joins them to a socket; its two directions are `read` and `write`, which borrow
+//!   from the recycled buffers of [`buffer`](super::buffer).
 
 #![forbid(unsafe_code)]
 

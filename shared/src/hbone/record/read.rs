@@ -61,7 +61,11 @@ impl Receiving {
     }
 
     fn consume(&mut self, amount: usize) {
-        self.plain.start = self.plain.end.min(self.plain.start + amount);
+        self.plain.start = self.plain.end.min(self.plain.start.saturating_add(amount));
+        self.release_if_empty();
+    }
+
+    fn release_if_empty(&mut self) {
         if self.plain.is_empty() && self.sealed.is_empty() {
             self.release();
         }
@@ -156,6 +160,8 @@ impl Receiving {
                     self.sealed = 0..sealed.len();
                     new
                 } else {
+                    // The pool is dry: do not ask again before the next full read.
+                    self.turn = old.class();
                     old
                 }
             }
@@ -209,22 +215,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
             if let Some(error) = self.failed {
                 return Poll::Ready(Err(error.into()));
             }
-            match self.rx.whole_record() {
-                Ok(Some(range)) => {
-                    let content = self.rx.open(range);
-                    if let Err(error) = content.and_then(|content| self.handle(&content)) {
-                        return Poll::Ready(Err(self.fail(error, cx)));
-                    }
-                }
-                Ok(None) => {
-                    if ready!(self.rx.poll_more(&mut self.io, &self.pool, cx))? == 0 {
-                        self.rx.release();
-                        return Poll::Ready(Err(self.fail(RecordError::Truncated, cx)));
-                    }
-                }
-                Err(error) => return Poll::Ready(Err(self.fail(error, cx))),
+            let step = match self.rx.whole_record() {
+                Ok(Some(range)) => self
+                    .rx
+                    .open(range)
+                    .and_then(|content| self.handle(&content)),
+                Ok(None) => match ready!(self.rx.poll_more(&mut self.io, &self.pool, cx))? {
+                    0 => Err(RecordError::Truncated),
+                    _ => Ok(()),
+                },
+                Err(error) => Err(error),
+            };
+            if let Err(error) = step {
+                return Poll::Ready(Err(self.fail_reading(error, cx)));
             }
         }
+    }
+
+    /// Nothing that was received after `error` is of use.
+    fn fail_reading(&mut self, error: RecordError, cx: &mut Context<'_>) -> io::Error {
+        self.rx.tail = Box::default();
+        self.rx.release();
+        self.fail(error, cx)
     }
 
     /// Acts on what a record held besides data.
@@ -265,10 +277,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                 self.rx.consume(len);
             }
             if out.remaining() == 0 || self.rx.closed || self.failed.is_some() {
-                return;
+                return self.rx.release_if_empty();
             }
             let opened = match self.rx.whole_record() {
-                Ok(None) => return,
+                Ok(None) => return self.rx.release_if_empty(),
                 Ok(Some(range)) => {
                     let needed = inner_len(range.len());
                     let ready = out.initialized().len() - out.filled().len();
@@ -288,7 +300,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
             };
             if let Err(error) = opened.and_then(|content| self.handle(&content)) {
                 // What was opened before it is the caller's; the next call returns the error.
-                self.fail(error, cx);
+                self.fail_reading(error, cx);
                 return;
             }
         }

@@ -21,7 +21,7 @@ use crate::hbone::buffer::BufferPool;
 /// A TLS 1.3 stream over a socket.
 ///
 /// * Reading ends with `Ok(0)` after close_notify only. A socket that ends without it yields
-///   [`RecordError::Truncated`].
+///   [`RecordError::Truncated`]. What fails is final for both directions.
 /// * [`AsyncBufRead`] gives the opened records without a copy.
 /// * Writing takes up to 1 MiB per call, accepts nothing more while sealed bytes wait for the
 ///   socket, and needs a flush at the end like every buffered writer.

@@ -1,6 +1,7 @@
 //! Tests that reach into the record layer: known answers, malformed input, and peers that
 //! break the rules. Interoperation with other implementations is in `tests/`.
 
+mod bench;
 mod chunky;
 mod misbehaviour;
 mod parser;

@@ -32,9 +32,7 @@ fn open_all(inners: &[&[u8]]) -> Result<Content, RecordError> {
             }
             (a, b) => assert_eq!(a, b),
         }
-        if last.is_err() {
-            return last;
-        }
+        last.as_ref().map_err(|error| *error)?;
     }
     last
 }
@@ -159,7 +157,8 @@ fn what_a_record_may_not_hold() {
 
 #[test]
 fn what_a_header_may_say() {
-    let cases: [(&[u8], Result<Option<usize>, RecordError>); 9] = [
+    type Len = Result<Option<usize>, RecordError>;
+    let cases: [(&[u8], Len); 9] = [
         (&[], Ok(None)),
         (&[23], Ok(None)),
         (&[23, 3, 3, 0], Ok(None)),
@@ -325,7 +324,7 @@ proptest! {
         let all = data.concat();
         prop_assert!(taken <= all.len().min(limit) && written <= room);
         // It stops for a reason only.
-        prop_assert!(taken == all.len().min(limit) || room - written <= 22 + 0);
+        prop_assert!(taken == all.len().min(limit) || room - written <= 22);
         let mut opener = Opener::with_key(key(algorithm, 5));
         let (mut opened, mut at) = (Vec::new(), 0);
         while at < written {
