@@ -1,2 +1,93 @@
-//! x
-fn main() {}
+//! `adit`, the command line of the mesh.
+//!
+//! One file per subcommand. Each has an `Args` (what clap reads) and a `run` that writes to
+//! an [`Output`] and says by an [`Outcome`] whether all is well.
+
+#![forbid(unsafe_code)]
+
+mod analyze;
+mod check;
+mod completion;
+mod local;
+mod output;
+mod table;
+mod version;
+mod ztunnel;
+mod ztunnel_config;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::{Outcome, Output, UsageError};
+
+/// The command line of Adit, an ambient service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, propagate_version = true)]
+#[command(after_help = "\
+Exit status: 0 all is well, 1 something was found or failed, 2 the command line is wrong.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Analyze(analyze::Args),
+    Check(check::Args),
+    Completion(completion::Args),
+    /// A mesh of network namespaces on this machine
+    #[command(subcommand)]
+    Local(local::Command),
+    Version(version::Args),
+    #[command(visible_alias = "zc")]
+    ZtunnelConfig(ztunnel_config::Args),
+}
+
+impl Command {
+    fn run(self, out: &mut Output) -> anyhow::Result<Outcome> {
+        match self {
+            Self::Analyze(args) => analyze::run(args, out),
+            Self::Check(args) => check::run(args, out),
+            Self::Completion(args) => completion::run(args, out),
+            Self::Local(command) => local::run(command, out),
+            Self::Version(args) => version::run(args, out),
+            Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = Output::stdout();
+    let done = cli.command.run(&mut out).and_then(|outcome| {
+        out.flush()?;
+        Ok(outcome)
+    });
+    match done {
+        Ok(Outcome::Well) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::FAILURE,
+        Ok(Outcome::Status(code)) => ExitCode::from(code),
+        // The reader (`head`, a pager) has seen enough.
+        Err(_) if out.is_closed() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(format_args!("Error: {error:#}"));
+            match error.is::<UsageError>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,1 +1,12 @@
-//! x
+//! `aditd`, the control plane: reads Kubernetes objects, compiles them into what the node
+//! proxies need, serves that, and issues certificates.
+
+pub mod analyze;
+pub mod auth;
+pub mod ca;
+pub mod compile;
+pub mod driver;
+pub mod model;
+pub mod serve;
+pub mod source;
+pub mod status;

@@ -1,2 +1,72 @@
-//! x
-fn main() {}
+//! `adit-sample`: one small server that speaks HTTP/1.1, HTTP/2, gRPC and raw TCP, and
+//! the clients that measure and observe it. The pods of the demo, of the tests and of
+//! the benchmarks run it.
+
+mod client;
+mod echo;
+mod load;
+mod serve;
+mod socket;
+mod stats;
+mod tcp;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A sample server and its clients.
+#[derive(Parser)]
+#[command(name = "adit-sample", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP/1.1, HTTP/2 and gRPC on one port, raw TCP on others
+    Serve(serve::Options),
+    /// Send HTTP requests and print a JSON line for each
+    Call(client::CallOptions),
+    /// Call the gRPC Echo service and print a JSON line for each call
+    Grpc(client::GrpcOptions),
+    /// Hold one TCP connection, send a line at intervals, say when it ends
+    Tcp(client::TcpOptions),
+    /// Measure round trips on one TCP connection
+    Rr(load::RrOptions),
+    /// Measure connections per second: connect, one byte each way, close
+    Conns(load::ConnsOptions),
+    /// Hold idle TCP connections
+    Hold(load::HoldOptions),
+    /// Measure throughput to a sink, or from a source
+    Stream(load::StreamOptions),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("adit-sample: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    socket::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve(options) => serve::run(options).await,
+            Command::Call(options) => client::call(options).await,
+            Command::Grpc(options) => client::grpc(options).await,
+            Command::Tcp(options) => client::tcp(options).await,
+            Command::Rr(options) => load::rr(options).await,
+            Command::Conns(options) => load::conns(options).await,
+            Command::Hold(options) => load::hold(options).await,
+            Command::Stream(options) => load::stream(options).await,
+        }
+    })
+}

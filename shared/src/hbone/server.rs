@@ -43,6 +43,17 @@ pub struct Responder {
     recv: h2::RecvStream,
 }
 
+/// A request that was answered with 400.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Its method is not CONNECT.
+    #[error("method {0} instead of CONNECT")]
+    Method(Method),
+    /// Its `:authority` is missing or malformed.
+    #[error(transparent)]
+    Header(HeaderError),
+}
+
 /// What a connection did, when it has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Served {
@@ -65,6 +76,24 @@ pub async fn serve<IO, H>(
     settings: &Settings,
     drain: DrainWatcher,
     handler: H,
+) -> Result<Served, ConnectionError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: AsyncFn(Incoming) + 'static,
+{
+    serve_observed(io, settings, drain, handler, |_| {}).await
+}
+
+/// [`serve`], which tells of each malformed request when it has been answered.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_observed<IO, H>(
+    io: IO,
+    settings: &Settings,
+    drain: DrainWatcher,
+    handler: H,
+    malformed: impl Fn(Malformed),
 ) -> Result<Served, ConnectionError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -101,13 +130,16 @@ where
             Ok(Some(Ok((request, send)))) => {
                 supervisor.active = true;
                 match read_request(request, send, known.as_ref()) {
-                    Some(incoming) => {
+                    Ok(incoming) => {
                         served.accepted += 1;
                         known.clone_from(&incoming.request.baggage);
                         let handler = handler.clone();
                         spawn_local(async move { handler(incoming).await });
                     }
-                    None => served.malformed += 1,
+                    Err(what) => {
+                        served.malformed += 1;
+                        malformed(what);
+                    }
                 }
             }
             Ok(Some(Err(error))) => {
@@ -136,24 +168,22 @@ fn read_request(
     request: Request<h2::RecvStream>,
     send: SendResponse<Bytes>,
     known: Option<&Baggage>,
-) -> Option<Incoming> {
+) -> Result<Incoming, Malformed> {
     let (head, recv) = request.into_parts();
     let respond = Responder { send, recv };
     if head.method != Method::CONNECT {
-        tracing::debug!(method = %head.method, "not a CONNECT");
         respond.refuse(StatusCode::BAD_REQUEST, "http_request_error");
-        return None;
+        return Err(Malformed::Method(head.method));
     }
     match ConnectRequest::from_http(&head.uri, &head.headers, known) {
-        Ok((request, ignored)) => Some(Incoming {
+        Ok((request, ignored)) => Ok(Incoming {
             request,
             ignored,
             respond,
         }),
         Err(error) => {
-            tracing::debug!(%error, "malformed CONNECT");
             respond.refuse(StatusCode::BAD_REQUEST, "http_request_error");
-            None
+            Err(Malformed::Header(error))
         }
     }
 }

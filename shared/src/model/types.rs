@@ -1,7 +1,6 @@
 //! Workloads and services as values. Illegal states of the wire form cannot be
 //! written down here: conversion from protobuf refuses them by name and field.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -112,10 +111,14 @@ pub struct Workload {
     pub tunnel_protocol: TunnelProtocol,
     /// Who it is: trust domain, namespace, service account.
     pub identity: SpiffeId,
+    /// It terminates HBONE itself; nothing stands before its app.
+    pub native_tunnel: bool,
+    /// How its app wants to be told of tunnelled connections.
+    pub application_tunnel: Option<ApplicationTunnel>,
     /// Waypoint for traffic addressed to the workload itself.
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
     /// Gateway through which other networks reach it.
-    pub network_gateway: Option<GatewayAddress>,
+    pub network_gateway: Option<Arc<GatewayAddress>>,
     /// Node name; empty: unknown.
     pub node: Arc<str>,
     /// Telemetry: canonical service name.
@@ -134,12 +137,52 @@ pub struct Workload {
     pub host_network: bool,
     /// Whether it may be given traffic.
     pub health: Health,
-    /// Load-balancing weight, at least 1.
+    /// Load-balancing weight. 0 drains: no service picks the workload, its own address
+    /// still reaches it.
     pub capacity: u32,
     /// `namespace/name` of selector policies that apply to it.
     pub authorization_policies: Vec<Arc<str>>,
-    /// Port maps of the services it belongs to.
-    pub services: BTreeMap<ServiceName, Vec<Port>>,
+    /// The services it belongs to, sorted by name.
+    pub services: Vec<Membership>,
+}
+
+/// That a workload is an endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Membership {
+    /// The service.
+    pub service: ServiceName,
+    /// Which port of the workload stands behind each port of the service.
+    pub ports: Arc<[Port]>,
+}
+
+/// How an app that sits behind a tunnel is told who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    /// PROXY protocol before the bytes; otherwise plain bytes.
+    pub proxy_protocol: bool,
+    /// Where the app listens for them; `None`: the port that was called.
+    pub port: Option<u16>,
+}
+
+impl Workload {
+    /// The port map of `service`, where the workload belongs to it.
+    pub fn ports_of(&self, service: &ServiceName) -> Option<&[Port]> {
+        let found = self
+            .services
+            .binary_search_by(|membership| membership.service.cmp(service));
+        found.ok().map(|at| &*self.services[at].ports)
+    }
+
+    /// Whether it is a Kubernetes pod, by its uid.
+    pub fn is_pod(&self) -> bool {
+        let mut parts = self.uid.split('/');
+        (parts.nth(1), parts.next()) == (Some(""), Some("Pod"))
+    }
+}
+
+/// The uid of a pod's workload.
+pub fn pod_uid(cluster: &str, namespace: &str, name: &str) -> String {
+    format!("{cluster}//Pod/{namespace}/{name}")
 }
 
 /// A block of addresses that a service owns on a network; a VIP is a full-length prefix.
@@ -181,6 +224,15 @@ pub enum LoadBalancingMode {
     Passthrough,
 }
 
+/// One of several waypoints of a service, for canaries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WeightedWaypoint {
+    /// The waypoint.
+    pub destination: Arc<GatewayAddress>,
+    /// Its share; 0: none.
+    pub weight: u32,
+}
+
 /// How a service spreads connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LoadBalancing {
@@ -190,6 +242,16 @@ pub struct LoadBalancing {
     pub mode: LoadBalancingMode,
     /// Unhealthy endpoints are used too (`publishNotReadyAddresses`).
     pub allow_unhealthy: bool,
+}
+
+impl Default for LoadBalancing {
+    fn default() -> Self {
+        Self {
+            scopes: Vec::new(),
+            mode: LoadBalancingMode::Standard,
+            allow_unhealthy: false,
+        }
+    }
 }
 
 /// Which address families a service has.
@@ -219,7 +281,9 @@ pub struct Service {
     /// Further identities that may answer for it (SPIFFE URIs).
     pub subject_alt_names: Vec<Arc<str>>,
     /// Waypoint for traffic addressed to the service.
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    /// Where not empty, takes the place of `waypoint`: one is drawn per connection.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
     /// How connections are spread.
     pub load_balancing: LoadBalancing,
     /// Address families.
@@ -228,4 +292,19 @@ pub struct Service {
     pub canonical: bool,
     /// Hidden from other namespaces.
     pub namespace_private: bool,
+}
+
+impl Service {
+    /// What stands behind `service_port`, where the service has that port.
+    pub fn port(&self, service_port: u16) -> Option<Port> {
+        let mut ports = self.ports.iter();
+        ports
+            .find(|port| port.service_port == service_port)
+            .copied()
+    }
+
+    /// Whether clients of `namespace` may know it.
+    pub fn visible_to(&self, namespace: &str) -> bool {
+        !self.namespace_private || &*self.key.namespace == namespace
+    }
 }

@@ -1,0 +1,86 @@
+//! What is wrong with a mesh's configuration, or probably not what was meant.
+//!
+//! Codes are Istio's where it has one (`istioctl analyze`). An object's annotation
+//! `galley.istio.io/analyze-suppress` (codes, or `*`) silences them.
+
+mod metadata;
+mod policies;
+mod services;
+
+use std::path::PathBuf;
+
+use crate::compile::MeshConfig;
+pub use crate::model::{Code, Finding, Severity};
+use crate::model::{FieldPath, Kind, Meta, Objects};
+use crate::source::{Directory, locate_field};
+
+/// Analyzes directories or files of manifests. Blocks on the file system.
+pub fn analyze_paths(paths: Vec<PathBuf>, mesh: &MeshConfig) -> Vec<Finding> {
+    let mut directory = Directory::new(paths);
+    directory.reload();
+    let mut findings = directory.findings().to_vec();
+    findings.extend(analyze(directory.objects(), mesh));
+    sort(&mut findings);
+    findings
+}
+
+/// Analyzes objects that are valid each by itself.
+pub fn analyze(objects: &Objects, mesh: &MeshConfig) -> Vec<Finding> {
+    let mut report = Report {
+        findings: Vec::new(),
+    };
+    metadata::check(objects, &mut report);
+    services::check(objects, &mut report);
+    policies::check(objects, mesh, &mut report);
+    sort(&mut report.findings);
+    report.findings
+}
+
+/// The worst first, then as they stand in the files.
+fn sort(findings: &mut [Finding]) {
+    findings.sort_by(|a, b| {
+        let key = |f: &Finding| {
+            (
+                std::cmp::Reverse(f.severity),
+                f.file.clone(),
+                f.line,
+                f.code,
+            )
+        };
+        key(a).cmp(&key(b))
+    });
+}
+
+struct Report {
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn add(
+        &mut self,
+        (kind, meta): (Kind, &Meta),
+        path: FieldPath,
+        severity: Severity,
+        code: Code,
+        message: String,
+    ) {
+        let suppressed = meta
+            .annotation("galley.istio.io/analyze-suppress")
+            .is_some_and(|list| {
+                let mut codes = list.split(',').map(str::trim);
+                codes.any(|listed| listed == "*" || listed == code.as_str())
+            });
+        if suppressed {
+            return;
+        }
+        self.findings.push(Finding {
+            severity,
+            code,
+            object: Some(meta.reference(kind)),
+            file: meta.origin.file.clone(),
+            line: locate_field(&meta.origin, &path),
+            field: path.to_string(),
+            message,
+        });
+    }
+}

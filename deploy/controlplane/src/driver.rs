@@ -1,0 +1,338 @@
+//! Runs the control plane: follows the source and the nodes' reports, compiles, writes
+//! status, publishes snapshots.
+//!
+//! One task owns all state and moves in steps. A step is triggered by a change of the
+//! objects, a report, or a deadline, and does everything that follows from it; whatever
+//! happens meanwhile is taken together into the next one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinHandle};
+
+use crate::ca::PodDirectory;
+use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
+use crate::model::{Finding, Objects};
+use crate::serve::{EnrolmentSink, ResourceSnapshot};
+use crate::source::{DirectorySource, SourceState, WatchOptions};
+use crate::status::{CapturedPod, StatusError, StatusStore};
+
+/// When a status file could not be written, this is how long until the next attempt.
+const STATUS_RETRY: Duration = Duration::from_secs(1);
+
+/// What a control plane is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directories or files of manifests.
+    pub config: Vec<PathBuf>,
+    /// Where status is kept; `None`: in memory, and a restart forgets which pods are
+    /// captured.
+    pub status: Option<PathBuf>,
+    /// Mesh-wide settings.
+    pub mesh: MeshConfig,
+    /// How long clients get to follow an opt-out.
+    pub withdraw_delay: Duration,
+    /// How the directories are followed.
+    pub watch: WatchOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            config: Vec::new(),
+            status: None,
+            mesh: MeshConfig::default(),
+            withdraw_delay: WITHDRAW_DELAY,
+            watch: WatchOptions::default(),
+        }
+    }
+}
+
+/// A running control plane, without the servers. Dropping it ends it.
+#[derive(Debug)]
+pub struct ControlPlane {
+    snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
+    source: watch::Receiver<SourceState>,
+    pods: Arc<Pods>,
+    reports: Arc<Reports>,
+    task: JoinHandle<()>,
+}
+
+impl ControlPlane {
+    /// Reads the configuration and the status, and publishes the first snapshot.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A status directory that cannot be read. Wrong configuration is no error: what is
+    /// wrong is in [`Self::findings`].
+    pub async fn start(options: Options) -> Result<Self, StatusError> {
+        let status = match &options.status {
+            Some(directory) => StatusStore::open(directory)?,
+            None => StatusStore::in_memory(),
+        };
+        let source = DirectorySource::open(options.config, options.watch).await;
+        let mut state = source.subscribe();
+        let captured: Vec<_> = status
+            .captured()
+            .map(|pod| (pod.uid.clone(), pod.node.clone()))
+            .collect();
+        let engine = Engine {
+            tracker: RedirectionTracker::new(options.withdraw_delay, captured),
+            compiler: Compiler::new(options.mesh),
+            status,
+            snapshot: ResourceSnapshot::default(),
+            status_failed: false,
+        };
+        let objects = state.borrow_and_update().objects.clone();
+        let pods = Arc::new(Pods {
+            objects: ArcSwap::from_pointee(objects.clone()),
+        });
+        let reports = Arc::new(Reports::default());
+        let engine = match step(engine, objects, BTreeMap::new()).await {
+            Ok(engine) => engine,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime shuts down, and this task with it.
+            Err(_) => std::future::pending().await,
+        };
+        let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
+        let task = tokio::spawn(run(
+            engine,
+            source,
+            state.clone(),
+            pods.clone(),
+            reports.clone(),
+            publish,
+        ));
+        Ok(Self {
+            snapshots,
+            source: state,
+            pods,
+            reports,
+            task,
+        })
+    }
+
+    /// Snapshots as they are published.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<ResourceSnapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// What is wrong with the configuration now.
+    pub fn findings(&self) -> Arc<Vec<Finding>> {
+        self.source.borrow().findings.clone()
+    }
+
+    /// Which pods run where, for the certificate service.
+    pub fn pods(&self) -> Arc<dyn PodDirectory> {
+        self.pods.clone()
+    }
+
+    /// Where reports of the nodes go.
+    pub fn reports(&self) -> Arc<dyn EnrolmentSink> {
+        self.reports.clone()
+    }
+
+    /// Returns when the control plane has ended, which it does by a defect only: the
+    /// process should end too, so that it is started anew.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the control plane has ended");
+        }
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The pods of the source, as the certificate service asks for them.
+#[derive(Debug)]
+struct Pods {
+    objects: ArcSwap<Objects>,
+}
+
+impl PodDirectory for Pods {
+    fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+        use crate::model::Phase;
+        let objects = self.objects.load();
+        objects.namespaces.get(namespace).is_some_and(|of| {
+            of.pods.values().any(|pod| {
+                &*pod.node == node
+                    && &*pod.service_account == service_account
+                    && pod.phase != Phase::Failed
+            })
+        })
+    }
+}
+
+/// The latest report of each node that has not been taken into account yet.
+#[derive(Debug, Default)]
+struct Reports {
+    pending: Mutex<BTreeMap<String, Vec<PodEnrolment>>>,
+    arrived: Notify,
+}
+
+impl EnrolmentSink for Reports {
+    fn report(&self, node: &str, pods: Vec<PodEnrolment>) {
+        self.pending.lock().insert(node.into(), pods);
+        self.arrived.notify_one();
+    }
+}
+
+impl Reports {
+    fn take(&self) -> BTreeMap<String, Vec<PodEnrolment>> {
+        std::mem::take(&mut self.pending.lock())
+    }
+}
+
+async fn run(
+    mut engine: Engine,
+    source: DirectorySource,
+    mut state: watch::Receiver<SourceState>,
+    pods: Arc<Pods>,
+    reports: Arc<Reports>,
+    publish: watch::Sender<Arc<ResourceSnapshot>>,
+) {
+    loop {
+        let deadline = engine.next_deadline();
+        let wait = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = state.changed() => {
+                if changed.is_err() {
+                    tracing::error!("the configuration is no longer followed");
+                    break;
+                }
+            }
+            () = reports.arrived.notified() => {}
+            () = wait => {}
+        }
+        let objects = state.borrow_and_update().objects.clone();
+        // A pod whose certificate is asked for has to be known before it is published.
+        pods.objects.store(Arc::new(objects.clone()));
+        engine = match step(engine, objects, reports.take()).await {
+            Ok(engine) => engine,
+            Err(error) => {
+                tracing::error!(%error, "compiling the configuration failed");
+                break;
+            }
+        };
+        publish.send_if_modified(|current| {
+            let changed = current.generation() != engine.snapshot.generation();
+            *current = Arc::new(engine.snapshot.clone());
+            changed
+        });
+    }
+    drop(source);
+}
+
+/// Compiling takes its time, and writing status blocks.
+async fn step(
+    mut engine: Engine,
+    objects: Objects,
+    reports: BTreeMap<String, Vec<PodEnrolment>>,
+) -> Result<Engine, JoinError> {
+    tokio::task::spawn_blocking(move || {
+        engine.step(&objects, &reports, Instant::now(), SystemTime::now());
+        engine
+    })
+    .await
+}
+
+/// All state of the control plane besides the source's.
+struct Engine {
+    tracker: RedirectionTracker,
+    compiler: Compiler,
+    status: StatusStore,
+    snapshot: ResourceSnapshot,
+    status_failed: bool,
+}
+
+impl Engine {
+    fn step(
+        &mut self,
+        objects: &Objects,
+        reports: &BTreeMap<String, Vec<PodEnrolment>>,
+        now: Instant,
+        wall_clock: SystemTime,
+    ) {
+        for (node, pods) in reports {
+            self.log_failures(node, pods);
+            self.tracker.report(node, pods);
+        }
+        let desired = desired(objects, self.compiler.mesh());
+        let redirection = self.tracker.reconcile(&desired, now);
+        // Before anybody relies on it.
+        let captured: BTreeMap<_, _> = self.tracker.captured().collect();
+        let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
+        let captured = pods.filter_map(|pod| {
+            let meta = &pod.meta;
+            let node = captured.get(&meta.uid)?;
+            Some(CapturedPod {
+                uid: meta.uid.clone(),
+                node: Arc::clone(node),
+                namespace: meta.namespace.clone(),
+                name: meta.name.clone(),
+            })
+        });
+        let written = self.status.set_captured(captured);
+        let mut builder = self.snapshot.edit();
+        let namespaces = self.compiler.update(objects, &redirection, &mut builder);
+        self.snapshot = builder.build();
+        let written = written.and(
+            self.status
+                .set_conditions(self.compiler.conditions(), wall_clock),
+        );
+        self.status_failed = match written {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::error!(%error, "status cannot be written; a restart would let clients of captured pods use plaintext");
+                true
+            }
+        };
+        tracing::debug!(
+            generation = self.snapshot.generation(),
+            namespaces,
+            took = ?now.elapsed(),
+            "compiled"
+        );
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let retry = self.status_failed.then(|| Instant::now() + STATUS_RETRY);
+        [self.tracker.next_deadline(), retry]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn log_failures(&self, node: &str, pods: &[PodEnrolment]) {
+        for pod in pods {
+            let known = self.tracker.reported(node, &pod.uid);
+            let repeated = known.is_some_and(|known| {
+                known.state == EnrolmentState::Failed && known.message == pod.message
+            });
+            if pod.state() == EnrolmentState::Failed && !repeated {
+                tracing::warn!(
+                    node,
+                    uid = pod.uid,
+                    message = pod.message,
+                    "the node cannot capture a pod"
+                );
+            }
+        }
+    }
+}

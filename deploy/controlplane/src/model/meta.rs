@@ -1,0 +1,239 @@
+//! What every object has: name, labels, age, and the place it was read from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
+
+use super::field::{At, FieldError};
+
+/// Kubernetes labels.
+pub type Labels = BTreeMap<String, String>;
+
+/// The kinds of objects that the control plane reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Node.
+    Node,
+    /// `v1` ServiceAccount.
+    ServiceAccount,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `security.istio.io` AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// `security.istio.io` PeerAuthentication.
+    PeerAuthentication,
+}
+
+impl Kind {
+    /// Objects of this kind live outside namespaces.
+    pub fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// An object's unique name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// Where an object was read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The file; `None` for objects that do not come from files.
+    pub file: Option<Arc<Path>>,
+    /// Line on which the document starts, from 1; 0 without a file.
+    pub line: u32,
+    /// Position in the document's `items`, for `List` kinds.
+    pub item: Option<usize>,
+}
+
+impl Origin {
+    /// Of an object that no file holds.
+    pub const NONE: Self = Self {
+        file: None,
+        line: 0,
+        item: None,
+    };
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{}:{}", file.display(), self.line),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+/// When an object came to be. Older is less.
+///
+/// An object without `creationTimestamp` counts as newer than all that have one; among
+/// themselves such objects are ordered by where they stand ([`Meta::seniority`]), which
+/// stays the same when files are edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Age {
+    /// `metadata.creationTimestamp`.
+    Created(Timestamp),
+    /// Not stated.
+    Unstated,
+}
+
+/// The metadata that the control plane keeps of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Name.
+    pub name: Arc<str>,
+    /// Namespace; empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// `metadata.uid`; where it is missing, `<namespace>.<name>`, so that files written
+    /// by hand need none.
+    pub uid: Arc<str>,
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations under `istio.io`; the others are not kept.
+    pub annotations: BTreeMap<String, String>,
+    /// When it was created.
+    pub age: Age,
+    /// `deletionTimestamp` is set.
+    pub deleting: bool,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+impl Meta {
+    /// Checks and keeps `meta` of an object of `kind`.
+    ///
+    /// # Errors
+    /// A missing or impossible name or namespace.
+    pub fn parse(kind: Kind, meta: ObjectMeta, origin: Origin) -> Result<Self, FieldError> {
+        let metadata = At::ROOT.key("metadata");
+        let at = metadata.key("name");
+        let name = meta.name.unwrap_or_default();
+        check_name(&name).map_err(|reason| at.error(reason))?;
+        let namespace = if kind.is_cluster_scoped() {
+            String::new()
+        } else {
+            let namespace = meta.namespace.unwrap_or_else(|| "default".into());
+            let at = metadata.key("namespace");
+            check_name(&namespace).map_err(|reason| at.error(reason))?;
+            namespace
+        };
+        let uid = match meta.uid {
+            Some(uid) => {
+                let at = metadata.key("uid");
+                check_name(&uid).map_err(|reason| at.error(reason))?;
+                uid.into()
+            }
+            None if namespace.is_empty() => name.as_str().into(),
+            None => format!("{namespace}.{name}").into(),
+        };
+        let mut annotations = meta.annotations.unwrap_or_default();
+        annotations.retain(|key, _| {
+            key.split_once('/')
+                .is_some_and(|(domain, _)| domain == "istio.io" || domain.ends_with(".istio.io"))
+        });
+        Ok(Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            uid,
+            labels: meta.labels.unwrap_or_default(),
+            annotations,
+            age: meta
+                .creation_timestamp
+                .map_or(Age::Unstated, |time| Age::Created(time.0)),
+            deleting: meta.deletion_timestamp.is_some(),
+            origin,
+        })
+    }
+
+    /// The object's name, as a reference of `kind`.
+    pub fn reference(&self, kind: Kind) -> ObjectRef {
+        ObjectRef {
+            kind,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+
+    /// A label's value.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
+
+    /// An annotation's value.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
+    /// Orders objects from oldest to newest: where several claim the same thing, the
+    /// least wins. Ties go to the file and line, then to the name.
+    pub fn seniority(&self) -> (Age, &Origin, &str, &str) {
+        (self.age, &self.origin, &self.name, &self.namespace)
+    }
+}
+
+/// Names go into file names, resource names and SPIFFE ids, hence the characters of a
+/// DNS subdomain and nothing else (Kubernetes `IsDNS1123Subdomain`).
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    if name.is_empty() {
+        Err("is required".into())
+    } else if name.len() > 253
+        || !bytes.iter().copied().all(legal)
+        || !ends(bytes.first())
+        || !ends(bytes.last())
+        || name.contains("..")
+    {
+        Err(format!(
+            "{name:?} is not a Kubernetes name: lower-case letters, digits, '-' and '.', at most 253 bytes"
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// The controlling owner, if there is one.
+pub(super) fn controller(owners: Option<&Vec<OwnerReference>>) -> Option<&OwnerReference> {
+    owners?.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether `selector` picks an object with `labels`; an empty selector picks all.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
+}

@@ -1,0 +1,357 @@
+//! The configuration service: one task per stream, which feeds a [`ServerState`] with
+//! requests and snapshots and sends what it says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_shared::proto::xds::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use adit_shared::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use adit_shared::xds::client::node::metadata_string;
+use adit_shared::xds::server::{Outcome, ServerState};
+use rand::Rng as _;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::clients::Clients;
+use super::gate::{Gate, Peer};
+use super::metrics::Metrics;
+use super::snapshot::{NodeView, ResourceSnapshot};
+use crate::auth::{Caller, TrustedAccounts};
+
+/// For the client to take the status with which we end its stream.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The bounds of the configuration service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamLimits {
+    /// Open streams; more are refused with `RESOURCE_EXHAUSTED`.
+    pub streams: usize,
+    /// Responses that are being built and handed over at one time: the first response of each
+    /// of a thousand nodes would otherwise be in memory at once.
+    pub concurrent_pushes: usize,
+    /// A stream is ended in good order after this, less up to a tenth; the client comes
+    /// back, maybe to another replica, with a fresh token.
+    pub max_age: Duration,
+    /// For the first request of a stream.
+    pub first_request: Duration,
+    /// For the client to take a response off our hands.
+    pub send: Duration,
+    /// For the client to acknowledge a response.
+    pub acknowledgement: Duration,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        Self {
+            streams: 10_000,
+            concurrent_pushes: 64,
+            max_age: Duration::from_secs(30 * 60),
+            first_request: Duration::from_secs(10),
+            send: Duration::from_secs(30),
+            acknowledgement: Duration::from_secs(120),
+        }
+    }
+}
+
+/// What every stream shares.
+pub(super) struct Shared {
+    pub(super) gate: Gate,
+    pub(super) trusted: TrustedAccounts,
+    pub(super) snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
+    pub(super) clients: Clients,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: StreamLimits,
+    pub(super) admission: Arc<Semaphore>,
+    pub(super) pushes: Semaphore,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// The gRPC service.
+pub(super) struct Ads(pub(super) Arc<Shared>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let shared = &self.0;
+        let (metadata, extensions, requests) = request.into_parts();
+        let caller = shared.gate.caller("xds", &metadata, &extensions).await?;
+        if !shared.snapshots.borrow().is_ready() {
+            shared.metrics.stream_ends.inc("not_ready");
+            return Err(Status::unavailable(
+                "the configuration has not been read yet",
+            ));
+        }
+        let Ok(admitted) = shared.admission.clone().try_acquire_owned() else {
+            warn!(%caller, limit = shared.limits.streams, "too many xDS streams");
+            shared.metrics.stream_ends.inc("too_many");
+            return Err(Status::resource_exhausted("too many xDS streams"));
+        };
+        let peer = extensions.get::<Peer>().map(|peer| peer.0);
+        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        // One response waits for the transport while the next is being decided on.
+        let (sender, responses) = mpsc::channel(1);
+        let task_shared = shared.clone();
+        shared.tasks.spawn(async move {
+            let _admitted = admitted;
+            let _counted = task_shared.metrics.streams.hold();
+            let end = Connection {
+                shared: &task_shared,
+                caller: &caller,
+                peer: &peer,
+                requests,
+                responses: &sender,
+            }
+            .run()
+            .await;
+            task_shared.metrics.stream_ends.inc(end.reason());
+            match end {
+                End::Aged | End::Stopping | End::Client => {
+                    debug!(%caller, peer, reason = end.reason(), "xDS stream ended");
+                }
+                End::Failed(reason, status) => {
+                    warn!(%caller, peer, reason, status = status.message(), "xDS stream ended");
+                    // Nobody need be there to take it.
+                    let _ = timeout(STATUS_TIMEOUT, sender.send(Err(status))).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+/// Why a stream ended.
+enum End {
+    /// It was old enough.
+    Aged,
+    /// The server stops.
+    Stopping,
+    /// The client went away.
+    Client,
+    /// We ended it.
+    Failed(&'static str, Status),
+}
+
+impl End {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Aged => "aged",
+            Self::Stopping => "stopping",
+            Self::Client => "client",
+            Self::Failed(reason, _) => reason,
+        }
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    caller: &'a Caller,
+    peer: &'a str,
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: &'a mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Connection<'_> {
+    async fn run(mut self) -> End {
+        match self.serve().await {
+            Ok(end) | Err(end) => end,
+        }
+    }
+
+    async fn serve(&mut self) -> Result<End, End> {
+        let shared = self.shared;
+        let limits = shared.limits;
+        let first = timeout(limits.first_request, self.requests.message())
+            .await
+            .map_err(|_| failed("no_request", Status::deadline_exceeded("no request came")))?;
+        let first = received(first)?;
+        let node = first.node.clone().unwrap_or_default();
+        check_node(self.caller, &node)
+            .map_err(|why| failed("node", Status::permission_denied(why)))?;
+        info!(caller = %self.caller, peer = self.peer, node = node.id, "xDS client connected");
+        let registration = shared.clients.register(self.caller, self.peer, &node.id);
+
+        let mut snapshots = shared.snapshots.clone();
+        let view = |snapshots: &mut watch::Receiver<Arc<ResourceSnapshot>>| {
+            let snapshot = snapshots.borrow_and_update().clone();
+            // What a node has to enrol is for its proxy alone.
+            let node = match shared.trusted.contains(self.caller) {
+                true => self.caller.node.as_str(),
+                false => "",
+            };
+            Arc::new(NodeView::new(snapshot, node))
+        };
+        let mut state = ServerState::new(view(&mut snapshots));
+        let spread = rand::rng().random_range(0.9..=1.0);
+        let end_of_life = Instant::now() + limits.max_age.mul_f64(spread);
+        let mut acknowledge_by = None;
+        self.request(first, &mut state)?;
+        loop {
+            self.push(&mut state).await?;
+            registration.update(state.status());
+            acknowledge_by = state
+                .awaits_acknowledgement()
+                .then(|| acknowledge_by.unwrap_or(Instant::now() + limits.acknowledgement));
+            tokio::select! {
+                message = self.requests.message() => {
+                    self.request(received(message)?, &mut state)?;
+                    acknowledge_by = None;
+                }
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => state.update(view(&mut snapshots)),
+                    Err(_) => return Ok(End::Stopping),
+                },
+                () = sleep_until(end_of_life) => return Ok(End::Aged),
+                () = shared.stop.cancelled() => return Ok(End::Stopping),
+                () = self.responses.closed() => return Ok(End::Client),
+                () = until(acknowledge_by) => return Err(failed(
+                    "not_acknowledged",
+                    Status::deadline_exceeded("a response was not acknowledged"),
+                )),
+            }
+        }
+    }
+
+    fn request(&self, request: DeltaDiscoveryRequest, state: &mut ServerState) -> Result<(), End> {
+        let type_url = request.type_url.clone();
+        let outcome = state
+            .request(request)
+            .map_err(|error| failed("protocol", Status::invalid_argument(error.to_string())))?;
+        let metrics = &self.shared.metrics;
+        match outcome {
+            Outcome::Subscribed => debug!(caller = %self.caller, type_url, "subscribed"),
+            Outcome::Acknowledged => {}
+            Outcome::Stale => metrics.stale_nonces.inc(&type_url),
+            Outcome::Rejected(error) => {
+                metrics.rejects.inc(&type_url);
+                warn!(caller = %self.caller, type_url, error, "the client rejected resources");
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what may be sent now.
+    async fn push(&self, state: &mut ServerState) -> Result<(), End> {
+        while !state.is_synced() {
+            // The semaphore is never closed.
+            let _turn = self.shared.pushes.acquire().await;
+            let Some(response) = state.next_response() else {
+                return Ok(());
+            };
+            debug!(
+                caller = %self.caller, type_url = response.type_url, nonce = response.nonce,
+                updates = response.resources.len(), removed = response.removed_resources.len(),
+                "push"
+            );
+            self.shared.metrics.pushes.inc(&response.type_url);
+            match timeout(self.shared.limits.send, self.responses.send(Ok(response))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(End::Client),
+                Err(_) => {
+                    let status = Status::deadline_exceeded("the client does not read");
+                    return Err(failed("not_read", status));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(reason: &'static str, status: Status) -> End {
+    End::Failed(reason, status)
+}
+
+fn received<T>(message: Result<Option<T>, Status>) -> Result<T, End> {
+    match message {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(End::Client),
+        // Malformed or too large; a connection that broke ends up here too.
+        Err(status) if status.code() == tonic::Code::Internal => Err(failed("malformed", status)),
+        Err(status) if status.code() == tonic::Code::OutOfRange => Err(failed("malformed", status)),
+        Err(_) => Err(End::Client),
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the node says of itself must agree with its token. What it does not say is not
+/// held against it: the token's word is used throughout.
+fn check_node(caller: &Caller, node: &Node) -> Result<(), String> {
+    for (key, token) in [
+        ("NODE_NAME", &caller.node),
+        ("NAMESPACE", &caller.namespace),
+        ("SERVICE_ACCOUNT", &caller.service_account),
+    ] {
+        if metadata_string(node, key).is_some_and(|said| said != token) {
+            return Err(format!("{key} of the node metadata is not the token's"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use adit_shared::xds::client::NodeMetadata;
+
+    use super::*;
+
+    #[test]
+    fn metadata_must_agree_with_the_token() {
+        let caller = Caller {
+            namespace: "istio-system".into(),
+            service_account: "ztunnel".into(),
+            pod_name: "ztunnel-a".into(),
+            pod_uid: "u".into(),
+            node: "n1".into(),
+        };
+        let good = NodeMetadata {
+            namespace: "istio-system".into(),
+            service_account: "ztunnel".into(),
+            node_name: "n1".into(),
+            ..NodeMetadata::default()
+        };
+        assert_eq!(check_node(&caller, &good.to_node()), Ok(()));
+        assert_eq!(check_node(&caller, &Node::default()), Ok(()));
+        for (key, bad) in [
+            (
+                "NODE_NAME",
+                NodeMetadata {
+                    node_name: "n2".into(),
+                    ..good.clone()
+                },
+            ),
+            (
+                "NAMESPACE",
+                NodeMetadata {
+                    namespace: "shop".into(),
+                    ..good.clone()
+                },
+            ),
+            (
+                "SERVICE_ACCOUNT",
+                NodeMetadata {
+                    service_account: "x".into(),
+                    ..good.clone()
+                },
+            ),
+        ] {
+            let error = check_node(&caller, &bad.to_node()).expect_err(key);
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+}

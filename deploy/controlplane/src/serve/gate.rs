@@ -1,0 +1,65 @@
+//! The gate before every service: who calls?
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
+use tracing::warn;
+
+use super::metrics::Metrics;
+use crate::auth::{AuthError, Authenticator, Caller, bearer_token};
+
+/// Where a request came from; put into its extensions by the listener.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// Authenticates callers, and says no without saying why.
+#[derive(Clone)]
+pub(super) struct Gate {
+    authenticator: Arc<dyn Authenticator>,
+    metrics: Arc<Metrics>,
+}
+
+impl Gate {
+    pub(super) fn new(authenticator: Arc<dyn Authenticator>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            authenticator,
+            metrics,
+        }
+    }
+
+    /// The caller of a request of `service`.
+    pub(super) async fn caller(
+        &self,
+        service: &'static str,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Caller, Status> {
+        let verified = match bearer_token(metadata.as_ref()) {
+            Ok(token) => self.authenticator.authenticate(token).await,
+            Err(error) => Err(error),
+        };
+        verified.map_err(|error| {
+            let peer = extensions.get::<Peer>().map(|peer| peer.0.to_string());
+            warn!(service, peer, %error, "caller refused");
+            let (reason, status) = match &error {
+                AuthError::Missing => ("missing", unauthenticated()),
+                AuthError::TooLong => ("too_long", unauthenticated()),
+                AuthError::Invalid(_) => ("invalid", unauthenticated()),
+                AuthError::Claim(_) => ("claim", unauthenticated()),
+                AuthError::Unavailable(_) => (
+                    "unavailable",
+                    Status::unavailable("tokens cannot be verified now"),
+                ),
+            };
+            self.metrics.authentication_failures.inc(reason);
+            status
+        })
+    }
+}
+
+/// What a caller is told, whatever is wrong with its token.
+pub(super) fn unauthenticated() -> Status {
+    Status::unauthenticated("authentication failure")
+}

@@ -1,0 +1,255 @@
+//! Serves the node proxies on port 15012: configuration (delta ADS), certificates, and the
+//! enrolment reports that come back; and operators on 15014.
+//!
+//! A request's way: [`listener`] (TLS, HTTP/2) -> [`gate`] (who calls) -> [`ads`],
+//! [`certificates`] or [`reports`]. A change's way: the compiler publishes a
+//! [`ResourceSnapshot`] -> [`debounce`] -> each stream compares it with what it has sent.
+
+mod ads;
+mod certificates;
+mod clients;
+mod debounce;
+mod gate;
+mod listener;
+mod metrics;
+mod monitoring;
+mod reports;
+mod snapshot;
+mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+pub use ads::StreamLimits;
+pub use clients::{ClientReport, TypeReport};
+pub use debounce::Debounce;
+pub use listener::ConnectionLimits;
+pub use metrics::{Counter, Counters, Gauge, GaugeGuard, Metrics};
+pub use reports::EnrolmentSink;
+pub use snapshot::{NodeView, ResourceSnapshot, SnapshotBuilder};
+pub use tls::ServingError;
+
+use crate::auth::Authenticator;
+use crate::ca::CertificateIssuer;
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Where node proxies connect.
+    pub listen: SocketAddr,
+    /// Where operators connect, if anywhere.
+    pub monitoring: Option<SocketAddr>,
+    /// DNS names and IP addresses for the serving certificate, beyond the usual ones.
+    pub serving_names: Vec<String>,
+    /// How long the serving certificate is valid; it is renewed at half of that.
+    pub serving_ttl: Duration,
+    /// How pushes are collected.
+    pub debounce: Debounce,
+    /// Bounds of xDS streams.
+    pub streams: StreamLimits,
+    /// Bounds of connections.
+    pub connections: ConnectionLimits,
+    /// How long a stop waits for streams and connections to end.
+    pub stop_deadline: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
+            monitoring: Some(SocketAddr::from(([0, 0, 0, 0], 15014))),
+            serving_names: vec![],
+            serving_ttl: Duration::from_secs(7 * 24 * 3600),
+            debounce: Debounce::default(),
+            streams: StreamLimits::default(),
+            connections: ConnectionLimits::default(),
+            stop_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is served and to whom.
+pub struct Backends {
+    /// Published configurations; the first that [is ready](ResourceSnapshot::is_ready) opens
+    /// the service.
+    pub snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
+    /// Verifies tokens.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Issues certificates.
+    pub issuer: Arc<CertificateIssuer>,
+    /// Takes what nodes report.
+    pub reports: Arc<dyn EnrolmentSink>,
+}
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No certificate to serve with.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+}
+
+/// A running service.
+pub struct Serving {
+    address: SocketAddr,
+    monitoring: Option<SocketAddr>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    deadline: Duration,
+}
+
+impl Serving {
+    /// Starts to serve; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn start(config: ServeConfig, backends: Backends) -> Result<Self, ServeError> {
+        let Backends {
+            snapshots: source,
+            authenticator,
+            issuer,
+            reports,
+        } = backends;
+        let metrics = Arc::new(Metrics::default());
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let clients = clients::Clients::default();
+
+        let (tls, renew_in) = tls::ServingTls::new(
+            issuer.ca().clone(),
+            &config.serving_names,
+            config.serving_ttl,
+            metrics.clone(),
+        )?;
+        let tls = Arc::new(tls);
+        let (listener, address) = listen(config.listen).await?;
+        let monitoring = match config.monitoring {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+
+        let (target, snapshots) = watch::channel(source.borrow().clone());
+        tasks.spawn(stoppable(&stop, config.debounce.run(source, target)));
+        tasks.spawn({
+            let (tls, stop) = (tls.clone(), stop.clone());
+            async move { tls.renew(renew_in, stop).await }
+        });
+
+        let gate = gate::Gate::new(authenticator, metrics.clone());
+        let trusted = issuer.trusted().clone();
+        let ads = ads::Ads(Arc::new(ads::Shared {
+            gate: gate.clone(),
+            trusted: trusted.clone(),
+            snapshots: snapshots.clone(),
+            clients: clients.clone(),
+            metrics: metrics.clone(),
+            limits: config.streams,
+            admission: Arc::new(Semaphore::new(config.streams.streams)),
+            pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        }));
+        let certificates = certificates::Certificates {
+            gate: gate.clone(),
+            issuer,
+            metrics: metrics.clone(),
+        };
+        let reports = reports::Reports {
+            gate,
+            trusted,
+            sink: reports,
+            metrics: metrics.clone(),
+        };
+        let port = Arc::new(listener::Listener {
+            services: listener::Services::new(ads, certificates, reports),
+            tls,
+            limits: config.connections,
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+        tasks.spawn(port.run(listener));
+        let monitoring_address = monitoring.as_ref().map(|(_, address)| *address);
+        if let Some((listener, _)) = monitoring {
+            let port = Arc::new(monitoring::Monitoring {
+                metrics: metrics.clone(),
+                clients,
+                snapshots,
+                stop: stop.clone(),
+                tasks: tasks.clone(),
+            });
+            tasks.spawn(port.run(listener));
+        }
+        info!(%address, monitoring = ?monitoring_address, "serving");
+        Ok(Self {
+            address,
+            monitoring: monitoring_address,
+            metrics,
+            stop,
+            tasks,
+            deadline: config.stop_deadline,
+        })
+    }
+
+    /// Where node proxies connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where operators connect.
+    pub fn monitoring_address(&self) -> Option<SocketAddr> {
+        self.monitoring
+    }
+
+    /// What has been counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Ends streams and connections in good order, within the deadline for that. Returns
+    /// whether all did.
+    pub async fn stop(self) -> bool {
+        self.stop.cancel();
+        self.tasks.close();
+        tokio::time::timeout(self.deadline, self.tasks.wait())
+            .await
+            .is_ok()
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn stoppable<F>(stop: &CancellationToken, task: F) -> impl Future<Output = ()> + use<F>
+where
+    F: Future<Output = ()>,
+{
+    let stop = stop.clone();
+    async move {
+        tokio::select! {
+            () = task => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The whole of it: files and reports in, snapshots out.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adit_controlplane::driver::{ControlPlane, Options};
+use adit_controlplane::serve::ResourceSnapshot;
+use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
+use adit_shared::proto::workload::{Address, TunnelProtocol, address};
+use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use prost::Message;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const DELAY: Duration = Duration::from_millis(700);
+
+struct Running {
+    directory: TempDir,
+    plane: ControlPlane,
+    snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
+}
+
+fn options(directory: &TempDir) -> Options {
+    Options {
+        config: vec![directory.path().join("config")],
+        status: Some(directory.path().join("status")),
+        withdraw_delay: DELAY,
+        ..Options::default()
+    }
+}
+
+fn namespace(mode: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{istio.io/dataplane-mode: {mode}}}}}\n"
+    )
+}
+
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, uid: u1}\nspec: {nodeName: n1, serviceAccountName: s, containers: []}\nstatus: {phase: Running, podIP: 10.0.0.1}\n";
+
+impl Running {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("config")).unwrap();
+        let write = |name: &str, text: &str| {
+            fs::write(directory.path().join("config").join(name), text).unwrap()
+        };
+        write("ns.yaml", &namespace("ambient"));
+        write("pod.yaml", POD);
+        let plane = ControlPlane::start(options(&directory)).await.unwrap();
+        let snapshots = plane.snapshots();
+        Self {
+            directory,
+            plane,
+            snapshots,
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join("config").join(name)
+    }
+
+    async fn wait(&mut self, what: &str, mut condition: impl FnMut(&ResourceSnapshot) -> bool) {
+        let waited = tokio::time::timeout(DEADLINE, self.snapshots.wait_for(|s| condition(s)))
+            .await
+            .is_ok();
+        if !waited {
+            panic!("{what}: {:?}", self.snapshots.borrow());
+        }
+    }
+
+    fn report(&self, node: &str, state: EnrolmentState) {
+        let pod = PodEnrolment {
+            uid: "u1".into(),
+            state: state.into(),
+            message: String::new(),
+        };
+        self.plane.reports().report(node, vec![pod]);
+    }
+}
+
+fn says_hbone(snapshot: &ResourceSnapshot) -> bool {
+    let resource = snapshot
+        .resources(ADDRESS_TYPE)
+        .and_then(|set| set.get("Kubernetes//Pod/a/p").cloned())
+        .unwrap();
+    match Address::decode(resource.body().clone()).unwrap().r#type {
+        Some(address::Type::Workload(workload)) => {
+            workload.tunnel_protocol() == TunnelProtocol::Hbone
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_enrolled(snapshot: &ResourceSnapshot) -> bool {
+    snapshot
+        .enrolments("n1")
+        .is_some_and(|set| set.get("u1").is_some())
+}
+
+#[tokio::test]
+async fn enrolment_from_label_to_withdrawal() {
+    let mut running = Running::start().await;
+    let first = running.snapshots.borrow().clone();
+    assert!(first.is_ready() && is_enrolled(&first) && !says_hbone(&first));
+    running.report("n2", EnrolmentState::Enrolled);
+    running.report("n1", EnrolmentState::Pending);
+    running.report("n1", EnrolmentState::Enrolled);
+    running.wait("HBONE after the report", says_hbone).await;
+
+    // NONE first; the enrolment follows when clients have had their time.
+    fs::write(running.file("ns.yaml"), namespace("none")).unwrap();
+    running
+        .wait("NONE after the opt-out", |s| !says_hbone(s))
+        .await;
+    let since = Instant::now();
+    assert!(is_enrolled(&running.snapshots.borrow()));
+    running.wait("the withdrawal", |s| !is_enrolled(s)).await;
+    // The label was seen before NONE was.
+    assert!(since.elapsed() >= DELAY / 2, "{:?}", since.elapsed());
+
+    // And back: the node says so again.
+    fs::write(running.file("ns.yaml"), namespace("ambient")).unwrap();
+    running.wait("the second enrolment", is_enrolled).await;
+}
+
+#[tokio::test]
+async fn a_restart_opens_no_window_for_plaintext() {
+    let mut running = Running::start().await;
+    running.report("n1", EnrolmentState::Enrolled);
+    running.wait("HBONE", says_hbone).await;
+    let Running {
+        directory, plane, ..
+    } = running;
+    drop(plane);
+    let plane = ControlPlane::start(options(&directory)).await.unwrap();
+    let first = plane.snapshots().borrow().clone();
+    assert!(says_hbone(&first), "before any report");
+    // A proxy that restarted with it has nothing yet.
+    plane.reports().report("n1", Vec::new());
+    let mut snapshots = plane.snapshots();
+    fs::write(directory.path().join("config/more.yaml"), "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {action: AUDIT, rules: [{}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: q, namespace: a}\n").unwrap();
+    let waited = tokio::time::timeout(
+        DEADLINE,
+        snapshots.wait_for(|s| {
+            s.resources(AUTHORIZATION_TYPE)
+                .is_some_and(|set| set.get("a/q").is_some())
+        }),
+    );
+    let snapshot = waited.await.unwrap().unwrap().clone();
+    assert!(says_hbone(&snapshot));
+    // Conditions are written as well.
+    let written =
+        fs::read_to_string(directory.path().join("status/AuthorizationPolicy.json")).unwrap();
+    assert!(
+        written.contains("UnsupportedValue") && written.contains("Accepted"),
+        "{written}"
+    );
+}
+
+#[tokio::test]
+async fn the_certificate_service_learns_who_runs_where() {
+    let running = Running::start().await;
+    let pods = running.plane.pods();
+    for (node, namespace, account, expected) in [
+        ("n1", "a", "s", true),
+        ("n2", "a", "s", false),
+        ("n1", "b", "s", false),
+        ("n1", "a", "t", false),
+    ] {
+        assert_eq!(
+            pods.runs_on(node, namespace, account),
+            expected,
+            "{node} {namespace} {account}"
+        );
+    }
+    fs::write(running.file("pod.yaml"), POD.replace("Running", "Failed")).unwrap();
+    let end = Instant::now() + DEADLINE;
+    while pods.runs_on("n1", "a", "s") {
+        assert!(Instant::now() < end, "a failed pod still counts");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_without_effect_is_no_new_snapshot() {
+    let mut running = Running::start().await;
+    let before = running.snapshots.borrow_and_update().generation();
+    fs::write(running.file("pod.yaml"), format!("# more\n{POD}")).unwrap();
+    fs::write(
+        running.file("other.yaml"),
+        namespace("ambient").replace("name: a", "name: b"),
+    )
+    .unwrap();
+    fs::write(
+        running.file("last.yaml"),
+        "apiVersion: v1\nkind: Service\nmetadata: {name: z, namespace: c}\n",
+    )
+    .unwrap();
+    running
+        .wait("the service", |s| {
+            s.resources(ADDRESS_TYPE)
+                .is_some_and(|set| set.get("c/z.c.svc.cluster.local").is_some())
+        })
+        .await;
+    // The writes may have been seen one by one, but only the last has an effect.
+    assert_eq!(running.snapshots.borrow().generation(), before + 1);
+}

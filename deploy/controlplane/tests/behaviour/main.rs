@@ -1,0 +1,11 @@
+//! Behaviours of the control plane from manifests to resources.
+#![allow(clippy::unwrap_used)]
+
+mod analyze;
+mod authorization;
+mod control_plane;
+mod harness;
+mod peer_authentication;
+mod reload;
+mod scale;
+mod workloads;

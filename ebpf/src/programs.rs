@@ -1,0 +1,125 @@
+//! The embedded objects, loaded by aya. Maps are opened by pin or made and pinned; programs come out as
+//! descriptors, and what becomes of them is `links`' business.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+
+use crate::abi::MAX_PODS;
+
+static SOCK: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sock.o"));
+static LOOKUP: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookup.o"));
+static PROBE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.o"));
+
+/// Why a program could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object or one of its maps was refused.
+    #[error("loading the {object} object: {source}")]
+    Object {
+        /// The source file's name.
+        object: &'static str,
+        /// aya's reason.
+        source: Box<EbpfError>,
+    },
+    /// The kernel's verifier refused a program, or does not know its type.
+    #[error("loading the program {program}: {source}")]
+    Program {
+        /// The program's name.
+        program: &'static str,
+        /// aya's reason, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// The program is not in the object, or not of the type it is made for.
+    #[error("the object has no program {0} of the right type")]
+    Absent(&'static str),
+    /// No descriptor was left for the program.
+    #[error("keeping the program {program}: {source}")]
+    Descriptor {
+        /// The program's name.
+        program: &'static str,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+}
+
+/// The programs of a node's cgroup.
+pub(crate) struct NodePrograms {
+    pub(crate) connect4: OwnedFd,
+    pub(crate) connect6: OwnedFd,
+    pub(crate) probe: OwnedFd,
+}
+
+/// Loads programs over the maps of one pin directory.
+pub(crate) struct Loader(EbpfLoader<'static>);
+
+/// The constant of each pod's instance: the loader borrows what it patches into an object.
+static INDICES: [u32; MAX_PODS as usize] = {
+    let mut indices = [0; MAX_PODS as usize];
+    let mut index = 0;
+    while index < MAX_PODS {
+        indices[index as usize] = index;
+        index += 1;
+    }
+    indices
+};
+
+impl Loader {
+    pub(crate) fn new(maps: &Path) -> Self {
+        let mut loader = EbpfLoader::new();
+        // Nothing is relocated against the kernel's types, which aya would keep in memory.
+        loader.btf(None).default_map_pin_directory(maps);
+        Self(loader)
+    }
+
+    pub(crate) fn node_programs(&mut self) -> Result<NodePrograms, LoadError> {
+        let mut sock = self.object("sock", SOCK)?;
+        let mut probe = self.object("probe", PROBE)?;
+        Ok(NodePrograms {
+            connect4: program(&mut sock, "adit_connect4")?,
+            connect6: program(&mut sock, "adit_connect6")?,
+            probe: program(&mut probe, "adit_probe")?,
+        })
+    }
+
+    /// The steering program of one pod. `index` is below `MAX_PODS`.
+    pub(crate) fn lookup(&mut self, index: u32) -> Result<OwnedFd, LoadError> {
+        let index = INDICES
+            .get(index as usize)
+            .ok_or(LoadError::Absent("adit_lookup"))?;
+        self.0.override_global("POD_INDEX", index, true);
+        let mut lookup = self.object("lookup", LOOKUP)?;
+        program(&mut lookup, "adit_lookup")
+    }
+
+    fn object(&mut self, object: &'static str, bytes: &[u8]) -> Result<Ebpf, LoadError> {
+        self.0.load(bytes).map_err(|source| LoadError::Object {
+            object,
+            source: Box::new(source),
+        })
+    }
+}
+
+fn program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let refused = |source| LoadError::Program {
+        program: name,
+        source: Box::new(source),
+    };
+    let program = object.program_mut(name).ok_or(LoadError::Absent(name))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => return Err(LoadError::Absent(name)),
+    }
+    .map_err(refused)?;
+    let fd = program.fd().map_err(refused)?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| LoadError::Descriptor {
+            program: name,
+            source,
+        })
+}

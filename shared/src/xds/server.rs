@@ -1,0 +1,504 @@
+//! The server's side of one delta ADS connection. No sockets, no clock.
+//!
+//! For each type the server remembers the last set it looked at and what of it is still to
+//! be sent. A new snapshot is compared with that set (cheap: see [`super::resources`]) and the
+//! differences are folded into what is pending, so that a client which is slow to
+//! acknowledge gets one response with the newest state, however much happened meanwhile.
+//! Per type one response is outstanding at a time, so what a connection holds is bounded by
+//! the number of names.
+//!
+//! Order matters between types. A workload that names a policy which the client does not
+//! have denies everything, so policies are sent before workloads, and taken away after them:
+//! see [`Phase`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::resources::{Change, ResourceSet, VersionedResource};
+use crate::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
+
+/// The most types that one connection may watch.
+const MAX_TYPES: usize = 32;
+/// The most names that one connection may ask for, per type.
+const MAX_NAMES: usize = 1_000_000;
+/// Past so many bytes a response is cut and the rest follows when it is acknowledged. Clients
+/// take messages of up to 200 MiB; below that a response is never cut, because a client calls
+/// itself ready after the first one.
+const MAX_RESPONSE_BYTES: usize = 128 << 20;
+/// A NACK's message is kept up to this many bytes.
+const MAX_ERROR_BYTES: usize = 4096;
+const WILDCARD: &str = "*";
+
+/// Where a connection finds its resources: one consistent snapshot.
+pub trait ResourceSource: Send + Sync {
+    /// The resources of a type that this client may see; none if the type is unknown.
+    fn resources(&self, type_url: &str) -> Option<&ResourceSet>;
+
+    /// What to call this snapshot in `system_version_info`.
+    fn version(&self) -> String;
+}
+
+/// Which half of a type's changes a [`Phase`] sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// New and changed resources.
+    Updates,
+    /// Names that are gone.
+    Removals,
+    /// Both in one response.
+    All,
+}
+
+/// A step of a push. A later step waits until an earlier one has nothing left to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// The type.
+    pub type_url: &'static str,
+    /// Which part of its changes.
+    pub part: Part,
+}
+
+/// Policies come before the workloads that name them and go after them.
+pub const PUSH_ORDER: &[Phase] = &[
+    Phase {
+        type_url: AUTHORIZATION_TYPE,
+        part: Part::Updates,
+    },
+    Phase {
+        type_url: ADDRESS_TYPE,
+        part: Part::All,
+    },
+    Phase {
+        type_url: AUTHORIZATION_TYPE,
+        part: Part::Removals,
+    },
+    Phase {
+        type_url: ENROLMENT_TYPE,
+        part: Part::All,
+    },
+];
+
+/// What a request meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The first request for a type, or a change of what is asked for.
+    Subscribed,
+    /// The outstanding response was taken.
+    Acknowledged,
+    /// The outstanding response was taken in part; the client's words. Nothing is sent again.
+    Rejected(String),
+    /// An answer to a response that is not outstanding; ignored.
+    Stale,
+}
+
+/// A request that the connection cannot go on after.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No type.
+    #[error("the request names no type_url")]
+    NoType,
+    /// Too many types.
+    #[error("more than {MAX_TYPES} types on one connection")]
+    TooManyTypes,
+    /// Too many names.
+    #[error("more than {MAX_NAMES} names of type {0:?} on one connection")]
+    TooManyNames(String),
+}
+
+/// How one type of a connection is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeStatus {
+    /// The type.
+    pub type_url: String,
+    /// Whether all of it is asked for.
+    pub wildcard: bool,
+    /// How many names are asked for.
+    pub names: usize,
+    /// The snapshot last sent, if any.
+    pub sent: Option<String>,
+    /// The snapshot last acknowledged in full or in part, if any.
+    pub acknowledged: Option<String>,
+    /// Whether a response waits to be acknowledged.
+    pub outstanding: bool,
+    /// Changes that wait to be sent.
+    pub pending: usize,
+    /// How many responses were sent.
+    pub responses: u64,
+    /// How many of them were rejected in part.
+    pub rejections: u64,
+    /// What the client said at the last rejection, until it takes a response in full.
+    pub last_error: Option<String>,
+}
+
+/// The state of one connection.
+pub struct ServerState {
+    source: Arc<dyn ResourceSource>,
+    order: &'static [Phase],
+    types: BTreeMap<String, Watch>,
+    last_nonce: u64,
+    max_response_bytes: usize,
+}
+
+#[derive(Default)]
+struct Watch {
+    /// What was last compared; the client has it, or it is pending.
+    set: ResourceSet,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    updates: BTreeMap<Arc<str>, Arc<VersionedResource>>,
+    removals: BTreeSet<Arc<str>>,
+    /// The subscription is to be answered, even if there is nothing to say.
+    unanswered: bool,
+    outstanding: Option<Outstanding>,
+    sent: Option<String>,
+    acknowledged: Option<String>,
+    responses: u64,
+    rejections: u64,
+    last_error: Option<String>,
+}
+
+struct Outstanding {
+    nonce: String,
+    version: String,
+}
+
+impl ServerState {
+    /// A new connection, which pushes in [`PUSH_ORDER`]. `source` is already filtered for the
+    /// client.
+    pub fn new(source: Arc<dyn ResourceSource>) -> Self {
+        Self {
+            source,
+            order: PUSH_ORDER,
+            types: BTreeMap::new(),
+            last_nonce: 0,
+            max_response_bytes: MAX_RESPONSE_BYTES,
+        }
+    }
+
+    /// Responses are cut past this many bytes of names and bodies.
+    #[must_use]
+    pub fn with_max_response_bytes(mut self, bytes: usize) -> Self {
+        self.max_response_bytes = bytes;
+        self
+    }
+
+    /// There is a newer snapshot: folds what is different into what is to be sent.
+    pub fn update(&mut self, source: Arc<dyn ResourceSource>) {
+        let empty = ResourceSet::default();
+        for (type_url, watch) in &mut self.types {
+            watch.fold(source.resources(type_url).unwrap_or(&empty));
+        }
+        self.source = source;
+    }
+
+    /// Takes a request. Afterwards [`Self::next_response`] may have something to send.
+    ///
+    /// # Errors
+    /// [`RequestError`]; the connection is then to be closed.
+    pub fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, RequestError> {
+        let type_url = request.type_url.as_str();
+        if type_url.is_empty() {
+            return Err(RequestError::NoType);
+        }
+        let set = self.source.resources(type_url).cloned().unwrap_or_default();
+        let Some(watch) = self.types.get_mut(type_url) else {
+            if self.types.len() >= MAX_TYPES {
+                return Err(RequestError::TooManyTypes);
+            }
+            let mut watch = Watch {
+                set,
+                ..Watch::default()
+            };
+            watch.begin(&request)?;
+            self.types.insert(request.type_url, watch);
+            return Ok(Outcome::Subscribed);
+        };
+        let changed = watch.change(&request)?;
+        if request.response_nonce.is_empty() {
+            return Ok(if changed {
+                Outcome::Subscribed
+            } else {
+                Outcome::Stale
+            });
+        }
+        match watch
+            .outstanding
+            .take_if(|sent| sent.nonce == request.response_nonce)
+        {
+            None => Ok(Outcome::Stale),
+            Some(sent) => {
+                watch.acknowledged = Some(sent.version);
+                watch.last_error = request
+                    .error_detail
+                    .map(|status| truncated(status.message, MAX_ERROR_BYTES));
+                Ok(match &watch.last_error {
+                    None => Outcome::Acknowledged,
+                    Some(message) => {
+                        watch.rejections += 1;
+                        Outcome::Rejected(message.clone())
+                    }
+                })
+            }
+        }
+    }
+
+    /// The next response to send, if one may be sent now. To be called until there is none,
+    /// after each request and each update.
+    pub fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+        let (type_url, part) = self.next_phase()?;
+        self.last_nonce += 1;
+        let nonce = self.last_nonce.to_string();
+        let version = self.source.version();
+        let watch = self.types.get_mut(&type_url)?;
+        let (resources, removed_resources) = watch.take(part, &type_url, self.max_response_bytes);
+        watch.outstanding = Some(Outstanding {
+            nonce: nonce.clone(),
+            version: version.clone(),
+        });
+        watch.sent = Some(version.clone());
+        watch.responses += 1;
+        Some(DeltaDiscoveryResponse {
+            system_version_info: version,
+            resources,
+            type_url,
+            nonce,
+            removed_resources,
+        })
+    }
+
+    /// Whether the client has acknowledged everything that it is to know.
+    pub fn is_synced(&self) -> bool {
+        self.types
+            .values()
+            .all(|watch| watch.outstanding.is_none() && !watch.has(Part::All))
+    }
+
+    /// Whether a response waits to be acknowledged.
+    pub fn awaits_acknowledgement(&self) -> bool {
+        self.types.values().any(|watch| watch.outstanding.is_some())
+    }
+
+    /// How each type is doing.
+    pub fn status(&self) -> Vec<TypeStatus> {
+        self.types
+            .iter()
+            .map(|(type_url, watch)| TypeStatus {
+                type_url: type_url.clone(),
+                wildcard: watch.wildcard,
+                names: watch.names.len(),
+                sent: watch.sent.clone(),
+                acknowledged: watch.acknowledged.clone(),
+                outstanding: watch.outstanding.is_some(),
+                pending: watch.updates.len() + watch.removals.len(),
+                responses: watch.responses,
+                rejections: watch.rejections,
+                last_error: watch.last_error.clone(),
+            })
+            .collect()
+    }
+
+    /// The first phase with something to send, unless its type has a response outstanding:
+    /// later phases wait for that too.
+    fn next_phase(&self) -> Option<(String, Part)> {
+        for Phase { type_url, part } in self.order {
+            if let Some(watch) = self.types.get(*type_url)
+                && watch.has(*part)
+            {
+                let free = watch.outstanding.is_none();
+                return free.then(|| ((*type_url).to_owned(), *part));
+            }
+        }
+        // Types that the order does not know depend on nothing.
+        self.types
+            .iter()
+            .filter(|(type_url, _)| self.order.iter().all(|phase| phase.type_url != *type_url))
+            .find(|(_, watch)| watch.outstanding.is_none() && watch.has(Part::All))
+            .map(|(type_url, _)| (type_url.clone(), Part::All))
+    }
+}
+
+impl Watch {
+    /// The first request for this type on this connection. A nonce in it comes from an earlier
+    /// connection and says nothing.
+    fn begin(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), RequestError> {
+        self.unanswered = true;
+        // An empty first request asks for all (xDS, wildcard subscriptions).
+        if request.resource_names_subscribe.is_empty() {
+            self.wildcard = true;
+            self.send_all();
+        }
+        // Subscribing to and unsubscribing from `*` at once is how Istio's on-demand clients
+        // ask for nothing yet.
+        self.change(request)?;
+        for (name, version) in &request.initial_resource_versions {
+            match self.set.get_key_value(name) {
+                Some((name, resource)) if resource.version() == version => {
+                    self.updates.remove(name);
+                }
+                Some(_) => {}
+                None => {
+                    self.removals.insert(name.as_str().into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A later request. Returns whether it changes what is asked for.
+    fn change(&mut self, request: &DeltaDiscoveryRequest) -> Result<bool, RequestError> {
+        for name in &request.resource_names_subscribe {
+            self.subscribe(name, &request.type_url)?;
+        }
+        for name in &request.resource_names_unsubscribe {
+            self.unsubscribe(name);
+        }
+        Ok(!request.resource_names_subscribe.is_empty()
+            || !request.resource_names_unsubscribe.is_empty())
+    }
+
+    fn subscribe(&mut self, name: &str, type_url: &str) -> Result<(), RequestError> {
+        if name == WILDCARD {
+            if !self.wildcard {
+                self.wildcard = true;
+                self.send_all();
+            }
+            self.unanswered = true;
+            return Ok(());
+        }
+        if self.names.len() >= MAX_NAMES {
+            return Err(RequestError::TooManyNames(type_url.to_owned()));
+        }
+        self.names.insert(name.to_owned());
+        // Answered even if the client has it: it may have dropped it (xDS, incremental).
+        self.send(name);
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, name: &str) {
+        if name == WILDCARD {
+            self.wildcard = false;
+            self.retain_asked_for();
+            return;
+        }
+        self.names.remove(name);
+        if self.wildcard {
+            // It is still asked for by the wildcard, but the client may have dropped it.
+            self.send(name);
+        } else {
+            self.updates.remove(name);
+            self.removals.remove(name);
+        }
+    }
+
+    fn send(&mut self, name: &str) {
+        match self.set.get_key_value(name) {
+            Some((name, resource)) => {
+                self.removals.remove(name);
+                self.updates.insert(name.clone(), resource.clone());
+            }
+            None => {
+                self.updates.remove(name);
+                self.removals.insert(name.into());
+            }
+        }
+    }
+
+    fn send_all(&mut self) {
+        for (name, resource) in self.set.iter() {
+            self.removals.remove(name);
+            self.updates.insert(name.clone(), resource.clone());
+        }
+    }
+
+    fn retain_asked_for(&mut self) {
+        let names = &self.names;
+        self.updates.retain(|name, _| names.contains(&**name));
+        self.removals.retain(|name| names.contains(&**name));
+    }
+
+    fn fold(&mut self, new: &ResourceSet) {
+        if new.ptr_eq(&self.set) {
+            return;
+        }
+        let base = std::mem::replace(&mut self.set, new.clone());
+        for change in new.changes_since(&base) {
+            let name = match &change {
+                Change::Updated(name, _) | Change::Removed(name) => name,
+            };
+            if !self.wildcard && !self.names.contains(&**name) {
+                continue;
+            }
+            match change {
+                Change::Updated(name, resource) => {
+                    self.removals.remove(&name);
+                    self.updates.insert(name, resource);
+                }
+                Change::Removed(name) => {
+                    self.updates.remove(&name);
+                    self.removals.insert(name);
+                }
+            }
+        }
+    }
+
+    fn has(&self, part: Part) -> bool {
+        let updates = self.unanswered || !self.updates.is_empty();
+        match part {
+            Part::Updates => updates,
+            Part::Removals => !self.removals.is_empty(),
+            Part::All => updates || !self.removals.is_empty(),
+        }
+    }
+
+    /// Takes what one response may hold out of what is pending.
+    fn take(
+        &mut self,
+        part: Part,
+        type_url: &str,
+        max_bytes: usize,
+    ) -> (Vec<Resource>, Vec<String>) {
+        let mut bytes = 0;
+        let mut resources = Vec::new();
+        let mut removed = Vec::new();
+        if part != Part::Removals {
+            self.unanswered = false;
+            while let Some(next) = self.updates.first_entry() {
+                let cost = next.key().len() + next.get().body().len() + type_url.len() + 48;
+                if bytes > 0 && bytes + cost > max_bytes {
+                    return (resources, removed);
+                }
+                bytes += cost;
+                let (name, resource) = next.remove_entry();
+                resources.push(Resource {
+                    version: resource.version().to_owned(),
+                    resource: Some(prost_types::Any {
+                        type_url: type_url.to_owned(),
+                        value: resource.body().to_vec(),
+                    }),
+                    name: name.to_string(),
+                    aliases: vec![],
+                });
+            }
+        }
+        if part != Part::Updates {
+            while let Some(name) = self.removals.first() {
+                let cost = name.len() + 4;
+                if bytes > 0 && bytes + cost > max_bytes {
+                    break;
+                }
+                bytes += cost;
+                removed.extend(self.removals.pop_first().map(|name| name.to_string()));
+            }
+        }
+        (resources, removed)
+    }
+}
+
+fn truncated(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+    }
+    text
+}

@@ -1,0 +1,284 @@
+//! Puts the proxy together, in the order in which its parts need each other, and takes it
+//! apart again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_ebpf::{NodeConfig, Redirector};
+use adit_shared::identity::{
+    CaClient, CaClientOptions, CacheOptions, CertificateCache, ControlPlaneEndpoint, TokenSource,
+    TrustBundle,
+};
+use adit_shared::model::SharedModel;
+use adit_shared::net::drain::{self, DrainMode};
+use adit_shared::policy::TrustDomains;
+use adit_shared::proto::enrolment::EnrolmentReport;
+use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
+use adit_shared::telemetry::{LogWriter, Metrics, Readiness, Telemetry, http as status_http};
+use adit_shared::xds::client::{Client, ClientConfig, NodeMetadata, Subscription, TransportConfig};
+use anyhow::{Context, bail};
+use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, watch};
+use tracing::info;
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::control::{Addresses, Enrolments, Policies, XdsEvents, report_enrolments};
+use crate::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use crate::worker::{Shared, WorkerHandle};
+
+/// Series of workloads that have been gone for so long are dropped.
+const SERIES_IDLE: Duration = Duration::from_secs(600);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// After the drain the last log lines get so long to be written.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Runs the proxy until a signal or `/quitquitquit`.
+///
+/// # Errors
+/// What keeps it from starting; nothing that happens later.
+pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new("ztunnel", env!("CARGO_PKG_VERSION")));
+    metrics.watch_log(log.clone());
+    let telemetry = Telemetry::new(metrics.clone(), Some(log.clone()), Vec::new());
+    let readiness = Readiness::new();
+    let mut synced = readiness.task("xds");
+    let mut settled = readiness.task("enrolment");
+
+    // The status ports first: whoever waits for readiness gets an answer from the start.
+    let stats = listen(config.stats_address, "STATS_ADDRESS").await?;
+    let ready = listen(config.readiness_address, "READINESS_ADDRESS").await?;
+    let admin = listen(config.admin_address, "ADMIN_ADDRESS").await?;
+    tokio::spawn(status_http::serve_metrics(stats, metrics.clone()));
+    tokio::spawn(status_http::serve_readiness(ready, readiness.clone()));
+
+    let redirector = open_redirector(&config)?;
+    let token = TokenSource::File(config.auth_token.clone());
+    let ca = ControlPlaneEndpoint::new(
+        &config.ca_address,
+        Arc::new(TrustBundle::from_file(&config.ca_root_ca)),
+        config.alt_ca_hostname.as_deref(),
+    )
+    .context("CA_ADDRESS")?;
+    let authority = CaClient::new(
+        &ca,
+        CaClientOptions {
+            token: token.clone(),
+            cluster_id: config.cluster.clone(),
+            impersonate: true,
+            headers: Vec::new(),
+        },
+    );
+    let options = CacheOptions {
+        ttl: config.certificate_ttl,
+        ..CacheOptions::default()
+    };
+    let certificates = CertificateCache::new(Arc::new(authority), options);
+    metrics.watch_certificates(certificates.clone());
+
+    let model = Arc::new(SharedModel::new());
+    let (drain_trigger, drain_watcher) = drain::channel();
+    let shared = Arc::new(Shared {
+        model: model.clone(),
+        trust_domains: TrustDomains::new(config.trust_domain.clone(), Vec::new()),
+        certificates: certificates.clone(),
+        telemetry: telemetry.clone(),
+        drain: drain_watcher,
+        config,
+    });
+    let config = &shared.config;
+    let workers: Arc<[WorkerHandle]> = (0..config.workers)
+        .map(|index| WorkerHandle::start(index, shared.clone()))
+        .collect::<Result<Vec<_>, _>>()
+        .context("start workers")?
+        .into();
+
+    let wanted = Arc::new(Wanted::default());
+    let pods = Arc::new(EnrolledPods::default());
+    let (reports, report_reader) = watch::channel(EnrolmentReport {
+        node: config.node.clone(),
+        pods: Vec::new(),
+    });
+    let first = Mutex::new(Some(move || settled.done()));
+    let manager = EnrolmentManager {
+        node: config.node.clone(),
+        netns_dir: config.netns_dir.clone(),
+        ipv6: config.ipv6,
+        drain_deadline: config.termination_deadline,
+        wanted: wanted.clone(),
+        pods: pods.clone(),
+        certificates,
+        redirector: redirector.clone(),
+        workers: workers.clone(),
+        telemetry: telemetry.clone(),
+        reports,
+        settled: Box::new(move || {
+            if let Some(mut done) = first.lock().take() {
+                done();
+            }
+        }),
+    };
+    tokio::spawn(manager.run());
+
+    let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
+    let xds = ControlPlaneEndpoint::new(
+        &config.xds_address,
+        trust.clone(),
+        config.alt_xds_hostname.as_deref(),
+    )
+    .context("XDS_ADDRESS")?;
+    // Policies before what refers to them.
+    let types: Vec<(&str, Subscription, Arc<dyn adit_shared::xds::Handler>)> = vec![
+        (
+            AUTHORIZATION_TYPE,
+            Subscription::Wildcard,
+            Arc::new(Policies(model.clone())),
+        ),
+        (
+            ADDRESS_TYPE,
+            Subscription::Wildcard,
+            Arc::new(Addresses(model.clone())),
+        ),
+        (
+            ENROLMENT_TYPE,
+            Subscription::Wildcard,
+            Arc::new(Enrolments {
+                wanted,
+                trust_domain: config.trust_domain.clone(),
+                cluster: config.cluster.clone(),
+            }),
+        ),
+    ];
+    let (client, subscriber) = Client::new(
+        xds_config(config, trust)?,
+        types,
+        Arc::new(XdsEvents(telemetry.clone())),
+    )
+    .context("XDS_ADDRESS")?;
+    tokio::spawn(client.run(std::future::pending()));
+    let mut status = subscriber.status();
+    tokio::spawn(async move {
+        // The client lives as long as the process.
+        if status.wait_for(|status| status.ready).await.is_ok() {
+            synced.done();
+        }
+        std::future::pending::<()>().await;
+        drop(subscriber);
+    });
+    tokio::spawn(report_enrolments(xds, token, report_reader));
+    tokio::spawn(sweep(metrics, model));
+
+    let quit = Arc::new(Notify::new());
+    let page = Arc::new(Admin {
+        shared: shared.clone(),
+        workers: workers.clone(),
+        pods,
+        quit: quit.clone(),
+        profiling: Semaphore::new(1),
+    });
+    tokio::spawn(status_http::serve(admin, move |request| {
+        page.clone().handle(request)
+    }));
+    info!(node = %config.node, workers = config.workers, "ztunnel started");
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = quit.notified() => {}
+    }
+    let deadline = config.termination_deadline;
+    info!(?deadline, "draining");
+    let until = tokio::time::Instant::now() + deadline;
+    drain_trigger.signal(DrainMode::Graceful { deadline: until });
+    // A second signal does not wait.
+    tokio::select! {
+        () = WorkerHandle::all_stopped(&workers) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    log.flush(FLUSH_DEADLINE);
+    Ok(())
+}
+
+async fn listen(
+    address: std::net::SocketAddr,
+    variable: &str,
+) -> anyhow::Result<tokio::net::TcpListener> {
+    status_http::listen(address)
+        .await
+        .with_context(|| format!("{variable}: listen on {address}"))
+}
+
+fn open_redirector(config: &Config) -> anyhow::Result<Arc<Mutex<Redirector>>> {
+    let mut node = NodeConfig::detect(&config.node).context("find cgroup v2")?;
+    if let Some(cgroup) = &config.cgroup {
+        node.cgroup.clone_from(cgroup);
+    }
+    node.bpffs.clone_from(&config.bpffs);
+    node.kubelet_cgroup.clone_from(&config.kubelet_cgroup);
+    for program in adit_ebpf::foreign_programs(&node.cgroup).unwrap_or_default() {
+        tracing::warn!(
+            program = program.name,
+            cgroup = program.cgroup,
+            owner = program.owner,
+            "another program may rewrite service addresses before the mesh sees them: {}",
+            program.remedy
+        );
+    }
+    let redirector = Redirector::open(node).context("set up capture (`adit check` says more)")?;
+    Ok(Arc::new(Mutex::new(redirector)))
+}
+
+fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<ClientConfig> {
+    let address = config
+        .xds_address
+        .parse()
+        .context("XDS_ADDRESS is not a URL")?;
+    let Ok(cluster) = HeaderValue::try_from(&config.cluster) else {
+        bail!("CLUSTER_ID={:?} cannot stand in a header", config.cluster);
+    };
+    Ok(ClientConfig {
+        transport: TransportConfig {
+            address,
+            trust: Some(trust),
+            server_name: config.alt_xds_hostname.clone(),
+            allow_plaintext: false,
+        },
+        token: Some(TokenSource::File(config.auth_token.clone())),
+        headers: vec![(HeaderName::from_static("clusterid"), cluster)],
+        node: NodeMetadata {
+            pod_name: config.own_pod.name.clone(),
+            namespace: config.own_pod.namespace.clone(),
+            service_account: config.own_pod.service_account.clone(),
+            instance_ip: config.own_pod.ip.map(|ip| ip.to_string()),
+            node_name: config.node.clone(),
+            cluster_id: config.cluster.clone(),
+            network: config.network.clone(),
+            extra: config.metadata.clone(),
+        },
+    })
+}
+
+/// Drops the series of workloads that are gone, from time to time.
+async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let snapshot = model.load_full();
+        let names: std::collections::HashSet<_> = snapshot
+            .workloads()
+            .map(|w| (w.namespace.clone(), w.workload_name.clone()))
+            .collect();
+        metrics.sweep(SERIES_IDLE, &|labels| {
+            [&labels.source, &labels.destination]
+                .into_iter()
+                .all(|side| {
+                    side.workload.is_empty()
+                        || names.contains(&(side.namespace.clone(), side.workload.clone()))
+                })
+        });
+    }
+}

@@ -1,0 +1,221 @@
+//! The connections that one worker carries: what the admin endpoint lists, and what is
+//! closed when a policy no longer allows it or its pod goes.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use adit_shared::identity::SpiffeId;
+use serde::Serialize;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::pod::Pod;
+
+/// Why a connection was closed from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Closed {
+    /// A policy changed and denies it now.
+    #[error("closed: no longer allowed by policy")]
+    Denied,
+    /// Its pod left the mesh or the node, and the drain deadline has passed.
+    #[error("closed: the pod is no longer enrolled")]
+    PodGone,
+    /// The proxy stops, and the drain deadline has passed.
+    #[error("closed: the proxy is shutting down")]
+    Shutdown,
+}
+
+/// What policy is asked about an inbound connection, kept to ask again.
+#[derive(Debug, Clone)]
+pub struct PolicyInput {
+    /// Who calls; `None` over plaintext.
+    pub identity: Option<SpiffeId>,
+    /// The address it calls from.
+    pub source: SocketAddr,
+    /// The app's address and port.
+    pub destination: SocketAddr,
+}
+
+/// Which way a connection goes, with what belongs to that way.
+#[derive(Debug, Clone)]
+pub enum Flow {
+    /// The pod is the client.
+    Outbound {
+        /// What the app dialled.
+        original: SocketAddr,
+        /// Where the connection went.
+        actual: SocketAddr,
+        /// Whether it went through HBONE.
+        hbone: bool,
+    },
+    /// The pod is the server.
+    Inbound(PolicyInput),
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Live {
+    /// Whose it is.
+    pub pod: Arc<Pod>,
+    /// The app's or the caller's address.
+    pub client: SocketAddr,
+    /// Which way it goes.
+    pub flow: Flow,
+    closed: Cell<Option<Closed>>,
+    wake: Notify,
+}
+
+impl Live {
+    /// Ends the connection; [`Entry::closed`] returns.
+    pub fn close(&self, why: Closed) {
+        if self.closed.replace(Some(why)).is_none() {
+            self.wake.notify_one();
+        }
+    }
+}
+
+/// All open connections of one worker.
+#[derive(Debug, Default)]
+pub struct Connections {
+    live: RefCell<Slab<Rc<Live>>>,
+}
+
+impl Connections {
+    /// Enters a connection until the [`Entry`] is dropped.
+    pub fn enter(self: &Rc<Self>, pod: Arc<Pod>, client: SocketAddr, flow: Flow) -> Entry {
+        let live = Rc::new(Live {
+            pod,
+            client,
+            flow,
+            closed: Cell::new(None),
+            wake: Notify::new(),
+        });
+        let key = self.live.borrow_mut().insert(live.clone());
+        Entry {
+            table: self.clone(),
+            key,
+            live,
+        }
+    }
+
+    /// Calls `visit` for each.
+    pub fn for_each(&self, mut visit: impl FnMut(&Live)) {
+        for (_, live) in self.live.borrow().iter() {
+            visit(live);
+        }
+    }
+
+    /// How many of a pod's are open.
+    pub fn count(&self, uid: &str) -> usize {
+        self.live
+            .borrow()
+            .iter()
+            .filter(|(_, live)| &*live.pod.spec.uid == uid)
+            .count()
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.live.borrow().len()
+    }
+
+    /// What the admin endpoint shows, in the shape that `istioctl` reads.
+    pub fn views(&self) -> Vec<ConnectionView> {
+        let mut views = Vec::with_capacity(self.live.borrow().len());
+        self.for_each(|live| {
+            let (inbound, original_dst, actual_dst, protocol, identity) = match &live.flow {
+                Flow::Outbound {
+                    original,
+                    actual,
+                    hbone,
+                } => (
+                    false,
+                    *original,
+                    *actual,
+                    if *hbone { "HBONE" } else { "TCP" },
+                    None,
+                ),
+                Flow::Inbound(input) => {
+                    let protocol = if input.identity.is_some() {
+                        "HBONE"
+                    } else {
+                        "TCP"
+                    };
+                    (
+                        true,
+                        input.destination,
+                        input.destination,
+                        protocol,
+                        input.identity.clone(),
+                    )
+                }
+            };
+            views.push(ConnectionView {
+                uid: live.pod.spec.uid.clone(),
+                inbound,
+                src: live.client,
+                original_dst,
+                actual_dst,
+                protocol,
+                identity: identity.map(|id| id.to_string()),
+            });
+        });
+        views
+    }
+}
+
+/// One open connection in the admin endpoint's dump.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionView {
+    /// Whose it is.
+    #[serde(skip)]
+    pub uid: Arc<str>,
+    /// Which list it belongs to.
+    #[serde(skip)]
+    pub inbound: bool,
+    /// Client address.
+    pub src: SocketAddr,
+    /// What was dialled.
+    pub original_dst: SocketAddr,
+    /// Where it went.
+    pub actual_dst: SocketAddr,
+    /// `HBONE` or `TCP`.
+    pub protocol: &'static str,
+    /// Who calls, for inbound HBONE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+}
+
+/// Keeps a connection in the table.
+#[derive(Debug)]
+pub struct Entry {
+    table: Rc<Connections>,
+    key: usize,
+    live: Rc<Live>,
+}
+
+impl Entry {
+    /// Which way the connection goes.
+    pub fn flow(&self) -> &Flow {
+        &self.live.flow
+    }
+
+    /// Returns when the connection has to end, and why.
+    pub async fn closed(&self) -> Closed {
+        loop {
+            if let Some(why) = self.live.closed.get() {
+                return why;
+            }
+            self.live.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.table.live.borrow_mut().remove(self.key);
+    }
+}

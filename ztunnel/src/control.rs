@@ -1,0 +1,196 @@
+//! The connection to the control plane: what comes over xDS is put into force, what was
+//! enrolled is reported.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_shared::identity::{ControlPlaneEndpoint, TokenSource, TrustDomain};
+use adit_shared::model::{SharedModel, Update, address_from_resource};
+use adit_shared::policy::Policy;
+use adit_shared::proto::enrolment::enrolment_service_client::EnrolmentServiceClient;
+use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport};
+use adit_shared::proto::security::Authorization;
+use adit_shared::proto::workload::Address;
+use adit_shared::telemetry::{Event, Telemetry, TerminationReason};
+use adit_shared::xds::client::{Handler, Observer, Rejected, Resource, Termination};
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tonic::Request;
+use tracing::warn;
+
+use crate::enrolment::Wanted;
+use crate::pod::PodSpec;
+
+/// A report that has not changed is sent again so often: the control plane may have lost it.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// After a report that did not arrive.
+const REPORT_RETRY: Duration = Duration::from_secs(1);
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Workloads and services.
+pub struct Addresses(pub Arc<SharedModel>);
+
+impl Handler for Addresses {
+    fn apply(&self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut batch = Vec::with_capacity(updates.len() + removed.len());
+        for resource in updates {
+            let decoded = Address::decode(resource.body)
+                .map_err(|e| e.to_string())
+                .and_then(|a| address_from_resource(&resource.name, &a).map_err(|e| e.to_string()));
+            match decoded {
+                Ok(update) => batch.push(update),
+                Err(reason) => rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                }),
+            }
+        }
+        batch.extend(
+            removed
+                .into_iter()
+                .map(|name| Update::RemoveAddress(name.into())),
+        );
+        self.0.apply(batch);
+        log_rejected("address", &rejected);
+        rejected
+    }
+}
+
+/// Policies. One that is not understood is in force all the same: it fails closed.
+pub struct Policies(pub Arc<SharedModel>);
+
+impl Handler for Policies {
+    fn apply(&self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut batch = Vec::with_capacity(updates.len() + removed.len());
+        for resource in updates {
+            let (policy, told) = match Authorization::decode(resource.body) {
+                // What the control plane has marked itself needs no rejection.
+                Ok(wire) => (
+                    Policy::from_resource(&resource.name, &wire),
+                    !wire.invalid_reason.is_empty(),
+                ),
+                Err(e) => (Policy::unreadable(&resource.name, e.to_string()), false),
+            };
+            if let Some(reason) = policy.invalid.as_ref().filter(|_| !told) {
+                let reason = reason.to_string();
+                rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                });
+            }
+            batch.push(Update::UpsertPolicy(policy));
+        }
+        batch.extend(
+            removed
+                .into_iter()
+                .map(|name| Update::RemovePolicy(name.into())),
+        );
+        self.0.apply(batch);
+        log_rejected("authorization", &rejected);
+        rejected
+    }
+}
+
+/// Pods to enrol.
+pub struct Enrolments {
+    /// Where they are wanted.
+    pub wanted: Arc<Wanted>,
+    /// Of their identities.
+    pub trust_domain: TrustDomain,
+    /// Of their names in workload discovery.
+    pub cluster: String,
+}
+
+impl Handler for Enrolments {
+    fn apply(&self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut specs = Vec::with_capacity(updates.len());
+        for resource in updates {
+            let decoded = Enrolment::decode(resource.body)
+                .map_err(|e| e.to_string())
+                .and_then(|e| {
+                    PodSpec::new(&e, &self.trust_domain, &self.cluster).map_err(|e| e.to_string())
+                });
+            match decoded {
+                Ok(spec) => specs.push(spec),
+                Err(reason) => rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                }),
+            }
+        }
+        self.wanted.update(specs, &removed);
+        log_rejected("enrolment", &rejected);
+        rejected
+    }
+}
+
+fn log_rejected(kind: &str, rejected: &[Rejected]) {
+    for Rejected { name, reason } in rejected {
+        warn!(target: "xds", kind, name, "resource rejected: {reason}");
+    }
+}
+
+/// Counts what happens on the xDS stream.
+pub struct XdsEvents(pub Telemetry);
+
+impl Observer for XdsEvents {
+    fn connection_terminated(&self, reason: Termination) {
+        let reason = match reason {
+            Termination::ConnectionError => TerminationReason::ConnectionError,
+            Termination::Error => TerminationReason::Error,
+            Termination::Reconnect => TerminationReason::Reconnect,
+            Termination::Complete => TerminationReason::Complete,
+        };
+        self.0.emit(&Event::XdsTerminated { reason });
+    }
+
+    fn message(&self, type_url: &str, bytes: usize) {
+        self.0.emit(&Event::XdsMessage { type_url, bytes });
+    }
+}
+
+/// Tells the control plane what is enrolled: each change at once, and everything again from
+/// time to time. Runs until dropped.
+pub async fn report_enrolments(
+    endpoint: ControlPlaneEndpoint,
+    token: TokenSource,
+    mut reports: watch::Receiver<EnrolmentReport>,
+) {
+    let mut client = EnrolmentServiceClient::new(endpoint.channel());
+    let mut complained = false;
+    loop {
+        let report = reports.borrow_and_update().clone();
+        let sent = async {
+            let mut request = Request::new(report);
+            let bearer = token.authorization().map_err(|e| e.to_string())?;
+            request.metadata_mut().insert("authorization", bearer);
+            client
+                .report_enrolment(request)
+                .await
+                .map_err(|e| e.message().to_owned())
+        };
+        let outcome = timeout(REPORT_DEADLINE, sent)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {REPORT_DEADLINE:?}")));
+        match outcome {
+            Ok(_) => {
+                complained = false;
+                // Also when the sender is gone there is nothing more to report.
+                match timeout(REPORT_INTERVAL, reports.changed()).await {
+                    Ok(Err(_)) => return,
+                    Ok(Ok(())) | Err(_) => {}
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(target: "enrolment", "report not accepted, will be repeated: {error}");
+                }
+                sleep(REPORT_RETRY).await;
+            }
+        }
+    }
+}

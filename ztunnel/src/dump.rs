@@ -1,0 +1,281 @@
+//! The admin endpoint's dump of everything the proxy knows, with the keys that
+//! `istioctl ztunnel-config` reads.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use adit_shared::identity::{CertificateFacts, CertificateState, CertificateStatus};
+use adit_shared::model::{
+    GatewayAddress, GatewayDestination, Health, IpFamilies, LoadBalancingMode, ServiceEntry,
+    Snapshot, TunnelProtocol, Workload,
+};
+use adit_shared::policy::{Action, Policy, Scope};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
+
+use crate::connections::ConnectionView;
+
+/// All workloads, by uid.
+pub fn workloads(snapshot: &Snapshot) -> Value {
+    let mut all: Vec<&Workload> = snapshot.workloads().map(|w| &**w).collect();
+    all.sort_by(|a, b| a.uid.cmp(&b.uid));
+    all.into_iter().map(workload).collect()
+}
+
+fn workload(workload: &Workload) -> Value {
+    let id = &workload.identity;
+    let locality = &workload.locality;
+    json!({
+        "uid": *workload.uid,
+        "name": *workload.name,
+        "namespace": *workload.namespace,
+        "workloadIps": workload.addresses,
+        "hostname": *workload.hostname,
+        "network": *workload.network,
+        "protocol": match workload.tunnel_protocol {
+            TunnelProtocol::None => "TCP",
+            TunnelProtocol::Hbone => "HBONE",
+        },
+        "trustDomain": id.trust_domain().as_str(),
+        "serviceAccount": id.service_account(),
+        "waypoint": workload.waypoint.as_deref().map(gateway),
+        "networkGateway": workload.network_gateway.as_deref().map(gateway),
+        "node": *workload.node,
+        "canonicalName": *workload.canonical_name,
+        "canonicalRevision": *workload.canonical_revision,
+        "workloadType": workload.workload_type,
+        "workloadName": *workload.workload_name,
+        "status": match workload.health {
+            Health::Healthy => "Healthy",
+            Health::Unhealthy => "Unhealthy",
+        },
+        "clusterId": *workload.cluster_id,
+        "locality": {
+            "region": *locality.region, "zone": *locality.zone, "subzone": *locality.subzone,
+        },
+        "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
+        "capacity": workload.capacity,
+        "authorizationPolicies": workload.authorization_policies.iter().map(|p| &**p).collect::<Vec<_>>(),
+        "services": workload.services.iter().map(|m| m.service.to_string()).collect::<Vec<_>>(),
+    })
+}
+
+fn gateway(gateway: &GatewayAddress) -> Value {
+    let destination = match &gateway.destination {
+        GatewayDestination::Hostname(name) => name.to_string(),
+        GatewayDestination::Address(a) => format!("{}/{}", a.network, a.address),
+    };
+    json!({ "destination": destination, "hboneMtlsPort": gateway.hbone_port })
+}
+
+/// All services, by `namespace/hostname`.
+pub fn services(snapshot: &Snapshot) -> Value {
+    let mut all: Vec<&ServiceEntry> = snapshot.services().map(|s| &**s).collect();
+    all.sort_by(|a, b| a.service().key.cmp(&b.service().key));
+    all.into_iter().map(service).collect()
+}
+
+fn service(entry: &ServiceEntry) -> Value {
+    let service = entry.service();
+    let ports: BTreeMap<String, u16> = service
+        .ports
+        .iter()
+        .map(|p| (p.service_port.to_string(), p.target_port.unwrap_or(0)))
+        .collect();
+    let endpoints: BTreeMap<&str, Value> = entry
+        .endpoints()
+        .iter()
+        .map(|w| {
+            let ports: BTreeMap<String, u16> = w
+                .ports_of(&service.key)
+                .into_iter()
+                .flatten()
+                .map(|p| (p.service_port.to_string(), p.target_port.unwrap_or(0)))
+                .collect();
+            let status = match w.health {
+                Health::Healthy => "Healthy",
+                Health::Unhealthy => "Unhealthy",
+            };
+            (
+                &*w.uid,
+                json!({ "workloadUid": *w.uid, "port": ports, "status": status }),
+            )
+        })
+        .collect();
+    let balancing = &service.load_balancing;
+    json!({
+        "name": *service.name,
+        "namespace": *service.key.namespace,
+        "hostname": *service.key.hostname,
+        "vips": service.addresses.iter().map(|a| {
+            let whole = a.block.prefix_len() == a.block.max_prefix_len();
+            if whole {
+                format!("{}/{}", a.network, a.block.addr())
+            } else {
+                format!("{}/{}", a.network, a.block)
+            }
+        }).collect::<Vec<_>>(),
+        "ports": ports,
+        "endpoints": endpoints,
+        "subjectAltNames": service.subject_alt_names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "waypoint": service.waypoint.as_deref().map(gateway),
+        "loadBalancer": {
+            "routingPreferences": balancing.scopes.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>(),
+            "mode": match balancing.mode {
+                LoadBalancingMode::Standard => "Standard",
+                LoadBalancingMode::Strict => "Strict",
+                LoadBalancingMode::Failover => "Failover",
+                LoadBalancingMode::Passthrough => "Passthrough",
+            },
+            "healthPolicy": if balancing.allow_unhealthy { "AllowAll" } else { "OnlyHealthy" },
+        },
+        "ipFamilies": match service.ip_families {
+            IpFamilies::Automatic => Value::Null,
+            IpFamilies::V4 => "IPv4".into(),
+            IpFamilies::V6 => "IPv6".into(),
+            IpFamilies::Dual => "Dual".into(),
+        },
+    })
+}
+
+/// All policies, by `namespace/name`.
+pub fn policies(snapshot: &Snapshot) -> Value {
+    let mut all: Vec<&Policy> = snapshot.policies().map(|p| &**p).collect();
+    all.sort_by(|a, b| a.key.cmp(&b.key));
+    all.into_iter().map(policy).collect()
+}
+
+fn policy(policy: &Policy) -> Value {
+    let name = policy
+        .key
+        .split_once('/')
+        .map_or(&*policy.key, |(_, name)| name);
+    let rules: Vec<Vec<Vec<Value>>> = policy
+        .groups
+        .iter()
+        .map(|group| {
+            let clauses = group.clauses.iter();
+            clauses
+                .map(|clause| clause.matches.iter().map(policy_match).collect())
+                .collect()
+        })
+        .collect();
+    json!({
+        "name": name,
+        "namespace": *policy.namespace,
+        "scope": match policy.scope {
+            Scope::Global => "Global",
+            Scope::Namespace => "Namespace",
+            Scope::WorkloadSelector => "WorkloadSelector",
+        },
+        "action": match policy.action {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+        },
+        "dryRun": policy.dry_run,
+        "invalid": policy.invalid.as_deref(),
+        "rules": rules,
+    })
+}
+
+fn policy_match(m: &adit_shared::policy::Match) -> Value {
+    let lists: [(&str, Vec<String>); 14] = [
+        ("namespaces", m.namespaces.values()),
+        ("notNamespaces", m.not_namespaces.values()),
+        ("principals", m.principals.values()),
+        ("notPrincipals", m.not_principals.values()),
+        ("sourceIps", m.source_ips.values()),
+        ("notSourceIps", m.not_source_ips.values()),
+        ("destinationIps", m.destination_ips.values()),
+        ("notDestinationIps", m.not_destination_ips.values()),
+        ("destinationPorts", numbers(m.destination_ports.values())),
+        (
+            "notDestinationPorts",
+            numbers(m.not_destination_ports.values()),
+        ),
+        ("serviceAccounts", m.service_accounts.values()),
+        ("notServiceAccounts", m.not_service_accounts.values()),
+        ("trustDomains", m.trust_domains.values()),
+        ("notTrustDomains", m.not_trust_domains.values()),
+    ];
+    let present = lists.into_iter().filter(|(_, values)| !values.is_empty());
+    Value::Object(
+        present
+            .map(|(name, values)| (name.to_owned(), json!(values)))
+            .collect(),
+    )
+}
+
+fn numbers(ports: &[u16]) -> Vec<String> {
+    ports.iter().map(ToString::to_string).collect()
+}
+
+/// All certificates, by identity.
+pub fn certificates(all: &[CertificateStatus]) -> Value {
+    all.iter()
+        .map(|status| {
+            let state = match &status.state {
+                CertificateState::Available => json!("Available"),
+                CertificateState::Initializing => json!("Initializing"),
+                CertificateState::Unavailable(error) => json!({ "Unavailable": error.to_string() }),
+            };
+            let (chain, roots) = status
+                .certificate
+                .as_ref()
+                .map_or_else(Default::default, |c| {
+                    (
+                        c.chain().iter().map(certificate).collect::<Vec<_>>(),
+                        c.roots().iter().map(certificate).collect::<Vec<_>>(),
+                    )
+                });
+            json!({
+                "identity": status.identity.to_string(),
+                "state": state,
+                "certChain": chain,
+                "rootCerts": roots,
+            })
+        })
+        .collect()
+}
+
+fn certificate(der: &CertificateDer<'static>) -> Value {
+    // One of ours was readable when it was accepted.
+    let facts = CertificateFacts::read(der).ok();
+    json!({
+        "pem": facts.as_ref().map(|f| STANDARD.encode(&f.pem)),
+        "serialNumber": facts.as_ref().map(|f| &f.serial),
+        "validFrom": facts.as_ref().map(|f| rfc3339(f.not_before)),
+        "expirationTime": facts.as_ref().map(|f| rfc3339(f.not_after)),
+    })
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    // Certificates do not reach back before 1970.
+    let time = time.max(UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// Open connections by pod uid and direction, with the pod's name.
+pub fn connections(views: Vec<ConnectionView>, pods: &BTreeMap<String, Value>) -> Value {
+    let mut by_pod: BTreeMap<String, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    for view in views {
+        let (inbound, outbound) = by_pod.entry(view.uid.to_string()).or_default();
+        let side = if view.inbound { inbound } else { outbound };
+        side.push(json!(view));
+    }
+    let state: BTreeMap<String, Value> = pods
+        .iter()
+        .map(|(uid, info)| {
+            let (inbound, outbound) = by_pod.remove(uid).unwrap_or_default();
+            let value = json!({
+                "state": "Up",
+                "connections": { "inbound": inbound, "outbound": outbound },
+                "info": info,
+            });
+            (uid.clone(), value)
+        })
+        .collect();
+    json!(state)
+}

@@ -1,0 +1,399 @@
+//! Brings the set of captured pods to what the control plane asks for, and tells it how
+//! far that got.
+//!
+//! One task owns the difference between the wanted and the actual pods. A pod is enrolled
+//! in an order that never leaves it half covered: certificate, listeners on every worker,
+//! then capture; and withdrawn in the reverse order, so that open connections go on until
+//! they end or the deadline passes. Whatever fails is tried again, and reported until it
+//! works. A pod whose capture is in place is what peers may send HBONE to, so the report
+//! comes last.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_ebpf::{Listeners, PodRedirection, Redirector};
+use adit_shared::identity::CertificateCache;
+use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
+use adit_shared::telemetry::{Event, Telemetry};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use crate::listeners::PodListeners;
+use crate::pod::{Pod, PodSpec};
+use crate::worker::WorkerHandle;
+
+/// How long an enrolment waits for the pod's first certificate. After that capture is set
+/// up all the same: connections then wait for the certificate instead of leaving in
+/// plaintext.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How often failed enrolments are tried again and the capture of all pods is checked.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// The pods that the control plane wants on this node; written by the xDS handler.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    pods: Mutex<WantedPods>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default, Clone)]
+struct WantedPods {
+    by_uid: BTreeMap<Arc<str>, PodSpec>,
+    /// The first response has come: an empty set now means none.
+    synced: bool,
+}
+
+impl Wanted {
+    /// Adds, replaces and removes pods.
+    pub fn update(&self, specs: Vec<PodSpec>, removed: &[String]) {
+        {
+            let mut pods = self.pods.lock();
+            pods.synced = true;
+            for uid in removed {
+                pods.by_uid.remove(uid.as_str());
+            }
+            for spec in specs {
+                pods.by_uid.insert(spec.uid.clone(), spec);
+            }
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// The enrolled pods, for the admin endpoint.
+#[derive(Debug, Default)]
+pub struct EnrolledPods(Mutex<BTreeMap<Arc<str>, PodSpec>>);
+
+impl EnrolledPods {
+    /// Name, namespace and service account, by uid.
+    pub fn list(&self) -> BTreeMap<String, serde_json::Value> {
+        let describe = |spec: &PodSpec| {
+            serde_json::json!({
+                "name": *spec.name,
+                "namespace": *spec.namespace,
+                "serviceAccount": spec.identity.service_account(),
+                "trustDomain": spec.identity.trust_domain().as_str(),
+            })
+        };
+        self.0
+            .lock()
+            .iter()
+            .map(|(uid, spec)| (uid.to_string(), describe(spec)))
+            .collect()
+    }
+}
+
+/// What the manager is made of.
+pub struct EnrolmentManager {
+    /// Node name, for reports.
+    pub node: String,
+    /// Directory of network namespace handles by pod uid.
+    pub netns_dir: PathBuf,
+    /// Whether listeners accept IPv6.
+    pub ipv6: bool,
+    /// How long connections of a withdrawn pod may go on.
+    pub drain_deadline: Duration,
+    /// What the control plane wants.
+    pub wanted: Arc<Wanted>,
+    /// Certificates.
+    pub certificates: CertificateCache,
+    /// Capture.
+    pub redirector: Arc<Mutex<Redirector>>,
+    /// Workers.
+    pub workers: Arc<[WorkerHandle]>,
+    /// Where they can be seen.
+    pub pods: Arc<EnrolledPods>,
+    /// Is told of pods that come and go.
+    pub telemetry: Telemetry,
+    /// Where reports go.
+    pub reports: watch::Sender<EnrolmentReport>,
+    /// Told when the wanted pods have been worked through for the first time.
+    pub settled: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Where one pod stands.
+struct Entry {
+    spec: PodSpec,
+    /// `Err` is why it is not enrolled, and whether waiting can help.
+    status: Result<(), EnrolmentError>,
+}
+
+/// Why a pod is not enrolled.
+#[derive(Debug, Clone, thiserror::Error)]
+enum EnrolmentError {
+    /// Its network namespace is not there (yet).
+    #[error("network namespace: {0}")]
+    Netns(String),
+    /// Sockets could not be opened in it.
+    #[error("listeners: {0}")]
+    Listeners(String),
+    /// Capture could not be set up.
+    #[error("capture: {0}")]
+    Capture(String),
+}
+
+impl EnrolmentManager {
+    /// Works until the task is dropped.
+    pub async fn run(self) {
+        let mut entries = HashMap::new();
+        let mut tick = interval(RECONCILE_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut adopted = false;
+        loop {
+            tokio::select! {
+                () = self.wanted.changed.notified() => {}
+                _ = tick.tick() => self.check_capture().await,
+            }
+            let wanted = self.wanted.pods.lock().clone();
+            if !wanted.synced {
+                continue;
+            }
+            if !adopted {
+                self.withdraw_leftovers(&wanted.by_uid).await;
+                adopted = true;
+            }
+            self.converge(&mut entries, wanted.by_uid).await;
+            self.publish(&entries);
+            (self.settled)();
+        }
+    }
+
+    async fn converge(
+        &self,
+        entries: &mut HashMap<Arc<str>, Entry>,
+        wanted: BTreeMap<Arc<str>, PodSpec>,
+    ) {
+        let gone: Vec<_> = entries
+            .keys()
+            .filter(|uid| !wanted.contains_key(*uid))
+            .cloned()
+            .collect();
+        for uid in gone {
+            if let Some(entry) = entries.remove(&uid) {
+                if self.pods.0.lock().remove(&uid).is_some() {
+                    self.telemetry.emit(&Event::ProxyStopped);
+                }
+                self.withdraw(&entry.spec, entries).await;
+            }
+        }
+
+        let open: Vec<PodSpec> = wanted
+            .into_values()
+            .filter(|spec| {
+                entries
+                    .get(&spec.uid)
+                    .is_none_or(|e| e.status.is_err() || e.spec != *spec)
+            })
+            .collect();
+        self.await_certificates(&open).await;
+        for spec in open {
+            let status = self.enrol(&spec).await;
+            let known = entries.get(&spec.uid).and_then(|e| e.status.as_ref().err());
+            match &status {
+                Ok(()) => info!(
+                    target: "enrolment",
+                    pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
+                    "pod enrolled"
+                ),
+                Err(e) if known.is_none_or(|k| k.to_string() != e.to_string()) => warn!(
+                    target: "enrolment",
+                    pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
+                    "pod not enrolled, will be tried again: {e}"
+                ),
+                Err(_) => {}
+            }
+            if status.is_ok()
+                && self
+                    .pods
+                    .0
+                    .lock()
+                    .insert(spec.uid.clone(), spec.clone())
+                    .is_none()
+            {
+                self.telemetry.emit(&Event::ProxyStarted);
+            }
+            entries.insert(spec.uid.clone(), Entry { spec, status });
+        }
+    }
+
+    /// One deadline for all of them: a certificate service that is away must not delay
+    /// the last pod by the sum of all waits.
+    async fn await_certificates(&self, specs: &[PodSpec]) {
+        for spec in specs {
+            self.certificates.prefetch(&spec.identity);
+        }
+        let all = async {
+            for spec in specs {
+                if let Err(e) = self.certificates.get(&spec.identity).await {
+                    warn!(identity = %spec.identity, "no certificate yet: {e}");
+                }
+            }
+        };
+        if timeout(CERTIFICATE_WAIT, all).await.is_err() {
+            warn!("certificates are late; pods are captured, their connections wait");
+        }
+    }
+
+    async fn enrol(&self, spec: &PodSpec) -> Result<(), EnrolmentError> {
+        let netns: OwnedFd = File::open(self.netns_dir.join(&*spec.uid))
+            .map_err(|e| EnrolmentError::Netns(e.to_string()))?
+            .into();
+        let pod = Arc::new(Pod::new(spec.clone(), netns));
+
+        let (count, ipv6, opener) = (self.workers.len(), self.ipv6, pod.clone());
+        let opened = spawn_blocking(move || PodListeners::open_group(opener.netns(), count, ipv6))
+            .await
+            .map_err(|e| EnrolmentError::Listeners(e.to_string()))?
+            .map_err(|e| EnrolmentError::Listeners(e.to_string()))?;
+        // One member of each group goes into the capture's slots.
+        let member = opened
+            .first()
+            .map(PodListeners::duplicate)
+            .transpose()
+            .map_err(|e| EnrolmentError::Listeners(e.to_string()))?;
+        let Some(member) = member else {
+            return Err(EnrolmentError::Listeners("no worker".into()));
+        };
+        for (worker, listeners) in self.workers.iter().zip(opened) {
+            worker
+                .add_pod(pod.clone(), listeners)
+                .await
+                .map_err(|e| EnrolmentError::Listeners(e.to_string()))?;
+        }
+
+        let redirector = self.redirector.clone();
+        spawn_blocking(move || {
+            redirector.lock().enrol(PodRedirection {
+                uid: &pod.spec.uid,
+                netns: pod.netns(),
+                addresses: &pod.spec.addresses,
+                outbound_only: pod.spec.outbound_only,
+                listeners: Listeners {
+                    outbound: member.outbound.as_fd(),
+                    plaintext: member.plaintext.as_fd(),
+                    hbone: member.hbone.as_fd(),
+                },
+            })
+        })
+        .await
+        .map_err(|e| EnrolmentError::Capture(e.to_string()))?
+        .map_err(|e| EnrolmentError::Capture(e.to_string()))?;
+        for worker in self.workers.iter() {
+            worker.keep_newest(spec.uid.clone()).await;
+        }
+        Ok(())
+    }
+
+    /// New connections of the pod stop being captured at once; the open ones get the
+    /// deadline; then rules, routes and listeners go.
+    async fn withdraw(&self, spec: &PodSpec, entries: &HashMap<Arc<str>, Entry>) {
+        info!(
+            target: "enrolment",
+            pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
+            "pod withdrawn"
+        );
+        self.capture(&spec.uid, |redirector, uid| redirector.release(uid))
+            .await;
+        let (redirector, workers) = (self.redirector.clone(), self.workers.clone());
+        let (uid, deadline) = (spec.uid.clone(), self.drain_deadline);
+        // In the background: other pods do not wait for this one's connections.
+        tokio::spawn(async move {
+            for worker in workers.iter() {
+                worker.drain_pod(uid.clone(), deadline).await;
+            }
+            let name = uid.clone();
+            let done = spawn_blocking(move || redirector.lock().withdraw(&name)).await;
+            if let Ok(Err(e)) = done {
+                warn!(target: "enrolment", %uid, "capture not removed: {e}");
+            }
+            for worker in workers.iter() {
+                worker.remove_pod(uid.clone()).await;
+            }
+        });
+        let shared = entries.values().any(|e| e.spec.identity == spec.identity);
+        if !shared {
+            self.certificates.forget(&spec.identity);
+        }
+    }
+
+    /// Pods that an earlier process captured and nobody wants any more.
+    async fn withdraw_leftovers(&self, wanted: &BTreeMap<Arc<str>, PodSpec>) {
+        let known = self.redirector.lock().pods();
+        let unwanted = known.into_iter().map(|pod| pod.uid);
+        for uid in unwanted.filter(|uid| !wanted.contains_key(uid.as_str())) {
+            info!(target: "enrolment", %uid, "capture of an earlier process removed");
+            self.capture(&uid, |redirector, uid| redirector.withdraw(uid))
+                .await;
+        }
+    }
+
+    async fn capture<E: std::fmt::Display + Send + 'static>(
+        &self,
+        uid: &str,
+        change: impl FnOnce(&mut Redirector, &str) -> Result<(), E> + Send + 'static,
+    ) {
+        let (redirector, name) = (self.redirector.clone(), uid.to_owned());
+        let done = spawn_blocking(move || change(&mut redirector.lock(), &name)).await;
+        if let Ok(Err(e)) = done {
+            warn!(target: "enrolment", uid, "capture not changed: {e}");
+        }
+    }
+
+    /// Puts back what somebody removed behind our back.
+    async fn check_capture(&self) {
+        let redirector = self.redirector.clone();
+        match spawn_blocking(move || redirector.lock().reconcile()).await {
+            Ok(report) => {
+                let repaired = [
+                    ("rule", report.restored_rules),
+                    ("route", report.restored_routes),
+                    ("sysctl", report.restored_sysctls),
+                    ("link", report.restored_links),
+                    ("pin", report.restored_pins),
+                    ("entry", report.restored_entries),
+                ];
+                for (kind, count) in repaired {
+                    for _ in 0..count {
+                        self.telemetry.emit(&Event::RedirectionRepaired { kind });
+                    }
+                }
+            }
+            Err(e) => warn!(target: "enrolment", "capture could not be checked: {e}"),
+        }
+    }
+
+    fn publish(&self, entries: &HashMap<Arc<str>, Entry>) {
+        let mut pods: Vec<_> = entries
+            .values()
+            .map(|entry| PodEnrolment {
+                uid: entry.spec.uid.to_string(),
+                state: match &entry.status {
+                    Ok(()) => EnrolmentState::Enrolled,
+                    Err(EnrolmentError::Netns(_)) => EnrolmentState::Pending,
+                    Err(_) => EnrolmentState::Failed,
+                }
+                .into(),
+                message: entry
+                    .status
+                    .as_ref()
+                    .err()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+            })
+            .collect();
+        pods.sort_by(|a, b| a.uid.cmp(&b.uid));
+        self.reports.send_if_modified(|last| {
+            let changed = last.pods != pods;
+            last.pods = pods;
+            last.node.clone_from(&self.node);
+            changed
+        });
+    }
+}

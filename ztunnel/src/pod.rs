@@ -1,0 +1,180 @@
+//! A pod of this node whose traffic passes the proxy.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use adit_shared::identity::{SpiffeId, SpiffeIdError, TrustDomain};
+use adit_shared::model::WorkloadUid;
+use adit_shared::proto::enrolment::Enrolment;
+
+/// Where captured outbound connections arrive.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where plaintext for the pod arrives.
+pub const PLAINTEXT_PORT: u16 = 15006;
+/// Where HBONE for the pod arrives.
+pub const HBONE_PORT: u16 = 15008;
+
+/// What the control plane asks to be enrolled, validated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodSpec {
+    /// Kubernetes pod uid.
+    pub uid: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Who it is.
+    pub identity: SpiffeId,
+    /// Its key in workload discovery.
+    pub workload: WorkloadUid,
+    /// Its addresses; at least one.
+    pub addresses: Vec<IpAddr>,
+    /// Only what it sends is captured.
+    pub outbound_only: bool,
+}
+
+/// Why an enrolment cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PodSpecError {
+    /// The uid is empty or cannot be a file name.
+    #[error("uid {0:?} is not a pod uid")]
+    Uid(String),
+    /// An address is neither 4 nor 16 bytes long.
+    #[error("addresses: {0} bytes are not an IP address")]
+    Address(usize),
+    /// No address at all.
+    #[error("addresses: at least one is needed")]
+    NoAddress,
+    /// Namespace and service account make no identity.
+    #[error("identity: {0}")]
+    Identity(#[from] SpiffeIdError),
+}
+
+impl PodSpec {
+    /// Checks an [`Enrolment`].
+    ///
+    /// # Errors
+    /// [`PodSpecError`] names the field.
+    pub fn new(
+        enrolment: &Enrolment,
+        trust_domain: &TrustDomain,
+        cluster: &str,
+    ) -> Result<Self, PodSpecError> {
+        let Enrolment {
+            uid,
+            name,
+            namespace,
+            service_account,
+            addresses,
+            outbound_only,
+        } = enrolment;
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if uid.is_empty() || uid.starts_with('.') || !uid.bytes().all(legal) {
+            return Err(PodSpecError::Uid(uid.clone()));
+        }
+        let addresses: Vec<IpAddr> = addresses
+            .iter()
+            .map(|raw| {
+                match raw.len() {
+                    4 => <[u8; 4]>::try_from(&raw[..]).map(IpAddr::from).ok(),
+                    16 => <[u8; 16]>::try_from(&raw[..]).map(IpAddr::from).ok(),
+                    _ => None,
+                }
+                .ok_or(PodSpecError::Address(raw.len()))
+            })
+            .collect::<Result<_, _>>()?;
+        if addresses.is_empty() {
+            return Err(PodSpecError::NoAddress);
+        }
+        Ok(Self {
+            uid: uid.as_str().into(),
+            name: name.as_str().into(),
+            namespace: namespace.as_str().into(),
+            identity: SpiffeId::new(trust_domain.clone(), namespace, service_account)?,
+            workload: format!("{cluster}//Pod/{namespace}/{name}").into(),
+            addresses,
+            outbound_only: *outbound_only,
+        })
+    }
+}
+
+/// An enrolled pod: its specification and a handle on its network namespace, which keeps
+/// the namespace alive until the last connection is done.
+#[derive(Debug)]
+pub struct Pod {
+    /// What the control plane said.
+    pub spec: PodSpec,
+    netns: OwnedFd,
+}
+
+impl Pod {
+    /// Puts the two together.
+    pub fn new(spec: PodSpec, netns: OwnedFd) -> Self {
+        Self { spec, netns }
+    }
+
+    /// The pod's network namespace.
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+
+    /// Whether `address` is one of the pod's own.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.spec.addresses.contains(&address)
+    }
+
+    /// Whether a connection to `target` would come back to the proxy itself: its own
+    /// listeners, by a loopback address or by the pod's.
+    pub fn is_proxy_port(&self, target: SocketAddr) -> bool {
+        matches!(target.port(), OUTBOUND_PORT | PLAINTEXT_PORT | HBONE_PORT)
+            && (target.ip().is_loopback() || self.owns(target.ip()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enrolment() -> Enrolment {
+        Enrolment {
+            uid: "7d0c".into(),
+            name: "web-1".into(),
+            namespace: "shop".into(),
+            service_account: "web".into(),
+            addresses: vec![vec![10, 0, 0, 7], vec![0; 16]],
+            outbound_only: false,
+        }
+    }
+
+    fn spec(enrolment: &Enrolment) -> Result<PodSpec, PodSpecError> {
+        PodSpec::new(enrolment, &TrustDomain::default(), "Kubernetes")
+    }
+
+    #[test]
+    fn an_enrolment_becomes_a_pod() {
+        let pod = spec(&enrolment()).expect("valid");
+        assert_eq!(&*pod.workload, "Kubernetes//Pod/shop/web-1");
+        assert_eq!(
+            pod.identity.to_string(),
+            "spiffe://cluster.local/ns/shop/sa/web"
+        );
+        assert_eq!(pod.addresses.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_enrolled_names_the_field() {
+        for (change, text) in [
+            ((|e| e.uid = "../x".into()) as fn(&mut Enrolment), "uid"),
+            (|e| e.uid.clear(), "uid"),
+            (|e| e.addresses = vec![vec![1, 2, 3]], "addresses: 3 bytes"),
+            (|e| e.addresses.clear(), "addresses: at least one"),
+            (|e| e.service_account.clear(), "identity"),
+        ] {
+            let mut enrolment = enrolment();
+            change(&mut enrolment);
+            let error = spec(&enrolment).expect_err(text).to_string();
+            assert!(error.starts_with(text), "{error}");
+        }
+    }
+}

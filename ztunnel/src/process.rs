@@ -1,0 +1,31 @@
+//! What the process asks of the system for itself.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::warn;
+
+/// Blocks up to this size come from the heap and go back to it, instead of being mapped and
+/// unmapped each time: the largest frame is 1 MiB.
+const MMAP_THRESHOLD: libc::c_int = 4 << 20;
+/// So much free memory at the top of the heap is kept.
+const TRIM_THRESHOLD: libc::c_int = 8 << 20;
+
+/// Keeps glibc from giving the pages of large buffers back to the kernel after each frame,
+/// which costs more than anything else on bulk transfers.
+pub fn tune_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD);
+        libc::mallopt(libc::M_ARENA_MAX, 8);
+    }
+}
+
+/// A connection needs two descriptors: raises the soft limit to the hard one.
+pub fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        warn!("the limit of open files could not be raised: {e}");
+    }
+}

@@ -1,0 +1,281 @@
+//! HBONE to a pod: mutual TLS, CONNECT, authority, policy, app; in this order, and each of
+//! them before anything of the next.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adit_shared::hbone::record::TlsStream;
+use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
+use adit_shared::hbone::{BaggageFields, ConnectionError};
+use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::model::inbound::{self, AuthorityError};
+use adit_shared::telemetry::{
+    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
+};
+use http::StatusCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::upstream::connect_app;
+use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
+use crate::connections::{Flow, PolicyInput};
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+/// How long a TLS handshake may take, from accept.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Serves the pod's HBONE listener until the task is dropped.
+pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(worker, pod, listener, "inbound HBONE", serve).await;
+}
+
+/// One HBONE connection.
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let Ok(local) = stream.local_addr().map(canonical) else {
+        return;
+    };
+    if !pod.owns(local.ip()) {
+        return reject(&worker, &stream, peer, Rejection::Loop);
+    }
+    let telemetry = worker.shared.telemetry.clone();
+    let started = Instant::now();
+    let (tls, identity) = match handshake(&worker, &pod, stream).await {
+        Ok(done) => done,
+        Err(failed) => {
+            telemetry.emit(&Event::HandshakeFailed {
+                reporter: Reporter::Destination,
+            });
+            let info = ConnectionInfo::new(Reporter::Destination, peer, local);
+            telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+            return;
+        }
+    };
+    telemetry.emit(&Event::HandshakeCompleted {
+        reporter: Reporter::Destination,
+        duration: started.elapsed(),
+    });
+    telemetry.emit(&Event::TunnelOpened {
+        reporter: Reporter::Destination,
+    });
+
+    let caller = Caller {
+        identity,
+        peer,
+        local: local.ip(),
+    };
+    let owner = worker.clone();
+    let streams = Rc::new(Cell::new(0));
+    let count = streams.clone();
+    let of = caller.clone();
+    let handler = async move |incoming: Incoming| {
+        count.set(count.get() + 1);
+        connect(owner.clone(), pod.clone(), of.clone(), incoming).await;
+    };
+    let malformed = |what: Malformed| {
+        let reason = match what {
+            Malformed::Method(_) => Rejection::Method,
+            Malformed::Header(_) => Rejection::Authority,
+        };
+        warn!(%peer, identity = %caller.identity, "malformed request: {what}");
+        telemetry.emit(&Event::InboundRejected { peer, reason });
+    };
+    let drain = worker.shared.drain.clone();
+    let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
+    let carried = streams.get();
+    telemetry.emit(&Event::TunnelClosed {
+        reporter: Reporter::Destination,
+        streams: carried,
+    });
+    match served {
+        Ok(_) => {}
+        Err(error @ ConnectionError::PrefaceTimeout) => {
+            warn!(%peer, identity = %caller.identity, "inbound HBONE: {error}");
+            telemetry.emit(&Event::InboundRejected {
+                peer,
+                reason: Rejection::Timeout,
+            });
+        }
+        Err(error @ ConnectionError::Protocol(_)) => {
+            warn!(%peer, identity = %caller.identity, "inbound HBONE: {error}");
+            telemetry.emit(&Event::InboundRejected {
+                peer,
+                reason: Rejection::Protocol,
+            });
+        }
+        Err(error) => debug!(%peer, "inbound HBONE: {error}"),
+    }
+}
+
+/// Who is at the other end of an HBONE connection.
+#[derive(Clone)]
+struct Caller {
+    identity: SpiffeId,
+    peer: SocketAddr,
+    /// The pod's address that was connected to.
+    local: std::net::IpAddr,
+}
+
+async fn handshake(
+    worker: &Worker,
+    pod: &Pod,
+    stream: TcpStream,
+) -> Result<(TlsStream, SpiffeId), Failed> {
+    let shared = &worker.shared;
+    let certificate = match shared.certificates.try_get(&pod.spec.identity) {
+        Some(certificate) => certificate,
+        None => timeout(
+            HANDSHAKE_DEADLINE,
+            shared.certificates.get(&pod.spec.identity),
+        )
+        .await
+        .map_err(|_| "timed out".to_owned())
+        .and_then(|got| got.map_err(|e| e.to_string()))
+        .map_err(|e| {
+            let error = format!("no certificate for {}: {e}", pod.spec.identity);
+            Failed::new(ResponseFlag::IdentityError, error)
+        })?,
+    };
+    let config = certificate.server_config().clone();
+    let mut tls = TlsStream::accept(stream, config, HANDSHAKE_DEADLINE)
+        .await
+        .map_err(|e| Failed::new(ResponseFlag::TlsFailure, format!("TLS handshake: {e}")))?;
+    let chain = tls.take_peer_certificates();
+    let identity = peer_identity(&chain).map_err(|e| {
+        Failed::new(
+            ResponseFlag::IdentityError,
+            format!("client certificate: {e}"),
+        )
+    })?;
+    Ok((tls, identity))
+}
+
+/// One CONNECT request.
+async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: Incoming) {
+    let started = Instant::now();
+    let telemetry = &worker.shared.telemetry;
+    let authority = incoming.request.authority.to_string();
+    let refuse = |incoming: Incoming, status: StatusCode, reason: Rejection| {
+        warn!(peer = %caller.peer, identity = %caller.identity, reason = reason.as_str(),
+            authority = %incoming.request.authority, "CONNECT refused");
+        telemetry.emit(&Event::InboundRejected {
+            peer: caller.peer,
+            reason,
+        });
+        incoming.respond.refuse(status, "http_request_denied");
+    };
+    let Some(workload) = workload_of(&worker, &pod).await else {
+        let info = ConnectionInfo::new(
+            Reporter::Destination,
+            caller.peer,
+            SocketAddr::new(caller.local, 0),
+        );
+        let error = "this workload is not known yet";
+        telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        return incoming
+            .respond
+            .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
+    };
+    let snapshot = worker.shared.model.load_full();
+    let target = match inbound::target(&snapshot, &workload, caller.local, &authority) {
+        Ok(target) => target,
+        Err(error) => {
+            let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            let reason = match error {
+                AuthorityError::NotLocal { .. } => Rejection::ForeignAuthority,
+                _ => Rejection::Authority,
+            };
+            return refuse(incoming, status, reason);
+        }
+    };
+    let destination = SocketAddr::new(caller.local, target.port);
+    let upstream = SocketAddr::new(caller.local, target.upstream_port);
+    if pod.is_proxy_port(upstream) {
+        return refuse(incoming, StatusCode::SERVICE_UNAVAILABLE, Rejection::Loop);
+    }
+
+    // The client's own port where its proxy tells it; the address is the connection's.
+    let forwarded = incoming.request.forwarded.as_ref();
+    let client_port = forwarded
+        .filter(|f| f.source.ip().to_canonical() == caller.peer.ip())
+        .map_or(caller.peer.port(), |f| f.source.port());
+    let client = SocketAddr::new(caller.peer.ip(), client_port);
+    let mut info =
+        ConnectionInfo::new(Reporter::Destination, client, destination).with_destination(&workload);
+    match snapshot.workload_at(&workload.network, caller.peer.ip()) {
+        // What discovery says of the address counts only if it is who the certificate says.
+        Some(source) if source.identity == caller.identity => info = info.with_source(source),
+        _ => info.labels.source = labels_of_peer(&caller, &incoming),
+    }
+    let named = forwarded
+        .and_then(|f| f.host.as_ref())
+        .map(ToString::to_string);
+    let service = target.service.clone().or_else(|| {
+        let entry = snapshot.service_by_hostname(named.as_deref()?, &workload.namespace)?;
+        entry
+            .has_endpoint(&workload.uid)
+            .then(|| entry.service().clone())
+    });
+    if let Some(service) = &service {
+        info = info.with_service(service);
+    }
+    let info = info.with_mutual_tls(
+        caller.identity.clone(),
+        pod.spec.identity.clone(),
+        authority.into(),
+    );
+
+    let input = PolicyInput {
+        identity: Some(caller.identity),
+        source: caller.peer,
+        destination,
+    };
+    if let Err(denied) = authorize(&worker, Some(&workload), &input) {
+        telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
+        return incoming
+            .respond
+            .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
+    }
+    match connect_app(&pod, &worker.ports, client, upstream).await {
+        Ok(app) => {
+            let tunnel = match incoming.respond.accept(None) {
+                Ok(tunnel) => tunnel,
+                Err(error) => {
+                    let flag = ResponseFlag::Connect;
+                    return telemetry.failed(&info, started.elapsed(), flag, &error);
+                }
+            };
+            let open = telemetry.open(info);
+            let entry = worker.connections.enter(pod, client, Flow::Inbound(input));
+            carry(&worker, entry, app, Peer::Tunnel(tunnel), open).await;
+        }
+        Err(error) => {
+            let error = format!("connect to the app at {upstream}: {error}");
+            telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+            incoming
+                .respond
+                .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
+        }
+    }
+}
+
+/// A caller that discovery does not know, as its own proxy describes it; the namespace is
+/// that of its certificate.
+fn labels_of_peer(caller: &Caller, incoming: &Incoming) -> WorkloadLabels {
+    let unknown = BaggageFields::default();
+    let baggage = incoming.request.baggage.as_deref().unwrap_or(&unknown);
+    WorkloadLabels {
+        workload: baggage.workload_name.clone(),
+        namespace: caller.identity.namespace().into(),
+        canonical_service: baggage.service_name.clone(),
+        canonical_revision: baggage.service_version.clone(),
+        cluster: baggage.cluster.clone(),
+        region: baggage.region.clone(),
+        zone: baggage.zone.clone(),
+        principal: None,
+    }
+}

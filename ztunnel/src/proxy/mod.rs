@@ -1,0 +1,286 @@
+//! What the listeners of a pod do with a connection. One module for each listener, and here
+//! what they have in common.
+
+pub mod inbound;
+pub mod outbound;
+pub mod plaintext;
+pub mod recheck;
+mod upstream;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
+use adit_shared::model::{Workload, WorkloadUid};
+use adit_shared::net::accept::{AcceptCounts, AcceptLimits, accept_loop};
+use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
+use adit_shared::net::socket::reset_on_close;
+use adit_shared::policy::{Connection, DryRunOutcome, Verdict};
+use adit_shared::telemetry::{Event, OpenConnection, Rejection, ResponseFlag};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::connections::{Closed, Entry, Flow, PolicyInput};
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+/// How long a connection of a pod waits for the pod itself to arrive in workload discovery.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// Tunnels are shared by connections from one pod to one workload's address, and by nothing
+/// else: the destination's policies see the pod's own address and identity.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// Uid of the pod that the connections come from.
+    pub source_pod: Arc<str>,
+    /// The workload that answers.
+    pub peer: WorkloadUid,
+    /// Where it answers.
+    pub address: SocketAddr,
+}
+
+/// A worker's tunnels.
+pub type TunnelPool = Pool<TunnelKey, Failed>;
+
+/// A pool as the configuration wants it.
+pub fn new_pool(config: &Config) -> TunnelPool {
+    Pool::new(PoolSettings {
+        max_streams: config.pool_max_streams,
+        unused_release: config.pool_unused_release,
+        ..PoolSettings::default()
+    })
+}
+
+/// What each pod's workload says of itself in `baggage`, rendered once for each version of
+/// the workload.
+#[derive(Default)]
+pub struct Descriptions(RefCell<HashMap<Arc<str>, (Arc<Workload>, Baggage)>>);
+
+impl Descriptions {
+    fn of(&self, workload: &Arc<Workload>) -> Baggage {
+        let mut known = self.0.borrow_mut();
+        if let Some((version, baggage)) = known.get(&workload.uid)
+            && Arc::ptr_eq(version, workload)
+        {
+            return baggage.clone();
+        }
+        let baggage = Baggage::new(BaggageFields {
+            cluster: workload.cluster_id.clone(),
+            namespace: workload.namespace.clone(),
+            workload_type: workload.workload_type,
+            workload_name: workload.workload_name.clone(),
+            service_name: workload.canonical_name.clone(),
+            service_version: workload.canonical_revision.clone(),
+            region: workload.locality.region.clone(),
+            zone: workload.locality.zone.clone(),
+        });
+        known.insert(workload.uid.clone(), (workload.clone(), baggage.clone()));
+        baggage
+    }
+
+    /// Forgets the pod whose workload has this uid.
+    pub fn forget(&self, workload: &str) {
+        self.0.borrow_mut().remove(workload);
+    }
+}
+
+/// Why a connection could not be opened: for metrics and for people.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{error}")]
+pub struct Failed {
+    /// Istio's flag for it.
+    pub flag: ResponseFlag,
+    /// What, which peer.
+    pub error: String,
+}
+
+impl Failed {
+    fn new(flag: ResponseFlag, error: impl Into<String>) -> Self {
+        Self {
+            flag,
+            error: error.into(),
+        }
+    }
+}
+
+/// Serves `listener` until the task is dropped or the listener is unusable: one task per
+/// connection, no more than the configured number at the same time.
+async fn accept_each<F>(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    listener: TcpListener,
+    name: &'static str,
+    serve: impl Fn(Rc<Worker>, Arc<Pod>, TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let limits = AcceptLimits {
+        max_connections: worker.shared.config.max_connections,
+        ..AcceptLimits::default()
+    };
+    let counts = Arc::new(AcceptCounts::default());
+    let reported = Cell::new(0);
+    let accepting = accept_loop(listener, limits, counts.clone(), |stream, peer, permit| {
+        // What went wrong before this connection could be accepted.
+        let exhausted = counts.exhausted.load(Ordering::Relaxed);
+        for _ in reported.replace(exhausted)..exhausted {
+            worker.shared.telemetry.emit(&Event::AcceptFailed);
+        }
+        // A socket that is gone already fails at its first read.
+        let _ = stream.set_nodelay(true);
+        let serving = serve(worker.clone(), pod.clone(), stream, canonical(peer));
+        spawn_local(async move {
+            serving.await;
+            drop(permit);
+        });
+    });
+    if let Err(error) = accepting.await {
+        warn!(listener = name, pod = %pod.spec.name, "listener is unusable: {error}");
+    }
+}
+
+/// The pod's own workload. A pod may open connections before discovery has told us of it;
+/// they wait a little.
+async fn workload_of(worker: &Worker, pod: &Pod) -> Option<Arc<Workload>> {
+    let find = || {
+        worker
+            .shared
+            .model
+            .load()
+            .workload(&pod.spec.workload)
+            .cloned()
+    };
+    if let Some(workload) = find() {
+        return Some(workload);
+    }
+    let mut versions = worker.shared.model.subscribe();
+    let arrival = async {
+        loop {
+            if let Some(workload) = find() {
+                return Some(workload);
+            }
+            versions.changed().await.ok()?;
+        }
+    };
+    timeout(WORKLOAD_WAIT, arrival).await.ok().flatten()
+}
+
+/// Asks the policies of the pod. A pod that discovery does not know has no policies that
+/// could be asked, which is a reason to refuse.
+fn authorize(
+    worker: &Worker,
+    workload: Option<&Workload>,
+    input: &PolicyInput,
+) -> Result<(), Failed> {
+    let denied = |why: String| Failed::new(ResponseFlag::Denied, why);
+    let Some(workload) = workload else {
+        return Err(denied("policy: this workload is not known yet".into()));
+    };
+    let connection = Connection {
+        source_identity: input.identity.as_ref(),
+        source_ip: input.source.ip(),
+        destination_ip: input.destination.ip(),
+        destination_port: input.destination.port(),
+    };
+    let policies = worker.shared.model.load().policies_for(workload);
+    let evaluation = policies.evaluate(&connection, &worker.shared.trust_domains);
+    for dry in &evaluation.dry_run {
+        let outcome = match dry.outcome {
+            DryRunOutcome::WouldDeny => "would deny",
+            DryRunOutcome::WouldAllow => "would allow",
+        };
+        info!(
+            target: "access", policy = %dry.policy, source = %input.source,
+            destination = %input.destination, "dry-run policy {outcome}"
+        );
+    }
+    match evaluation.verdict {
+        Verdict::Permitted(_) => Ok(()),
+        Verdict::Denied(why) => Err(denied(format!("policy: {why}"))),
+    }
+}
+
+/// The other side of an app's connection.
+enum Peer {
+    Tunnel(Tunnel),
+    Tcp(TcpStream),
+}
+
+/// The bytes of an open connection, told apart by which end the app is.
+struct Counted<'a> {
+    open: &'a OpenConnection,
+    app_is_client: bool,
+}
+
+impl Traffic for Counted<'_> {
+    fn sent(&self, bytes: usize) {
+        if self.app_is_client {
+            self.open.count_request(bytes as u64);
+        } else {
+            self.open.count_response(bytes as u64);
+        }
+    }
+
+    fn received(&self, bytes: usize) {
+        if self.app_is_client {
+            self.open.count_response(bytes as u64);
+        } else {
+            self.open.count_request(bytes as u64);
+        }
+    }
+}
+
+/// Carries a connection to its end, entered in the worker's table meanwhile, and records how
+/// it ended. When the table says so, it is dropped before its end, which resets both sides.
+async fn carry(worker: &Worker, entry: Entry, app: TcpStream, peer: Peer, open: OpenConnection) {
+    let app_is_client = matches!(entry.flow(), Flow::Outbound { .. });
+    let settings = CopySettings {
+        idle: worker.shared.config.idle_timeout,
+        ..CopySettings::default()
+    };
+    let counted = Counted {
+        open: &open,
+        app_is_client,
+    };
+    let copying = async {
+        match peer {
+            Peer::Tunnel(tunnel) => through_tunnel(app, tunnel, counted, settings).await.end,
+            Peer::Tcp(peer) => through_socket(app, peer, counted, settings).await.end,
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        why = entry.closed() => Err(why),
+        end = copying => Ok(end),
+    };
+    match ended {
+        Ok(CopyEnd::Finished) => open.close(),
+        Ok(end) => open.fail(ResponseFlag::None, &end),
+        Err(why @ Closed::Denied) => open.fail(ResponseFlag::Denied, &why),
+        Err(why) => open.fail(ResponseFlag::None, &why),
+    }
+}
+
+/// A connection that makes no sense: reset it, count it, say who it was.
+fn reject(worker: &Worker, stream: &TcpStream, peer: SocketAddr, reason: Rejection) {
+    reset_on_close(stream);
+    warn!(%peer, reason = reason.as_str(), "connection rejected");
+    worker
+        .shared
+        .telemetry
+        .emit(&Event::InboundRejected { peer, reason });
+}
+
+/// Workload discovery knows IPv4 addresses as such, sockets of a dual-stack listener do not.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

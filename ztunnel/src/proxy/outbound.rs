@@ -1,0 +1,340 @@
+//! What a pod sends: the destination is what the app dialled; the model says which way it
+//! goes; an endpoint that cannot be reached is replaced by another before the app notices.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adit_shared::hbone::record::TlsStream;
+use adit_shared::hbone::{
+    CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Retry, Traceparent, Tunnel,
+};
+use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::model::route::{self, ExpectedIdentities, Hbone, Outbound};
+use adit_shared::model::{Service, Workload, WorkloadUid};
+use adit_shared::net::socket::reset_on_close;
+use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, ResponseFlag};
+use http::StatusCode;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::upstream::connect_out;
+use super::{Failed, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of};
+use crate::connections::Flow;
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+/// Endpoints that are tried for one connection.
+const ENDPOINT_ATTEMPTS: usize = 3;
+/// How long it may take until the peer has answered a CONNECT: its own connect has 10 s.
+const OPEN_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a TLS handshake may take, and the wait for a certificate before it.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Serves the pod's outbound listener until the task is dropped.
+pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(worker, pod, listener, "outbound", serve).await;
+}
+
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
+    let started = Instant::now();
+    // The route that loops captured connections to us leaves their destination as it was.
+    let Ok(original) = app.local_addr().map(canonical) else {
+        return;
+    };
+    if pod.is_proxy_port(original) || original.ip().is_loopback() {
+        return reject(&worker, &app, client, Rejection::Loop);
+    }
+    let telemetry = &worker.shared.telemetry;
+    let Some(source) = workload_of(&worker, &pod).await else {
+        reset_on_close(&app);
+        let info = ConnectionInfo::new(Reporter::Source, client, original);
+        let error = "this workload is not known yet";
+        return telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+    };
+    match connect(&worker, &pod, &source, client, original).await {
+        Ok(Connected {
+            peer,
+            actual,
+            hbone,
+            info,
+        }) => {
+            let open = telemetry.open(info);
+            let flow = Flow::Outbound {
+                original,
+                actual,
+                hbone,
+            };
+            let entry = worker.connections.enter(pod, client, flow);
+            carry(&worker, entry, app, peer, open).await;
+        }
+        Err((failed, info)) => {
+            reset_on_close(&app);
+            telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+        }
+    }
+}
+
+/// A connection that can be carried.
+struct Connected {
+    peer: Peer,
+    actual: SocketAddr,
+    hbone: bool,
+    info: ConnectionInfo,
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    source: &Arc<Workload>,
+    client: SocketAddr,
+    original: SocketAddr,
+) -> Result<Connected, (Failed, ConnectionInfo)> {
+    let info = |destination: SocketAddr| {
+        ConnectionInfo::new(Reporter::Source, client, destination).with_source(source)
+    };
+    let mut tried: Vec<WorkloadUid> = Vec::new();
+    let mut last: Option<(Failed, ConnectionInfo)> = None;
+    while tried.len() < ENDPOINT_ATTEMPTS {
+        let way = {
+            let snapshot = worker.shared.model.load();
+            route::outbound(&snapshot, source, original, &tried, &mut rand::rng())
+        };
+        if last.is_some() && !matches!(way, Outbound::Unavailable { .. }) {
+            worker.shared.telemetry.emit(&Event::EndpointRetried);
+        }
+        match way {
+            Outbound::Hbone(way) => {
+                let described = describe(info(way.gateway), &way.destination, &way.service)
+                    .with_mutual_tls(
+                        pod.spec.identity.clone(),
+                        way.identities.workload().clone(),
+                        way.authority.to_string().into(),
+                    );
+                match open_tunnel(worker, pod, source, client, &way).await {
+                    Ok(tunnel) => {
+                        return Ok(Connected {
+                            peer: Peer::Tunnel(tunnel),
+                            actual: way.gateway,
+                            hbone: true,
+                            info: described,
+                        });
+                    }
+                    Err(Attempt::Final(failed)) => return Err((failed, described)),
+                    Err(Attempt::Elsewhere(failed)) => {
+                        last = Some((failed, described));
+                        tried.push(way.peer.uid.clone());
+                    }
+                }
+            }
+            Outbound::Plain(way) => {
+                let destination = Some(way.destination.clone());
+                let described = describe(info(way.address), &destination, &way.service);
+                match connect_out(pod, way.address).await {
+                    Ok(peer) => {
+                        return Ok(Connected {
+                            peer: Peer::Tcp(peer),
+                            actual: way.address,
+                            hbone: false,
+                            info: described,
+                        });
+                    }
+                    Err(e) => {
+                        let error = format!("connect to {}: {e}", way.address);
+                        last = Some((Failed::new(ResponseFlag::Connect, error), described));
+                        tried.push(way.destination.uid.clone());
+                    }
+                }
+            }
+            Outbound::Passthrough { service } => {
+                let described = describe(info(original), &None, &service);
+                return match connect_out(pod, original).await {
+                    Ok(peer) => Ok(Connected {
+                        peer: Peer::Tcp(peer),
+                        actual: original,
+                        hbone: false,
+                        info: described,
+                    }),
+                    Err(e) => {
+                        let error = format!("connect to {original}: {e}");
+                        Err((Failed::new(ResponseFlag::Connect, error), described))
+                    }
+                };
+            }
+            Outbound::Unavailable { reason, service } => {
+                // After a failure its own reason says more than that nothing else is left.
+                return Err(last.unwrap_or_else(|| {
+                    let failed = Failed::new(ResponseFlag::Connect, reason.to_string());
+                    (failed, describe(info(original), &None, &service))
+                }));
+            }
+            Outbound::Unsupported { reason, service } => {
+                let failed = Failed::new(ResponseFlag::Connect, reason.to_string());
+                return Err((failed, describe(info(original), &None, &service)));
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        (
+            Failed::new(ResponseFlag::Connect, "no endpoint"),
+            info(original),
+        )
+    }))
+}
+
+fn describe(
+    mut info: ConnectionInfo,
+    destination: &Option<Arc<Workload>>,
+    service: &Option<Arc<Service>>,
+) -> ConnectionInfo {
+    if let Some(destination) = destination {
+        info = info.with_destination(destination);
+    }
+    match service {
+        Some(service) => info.with_service(service),
+        None => info,
+    }
+}
+
+/// How an attempt failed: for good, or so that another endpoint may do.
+enum Attempt {
+    Final(Failed),
+    Elsewhere(Failed),
+}
+
+async fn open_tunnel(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    source: &Arc<Workload>,
+    client: SocketAddr,
+    way: &Hbone,
+) -> Result<Tunnel, Attempt> {
+    let key = TunnelKey {
+        source_pod: pod.spec.uid.clone(),
+        peer: way.peer.uid.clone(),
+        address: way.gateway,
+    };
+    let request = ConnectRequest {
+        authority: way.authority.into(),
+        forwarded: Some(Forwarded {
+            source: client,
+            // A name that cannot stand there is only missing in somebody's telemetry.
+            host: way
+                .service
+                .as_ref()
+                .and_then(|s| s.key.hostname.parse().ok()),
+        }),
+        baggage: Some(worker.descriptions.of(source)),
+        traceparent: Some(Traceparent::random()),
+    };
+    let connect = async || connect_tunnel(worker, pod, way.gateway, &way.identities).await;
+    let deadline = Instant::now() + OPEN_DEADLINE;
+    let opened = worker
+        .pool
+        .checkout(&key, &request, deadline.into(), connect)
+        .await;
+    opened.map(|(tunnel, _)| tunnel).map_err(|error| {
+        let retry = error.retry(|_| Retry::Elsewhere);
+        let failed = match &error {
+            CheckoutError::Connect(failed) => (**failed).clone(),
+            CheckoutError::Open(OpenError::Refused {
+                status: StatusCode::UNAUTHORIZED,
+                ..
+            }) => {
+                let error = format!("{} at {} denies this caller", way.authority, way.peer.name);
+                Failed::new(ResponseFlag::Denied, error)
+            }
+            error => {
+                let error = format!("CONNECT {} at {}: {error}", way.authority, way.gateway);
+                Failed::new(ResponseFlag::Connect, error)
+            }
+        };
+        match retry {
+            Retry::Never => Attempt::Final(failed),
+            Retry::Elsewhere | Retry::Anywhere => Attempt::Elsewhere(failed),
+        }
+    })
+}
+
+/// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
+async fn connect_tunnel(
+    worker: &Worker,
+    pod: &Pod,
+    gateway: SocketAddr,
+    identities: &ExpectedIdentities,
+) -> Result<Connection, Failed> {
+    let shared = &worker.shared;
+    let identity = &pod.spec.identity;
+    let certificate = match shared.certificates.try_get(identity) {
+        Some(certificate) => certificate,
+        None => timeout(HANDSHAKE_DEADLINE, shared.certificates.get(identity))
+            .await
+            .map_err(|_| "timed out".to_owned())
+            .and_then(|got| got.map_err(|e| e.to_string()))
+            .map_err(|e| {
+                let error = format!("no certificate for {identity}: {e}");
+                Failed::new(ResponseFlag::IdentityError, error)
+            })?,
+    };
+    let stream = connect_out(pod, gateway).await.map_err(|e| {
+        let flag = if e.kind() == std::io::ErrorKind::TimedOut {
+            ResponseFlag::NetworkPolicy
+        } else {
+            ResponseFlag::Connect
+        };
+        let hint = match flag {
+            ResponseFlag::NetworkPolicy => " (maybe a NetworkPolicy blocks HBONE port 15008)",
+            _ => "",
+        };
+        Failed::new(flag, format!("connect to {gateway}: {e}{hint}"))
+    })?;
+
+    let started = Instant::now();
+    let name = ServerName::IpAddress(gateway.ip().into());
+    let config = certificate.client_config().clone();
+    let tls = TlsStream::connect(stream, config, name, HANDSHAKE_DEADLINE).await;
+    let mut tls = tls.map_err(|e| {
+        shared.telemetry.emit(&Event::HandshakeFailed {
+            reporter: Reporter::Source,
+        });
+        Failed::new(
+            ResponseFlag::TlsFailure,
+            format!("TLS handshake with {gateway}: {e}"),
+        )
+    })?;
+    let peer = peer_identity(&tls.take_peer_certificates()).map_err(|e| {
+        Failed::new(
+            ResponseFlag::IdentityError,
+            format!("certificate of {gateway}: {e}"),
+        )
+    })?;
+    if !identities.contains(&peer) {
+        return Err(Failed::new(
+            ResponseFlag::IdentityError,
+            unexpected(gateway, &peer, identities),
+        ));
+    }
+    shared.telemetry.emit(&Event::HandshakeCompleted {
+        reporter: Reporter::Source,
+        duration: started.elapsed(),
+    });
+    let connection = Connection::handshake(tls, &shared.config.http2)
+        .await
+        .map_err(|e| {
+            Failed::new(
+                ResponseFlag::Http2Handshake,
+                format!("HTTP/2 with {gateway}: {e}"),
+            )
+        })?;
+    shared.telemetry.emit(&Event::TunnelOpened {
+        reporter: Reporter::Source,
+    });
+    Ok(connection)
+}
+
+fn unexpected(gateway: SocketAddr, peer: &SpiffeId, expected: &ExpectedIdentities) -> String {
+    let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+    format!("{gateway} is {peer}, expected {}", expected.join(" or "))
+}

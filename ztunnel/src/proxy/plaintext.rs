@@ -1,0 +1,66 @@
+//! Plaintext to a pod: no identity, the same policy, the same source address for the app.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use adit_shared::net::socket::reset_on_close;
+use adit_shared::telemetry::{ConnectionInfo, Rejection, Reporter, ResponseFlag};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::upstream::connect_app;
+use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
+use crate::connections::{Flow, PolicyInput};
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+/// Serves the pod's plaintext listener until the task is dropped.
+pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(worker, pod, listener, "inbound plaintext", serve).await;
+}
+
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+    let started = Instant::now();
+    let Ok(local) = client.local_addr().map(canonical) else {
+        return;
+    };
+    if pod.is_proxy_port(local) || !pod.owns(local.ip()) {
+        return reject(&worker, &client, peer, Rejection::Loop);
+    }
+    let telemetry = &worker.shared.telemetry;
+    let destination = workload_of(&worker, &pod).await;
+    let mut info = ConnectionInfo::new(Reporter::Destination, peer, local);
+    if let Some(destination) = &destination {
+        info = info.with_destination(destination);
+        let snapshot = worker.shared.model.load();
+        if let Some(source) = snapshot.workload_at(&destination.network, peer.ip()) {
+            info = info.with_source(source);
+        }
+    }
+
+    let input = PolicyInput {
+        identity: None,
+        source: peer,
+        destination: local,
+    };
+    // The client's own connection has this address and port; the one to the app must not.
+    let _hold = worker.ports.hold(peer);
+    let opened = match authorize(&worker, destination.as_deref(), &input) {
+        Ok(()) => connect_app(&pod, &worker.ports, peer, local)
+            .await
+            .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}"))),
+        Err(denied) => Err(denied),
+    };
+    match opened {
+        Ok(app) => {
+            let open = telemetry.open(info);
+            let entry = worker.connections.enter(pod, peer, Flow::Inbound(input));
+            carry(&worker, entry, app, Peer::Tcp(client), open).await;
+        }
+        Err(failed) => {
+            reset_on_close(&client);
+            telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+        }
+    }
+}

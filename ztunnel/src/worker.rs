@@ -1,0 +1,330 @@
+//! A worker: one thread, one single-threaded runtime, and everything that a connection
+//! needs. Its listeners, TLS connections, tunnels, pools and buffers belong to it alone,
+//! so that bytes never cross threads and nothing on the data path takes a lock.
+//!
+//! The rest of the process talks to it by commands.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_ebpf::socket::PortRotor;
+use adit_shared::identity::CertificateCache;
+use adit_shared::model::SharedModel;
+use adit_shared::net::drain::{DrainMode, DrainWatcher};
+use adit_shared::policy::TrustDomains;
+use adit_shared::telemetry::Telemetry;
+use socket2::Socket;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use crate::config::Config;
+use crate::connections::{Closed, ConnectionView, Connections};
+use crate::listeners::PodListeners;
+use crate::pod::Pod;
+use crate::proxy;
+
+/// Commands that may wait for a worker. Only the enrolment and the admin endpoint send
+/// any, one pod or one request at a time.
+const COMMAND_QUEUE: usize = 64;
+
+/// What all workers share.
+pub struct Shared {
+    /// Configuration.
+    pub config: Config,
+    /// Workloads, services, policies.
+    pub model: Arc<SharedModel>,
+    /// Which trust domains are ours.
+    pub trust_domains: TrustDomains,
+    /// Certificates of this node's pods.
+    pub certificates: CertificateCache,
+    /// Metrics and access log.
+    pub telemetry: Telemetry,
+    /// Says when to stop.
+    pub drain: DrainWatcher,
+}
+
+/// What is asked of a worker.
+enum Command {
+    AddPod {
+        pod: Arc<Pod>,
+        listeners: PodListeners,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    KeepNewest {
+        uid: Arc<str>,
+        done: oneshot::Sender<()>,
+    },
+    DrainPod {
+        uid: Arc<str>,
+        deadline: Duration,
+        done: oneshot::Sender<()>,
+    },
+    RemovePod {
+        uid: Arc<str>,
+        done: oneshot::Sender<()>,
+    },
+    Connections {
+        reply: oneshot::Sender<Vec<ConnectionView>>,
+    },
+}
+
+/// The outside of a worker, which ends when it is told to drain.
+pub struct WorkerHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The worker's thread has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker has stopped")]
+pub struct Stopped;
+
+/// Why a pod could not be added.
+#[derive(Debug, thiserror::Error)]
+pub enum AddPodError {
+    /// The worker is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// Its runtime refused the sockets.
+    #[error("register listeners: {0}")]
+    Register(#[from] io::Error),
+}
+
+impl WorkerHandle {
+    /// Starts worker number `index`.
+    ///
+    /// # Errors
+    /// The thread or its runtime could not be made.
+    pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let local = LocalSet::new();
+                local.block_on(&runtime, Worker::run(shared, inbox));
+            })?;
+        Ok(Self { commands })
+    }
+
+    /// Serves a pod from now on, beside an older generation of its listeners.
+    ///
+    /// # Errors
+    /// [`AddPodError`].
+    pub async fn add_pod(&self, pod: Arc<Pod>, listeners: PodListeners) -> Result<(), AddPodError> {
+        self.ask(|done| Command::AddPod {
+            pod,
+            listeners,
+            done,
+        })
+        .await??;
+        Ok(())
+    }
+
+    /// Closes older generations of a pod's listeners, once capture points to the newest.
+    pub async fn keep_newest(&self, uid: Arc<str>) {
+        // A worker that has stopped has no listeners either.
+        let _ = self.ask(|done| Command::KeepNewest { uid, done }).await;
+    }
+
+    /// Returns when the pod has no open connections, or at the deadline.
+    pub async fn drain_pod(&self, uid: Arc<str>, deadline: Duration) {
+        let _ = self
+            .ask(|done| Command::DrainPod {
+                uid,
+                deadline,
+                done,
+            })
+            .await;
+    }
+
+    /// Closes the pod's listeners and what is still open.
+    pub async fn remove_pod(&self, uid: Arc<str>) {
+        let _ = self.ask(|done| Command::RemovePod { uid, done }).await;
+    }
+
+    /// The open connections.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn connections(&self) -> Result<Vec<ConnectionView>, Stopped> {
+        self.ask(|reply| Command::Connections { reply }).await
+    }
+
+    /// Completes when all have ended, some time after the drain signal has been given.
+    pub async fn all_stopped(workers: &[Self]) {
+        for worker in workers {
+            worker.commands.closed().await;
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+}
+
+/// The inside of a worker; shared by its connections.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Open connections.
+    pub connections: Rc<Connections>,
+    /// Tunnels to other pods.
+    pub pool: proxy::TunnelPool,
+    /// How this node's pods describe themselves to peers.
+    pub descriptions: proxy::Descriptions,
+    /// Source ports for connections to apps.
+    pub ports: PortRotor,
+    pods: RefCell<HashMap<Arc<str>, Vec<Generation>>>,
+}
+
+/// One set of a pod's listeners. Dropping it closes them.
+struct Generation {
+    accepting: [AbortHandle; 3],
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        for task in &self.accepting {
+            task.abort();
+        }
+    }
+}
+
+impl Worker {
+    async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>) {
+        let worker = Rc::new(Self {
+            connections: Rc::default(),
+            descriptions: proxy::Descriptions::default(),
+            pool: proxy::new_pool(&shared.config),
+            ports: PortRotor::starting_at(rand::random()),
+            pods: RefCell::default(),
+            shared,
+        });
+        let policies = spawn_local(proxy::recheck::run(worker.clone()));
+        let mut drain = worker.shared.drain.clone();
+        loop {
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(command) => worker.obey(command),
+                    None => break,
+                },
+                mode = drain.signalled() => {
+                    worker.stop(mode).await;
+                    break;
+                }
+            }
+        }
+        policies.abort();
+    }
+
+    fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::AddPod {
+                pod,
+                listeners,
+                done,
+            } => {
+                let _ = done.send(self.add_pod(pod, listeners));
+            }
+            Command::KeepNewest { uid, done } => {
+                if let Some(generations) = self.pods.borrow_mut().get_mut(&uid) {
+                    let old = generations.len().saturating_sub(1);
+                    generations.drain(..old);
+                }
+                let _ = done.send(());
+            }
+            Command::DrainPod {
+                uid,
+                deadline,
+                done,
+            } => {
+                let worker = self.clone();
+                spawn_local(async move {
+                    worker.drained(deadline, |c| c.count(&uid) == 0).await;
+                    let _ = done.send(());
+                });
+            }
+            Command::RemovePod { uid, done } => {
+                self.pods.borrow_mut().remove(&uid);
+                self.connections.for_each(|live| {
+                    if live.pod.spec.uid == uid {
+                        live.close(Closed::PodGone);
+                    }
+                });
+                self.pool.evict(|key| key.source_pod == uid);
+                let _ = done.send(());
+            }
+            Command::Connections { reply } => {
+                let _ = reply.send(self.connections.views());
+            }
+        }
+    }
+
+    fn add_pod(self: &Rc<Self>, pod: Arc<Pod>, listeners: PodListeners) -> io::Result<()> {
+        let register = |socket: Socket| {
+            socket.set_nonblocking(true)?;
+            TcpListener::from_std(socket.into())
+        };
+        let outbound = register(listeners.outbound)?;
+        let plaintext = register(listeners.plaintext)?;
+        let hbone = register(listeners.hbone)?;
+        debug!(pod = %pod.spec.name, namespace = %pod.spec.namespace, "listening");
+        let accepting = [
+            spawn_local(proxy::outbound::accept(self.clone(), pod.clone(), outbound))
+                .abort_handle(),
+            spawn_local(proxy::plaintext::accept(
+                self.clone(),
+                pod.clone(),
+                plaintext,
+            ))
+            .abort_handle(),
+            spawn_local(proxy::inbound::accept(self.clone(), pod.clone(), hbone)).abort_handle(),
+        ];
+        self.pods
+            .borrow_mut()
+            .entry(pod.spec.uid.clone())
+            .or_default()
+            .push(Generation { accepting });
+        Ok(())
+    }
+
+    /// Listeners close at once; connections get the deadline.
+    async fn stop(self: &Rc<Self>, mode: DrainMode) {
+        self.pods.borrow_mut().clear();
+        let deadline = match mode {
+            DrainMode::Graceful { deadline } => deadline.saturating_duration_since(Instant::now()),
+            DrainMode::Immediate => Duration::ZERO,
+        };
+        self.drained(deadline, |c| c.len() == 0).await;
+        self.connections
+            .for_each(|live| live.close(Closed::Shutdown));
+        // Their tasks get a turn to reset their peers and to write their log lines.
+        self.drained(Duration::from_millis(500), |c| c.len() == 0)
+            .await;
+    }
+
+    async fn drained(&self, deadline: Duration, done: impl Fn(&Connections) -> bool) {
+        let deadline = Instant::now() + deadline;
+        while !done(&self.connections) && Instant::now() < deadline {
+            let next = Instant::now() + Duration::from_millis(20);
+            sleep_until(next.min(deadline)).await;
+        }
+    }
+}
