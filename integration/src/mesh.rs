@@ -52,10 +52,12 @@ pub fn pod(path: &str) -> Pod<'_> {
     Pod { namespace, name }
 }
 
+type Change = Box<dyn FnOnce(&mut MeshConfig)>;
+
 /// How a [`TestMesh`] is made.
 pub struct MeshBuilder {
     files: Vec<(String, String)>,
-    change: Vec<Box<dyn FnOnce(&mut MeshConfig)>>,
+    change: Vec<Change>,
     wait_for_pods: bool,
 }
 
@@ -206,7 +208,7 @@ impl TestMesh {
                 d.contains("kind: Namespace")
                     && d.lines().any(|l| l.trim() == format!("name: {namespace}"))
             };
-            if documents.iter().any(|d| is_it(d)) {
+            if documents.iter().any(is_it) {
                 let changed: Vec<&str> = documents
                     .iter()
                     .map(|d| if is_it(d) { yaml.trim_end() } else { d })

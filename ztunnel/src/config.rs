@@ -159,7 +159,7 @@ impl Config {
             stats_address: parsed("STATS_ADDRESS", any(15020))?,
             readiness_address: parsed("READINESS_ADDRESS", any(15021))?,
             ipv6: parsed("IPV6_ENABLED", true)?,
-            pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, |v| positive(v))?,
+            pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, positive)?,
             pool_unused_release: duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
             http2: Settings {
                 stream_window: parsed("HTTP2_STREAM_WINDOW_SIZE", defaults.stream_window)?,
@@ -180,9 +180,7 @@ impl Config {
                 ..defaults
             },
             termination_deadline: termination_deadline()?,
-            max_connections: parsed_with("ADIT_MAX_CONNECTIONS_PER_LISTENER", 65_536, |v| {
-                positive(v)
-            })?,
+            max_connections: parsed_with("ADIT_MAX_CONNECTIONS_PER_LISTENER", 65_536, positive)?,
             idle_timeout: match optional("ADIT_IDLE_TIMEOUT") {
                 None => None,
                 Some(_) => Some(duration("ADIT_IDLE_TIMEOUT", Duration::ZERO)?),

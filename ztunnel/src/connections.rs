@@ -116,9 +116,9 @@ impl Connections {
             .count()
     }
 
-    /// How many are open.
-    pub fn len(&self) -> usize {
-        self.live.borrow().len()
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.live.borrow().is_empty()
     }
 
     /// What the admin endpoint shows, in the shape that `istioctl` reads.

@@ -180,9 +180,8 @@ pub async fn report_enrolments(
             Ok(_) => {
                 complained = false;
                 // Also when the sender is gone there is nothing more to report.
-                match timeout(REPORT_INTERVAL, reports.changed()).await {
-                    Ok(Err(_)) => return,
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(_)) = timeout(REPORT_INTERVAL, reports.changed()).await {
+                    return;
                 }
             }
             Err(error) => {

@@ -312,11 +312,11 @@ impl Worker {
             DrainMode::Graceful { deadline } => deadline.saturating_duration_since(Instant::now()),
             DrainMode::Immediate => Duration::ZERO,
         };
-        self.drained(deadline, |c| c.len() == 0).await;
+        self.drained(deadline, Connections::is_empty).await;
         self.connections
             .for_each(|live| live.close(Closed::Shutdown));
         // Their tasks get a turn to reset their peers and to write their log lines.
-        self.drained(Duration::from_millis(500), |c| c.len() == 0)
+        self.drained(Duration::from_millis(500), Connections::is_empty)
             .await;
     }
 

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         // The reader (`head`, a pager) has seen enough.
         Err(_) if out.is_closed() => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(format_args!("Error: {error:#}"));
+            output::complain_of(&error);
             match error.is::<UsageError>() {
                 true => ExitCode::from(2),
                 false => ExitCode::FAILURE,

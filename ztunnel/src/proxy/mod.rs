@@ -63,7 +63,10 @@ pub fn new_pool(config: &Config) -> TunnelPool {
 /// What each pod's workload says of itself in `baggage`, rendered once for each version of
 /// the workload.
 #[derive(Default)]
-pub struct Descriptions(RefCell<HashMap<Arc<str>, (Arc<Workload>, Baggage)>>);
+pub struct Descriptions(RefCell<HashMap<WorkloadUid, Described>>);
+
+/// A version of a workload and what it says of itself.
+type Described = (Arc<Workload>, Baggage);
 
 impl Descriptions {
     fn of(&self, workload: &Arc<Workload>) -> Baggage {
