@@ -481,3 +481,29 @@ fn a_refused_stream_is_the_callers_and_leaves_the_connection() {
         assert_eq!(pool.counts().streams, 0);
     });
 }
+
+/// A task is as large as its largest wait, for as long as it lives: a connection that has its
+/// tunnel still carries the size of the checkout.
+#[test]
+fn a_checkout_is_small_although_handshakes_are_large() {
+    run(async {
+        let pool = TestPool::new(PoolSettings::default());
+        let request = request();
+        let large = [0_u8; 4096];
+        let connect = async || {
+            tokio::task::yield_now().await;
+            std::hint::black_box(&large);
+            Err(Refused)
+        };
+        let checkout = pool.checkout(&"a", &request, patience(), connect);
+        let size = size_of_val(&checkout);
+        assert!(size <= 1024, "{size} bytes");
+        println!("{size} bytes");
+        drop(checkout);
+        let connector = Connector::default();
+        let connection = connector.connect().await.expect("connection");
+        let size = size_of_val(&connection.open(&request, patience()));
+        println!("open: {size} bytes");
+        assert!(size <= 768, "{size} bytes");
+    });
+}

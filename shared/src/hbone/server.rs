@@ -118,12 +118,14 @@ where
     let mut served = Served::default();
     loop {
         let next = poll_fn(|cx| {
-            // The supervisor may have told the connection to do something: it is polled last.
-            match supervisor.poll(cx, &mut connection) {
-                Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
-                Poll::Pending => {}
+            // What the peer has sent counts before any verdict that it is dead or idle.
+            if let Poll::Ready(stream) = connection.poll_accept(cx) {
+                return Poll::Ready(Ok(stream));
             }
-            connection.poll_accept(cx).map(Ok)
+            match ready!(supervisor.poll(cx, &mut connection)) {
+                Ok(()) => connection.poll_accept(cx).map(Ok),
+                Err(verdict) => Poll::Ready(Err(verdict)),
+            }
         })
         .await;
         match next {
@@ -272,22 +274,25 @@ enum Verdict {
 }
 
 impl Supervisor {
+    /// `Ok` when the connection was told something that it has to pass on now.
     fn poll<IO>(
         &mut self,
         cx: &mut Context<'_>,
         connection: &mut h2::server::Connection<IO, Bytes>,
-    ) -> Poll<Verdict>
+    ) -> Poll<Result<(), Verdict>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         match self.keepalive.as_mut().map(|k| k.poll_dead(cx)) {
-            Some(Poll::Ready(())) => return Poll::Ready(Verdict::Dead),
+            Some(Poll::Ready(())) => return Poll::Ready(Err(Verdict::Dead)),
             Some(Poll::Pending) | None => {}
         }
+        let mut told = false;
         match self.drain.poll(cx) {
-            Some(DrainMode::Immediate) => return Poll::Ready(Verdict::Close),
+            Some(DrainMode::Immediate) => return Poll::Ready(Err(Verdict::Close)),
             Some(DrainMode::Graceful { deadline }) if !self.draining => {
                 self.draining = true;
+                told = true;
                 connection.graceful_shutdown();
                 self.timer.as_mut().reset(deadline);
             }
@@ -295,16 +300,20 @@ impl Supervisor {
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             if self.draining {
-                return Poll::Ready(Verdict::Close);
+                return Poll::Ready(Err(Verdict::Close));
             }
             if !self.active && !connection.has_streams() {
                 self.draining = true;
+                told = true;
                 connection.graceful_shutdown();
                 self.rearm(self.settings.ping_timeout);
             } else {
                 self.active = false;
                 self.rearm(self.settings.idle_timeout);
             }
+        }
+        if told {
+            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     }
