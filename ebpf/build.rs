@@ -51,6 +51,7 @@ fn compile(clang: &str, includes: &[PathBuf], source: &Path, object: &Path) {
         "-Wextra",
         "-Werror",
         "-Wno-unused-variable",
+        "-Wno-unused-function",
         "-Wno-sign-compare",
     ]);
     // What the object records must not depend on where it was built.

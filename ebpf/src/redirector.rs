@@ -130,8 +130,8 @@ impl Listeners<'_> {
 /// What is true of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodState {
-    /// An earlier process left it in this state of capture, and this one has not enrolled it: its listeners
-    /// are that process's, or gone.
+    /// An earlier process left it, and this one has not enrolled it: it is captured as that process left it,
+    /// for listeners that are that process's, or gone.
     Left,
     /// Both directions are captured.
     Captured,

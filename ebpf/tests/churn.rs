@@ -6,7 +6,8 @@ use common::*;
 
 #[test]
 fn a_thousand_enrolments_leave_nothing_behind() {
-    const CYCLES: usize = 1000;
+    /// Of two pods each.
+    const CYCLES: usize = 500;
     let lab = Lab::new();
     let pods = [lab.pod(), lab.pod()];
     let mut redirector = lab.redirector();

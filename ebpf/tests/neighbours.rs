@@ -124,7 +124,7 @@ fn a_socket_load_balancer_above_us_runs_after_us_and_is_reported() {
         capability.detail
     );
 
-    drop(link);
+    close(link);
     let found = foreign_programs(&lab.cgroup).expect("queried");
     assert!(
         found

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -88,7 +90,76 @@ impl Drop for Stream {
     }
 }
 
+/// HTTP calls that a pod makes all the time, each on its own connection.
+pub struct Caller {
+    child: Child,
+    reader: JoinHandle<()>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Caller {
+    /// The calls so far.
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Waits for `more` calls after this moment.
+    ///
+    /// # Errors
+    /// They do not come.
+    pub fn wait_more(&self, more: usize) -> anyhow::Result<()> {
+        let wanted = self.calls().len() + more;
+        let until = Instant::now() + COMMAND_DEADLINE;
+        while self.calls().len() < wanted {
+            if Instant::now() > until {
+                bail!("{} of {wanted} calls", self.calls().len());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Ends the client; every call that it made to the end.
+    pub fn stop(mut self) -> Vec<Call> {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = self.reader.join();
+        self.calls.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+
 impl TestMesh {
+    /// Starts a client that calls `url` until it is stopped, with a pause of `interval_ms`.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn caller(&self, from: Pod<'_>, url: &str, interval_ms: u64) -> anyhow::Result<Caller> {
+        let mut command = self.command(&self.place(from), "adit-sample")?;
+        command
+            .args(["call", url, "--count", "1000000", "--interval"])
+            .arg(interval_ms.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take().context("stdout")?;
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let into = calls.clone();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Ok(call) = serde_json::from_str(&line) {
+                    into.lock().unwrap_or_else(|e| e.into_inner()).push(call);
+                }
+            }
+        });
+        Ok(Caller {
+            child,
+            reader,
+            calls,
+        })
+    }
+
     /// `count` HTTP calls from a pod, one after the other, each on its own connection.
     ///
     /// # Errors

@@ -5,12 +5,19 @@
 //! that are shipped. A [`TestMesh`] removes itself when it is dropped, also by a panic; what
 //! a killed test left behind is removed by the next one.
 
+pub mod bench;
 pub mod call;
+pub mod hbone;
+pub mod manifest;
 pub mod mesh;
 pub mod observe;
+pub mod socket;
 pub mod wire;
 
-pub use call::{Call, Stream, StreamEvent};
+pub use call::{Call, Caller, Stream, StreamEvent};
+pub use hbone::{Credential, RawHbone};
+pub use manifest::Manifest;
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
+pub use socket::Outcome;
 pub use wire::Packets;

@@ -9,6 +9,9 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::manifest::Manifest;
+use crate::socket::SocketStock;
+
 /// The sample mesh of the README: namespace `shop` in the mesh, `legacy` outside.
 pub const SAMPLE_MESH: &[(&str, &str)] = &[
     (
@@ -123,6 +126,7 @@ impl MeshBuilder {
         let mesh = TestMesh {
             mesh: Mesh::up(config)?,
             directory,
+            stock: SocketStock::default(),
         };
         if self.wait_for_pods {
             mesh.mesh.wait_pods_ready(DEADLINE)?;
@@ -138,6 +142,7 @@ impl MeshBuilder {
 pub struct TestMesh {
     mesh: Mesh,
     directory: TempDir,
+    pub(crate) stock: SocketStock,
 }
 
 impl std::ops::Deref for TestMesh {
@@ -214,6 +219,41 @@ impl TestMesh {
             }
         }
         bail!("no manifest has namespace {namespace}")
+    }
+
+    /// Replaces the manifest `policies.yaml` by these policies and waits until every ztunnel
+    /// has them, and has forgotten those that were there before: a policy and a Service go
+    /// with them as a mark, which arrive after all else.
+    ///
+    /// # Errors
+    /// As [`Self::eventually`].
+    pub fn set_policies(&self, policies: Manifest) -> anyhow::Result<()> {
+        let mark = format!("mark-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let marked = policies
+            .policy("AuthorizationPolicy", "mark", &mark, "", "{ rules: [{}] }")
+            .service(
+                Pod {
+                    namespace: "mark",
+                    name: &mark,
+                },
+                "none",
+                "",
+            );
+        self.apply("policies.yaml", marked.yaml())?;
+        self.eventually("policies at the ztunnels", || {
+            for node in self.mesh.status()?.nodes {
+                let dump = self.config_dump(&node.name)?;
+                for kind in ["policies", "services"] {
+                    let all = dump[kind].as_array().context("a list")?;
+                    let mut marks = all.iter().filter(|o| o["namespace"] == "mark");
+                    let here = marks.next().is_some_and(|o| o["name"] == *mark);
+                    if !here || marks.next().is_some() {
+                        bail!("{kind} of {} have no {mark} yet", node.name);
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Waits until `probe` has a value.

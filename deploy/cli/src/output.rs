@@ -108,7 +108,40 @@ pub fn yaml(value: &impl Serialize) -> anyhow::Result<String> {
     serde_yaml_ng::to_string(value).context("cannot express this as YAML")
 }
 
+/// An error and its causes in one line. Messages that already end with their cause do not
+/// repeat it.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text
+}
+
+/// Tells of an error on standard error.
+pub fn complain_of(error: &anyhow::Error) {
+    complain(format_args!("Error: {}", sentence(error)));
+}
+
 /// A line on standard error. One that is closed is nobody's loss.
 pub fn complain(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || anyhow::anyhow!("refused");
+        let told = refused().context("GET x: refused").context("n1 is silent");
+        assert_eq!(sentence(&told), "n1 is silent: GET x: refused");
+        assert_eq!(sentence(&refused().context("n1")), "n1: refused");
+    }
 }

@@ -84,6 +84,6 @@ mod tests {
     fn a_cell_cannot_break_out() {
         let mut table = Table::new(["A", "B"]);
         table.row(["x\ty\n\u{1b}[2J", "z"]);
-        assert_eq!(table.render(), "A           B\nx y  [2J   z\n");
+        assert_eq!(table.render(), "A          B\nx y  [2J   z\n");
     }
 }

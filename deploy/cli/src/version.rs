@@ -64,7 +64,7 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
                 }
                 for ztunnel in targets.ztunnels {
                     if let Err(error) = versions.ask(ztunnel) {
-                        output::complain(format_args!("Error: {error:#}"));
+                        output::complain_of(&error);
                         outcome = Outcome::Findings;
                     }
                 }
@@ -120,9 +120,6 @@ impl Versions {
     }
 
     fn ask_control_plane(&mut self, mesh: &Running) -> Outcome {
-        if mesh.status().is_ok_and(|status| !status.data_plane) {
-            return Outcome::Well;
-        }
         match mesh.get_control_plane(MONITORING_PORT, "/metrics") {
             Ok(answer) => {
                 let version = build_tag(&answer.text()).unwrap_or_else(|| "unknown".into());
@@ -133,7 +130,7 @@ impl Versions {
                 Outcome::Well
             }
             Err(error) => {
-                output::complain(format_args!("Error: aditd does not answer: {error}"));
+                output::complain_of(&anyhow::Error::from(error).context("aditd does not answer"));
                 Outcome::Findings
             }
         }

@@ -44,7 +44,7 @@ pub struct MeshConfig {
     pub ztunnel: String,
     /// Program to run as control plane.
     pub aditd: String,
-    /// The first congestion control of these that the kernel has is used where the
+    /// The first congestion control of these that the kernel allows is used where the
     /// machine defaults to `bbr`, whose pacing halves every figure on a veth.
     pub congestion_control: Vec<String>,
     /// A mesh of a test: any later `up` on the machine removes it once the process

@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -436,13 +436,12 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Tells, loudly, that this kernel cannot show something.
 pub fn skip(reason: &str) {
-    eprintln!("SKIP: {reason}");
-    // Also where the test runner's capture does not hide it.
+    // Not by a macro, whose output the test runner hides.
     let _ = writeln!(io::stderr().lock(), "SKIP: {reason}");
 }
 
-/// Held while a process is being started: until its exec it has copies of all our descriptors, which keep
-/// the sockets open that a test closes.
+/// Held while a process runs: until its exec, of whose end we do not learn, it has copies of all our
+/// descriptors, which keep the sockets open that a test closes.
 static SPAWN: Mutex<()> = Mutex::new(());
 
 /// Drops something whose sockets must be closed afterwards.
@@ -479,15 +478,11 @@ pub fn fork_holding(keep: &[i32]) -> libc::pid_t {
 }
 
 fn run_ip(arguments: &str) -> std::process::Output {
-    let starting = SPAWN.lock();
-    let child = Command::new("ip")
+    let _copies = SPAWN.lock();
+    Command::new("ip")
         .args(arguments.split(' '))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("iproute2 is installed");
-    drop(starting);
-    child.wait_with_output().unwrap()
+        .output()
+        .expect("iproute2 is installed")
 }
 
 fn ip(arguments: &str) {

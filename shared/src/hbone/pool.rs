@@ -329,19 +329,6 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
         let (seen, _) = *entry.failure.borrow();
         let _waiting = Waiting::new(entry);
         loop {
-            if entry.wants_attempt(settings)
-                && let Some(connect) = connect.take()
-            {
-                let connection = self.attempt(entry, deadline, connect).await?;
-                let slot = entry.add(&connection, settings.max_streams);
-                // A peer that allows no stream at all has the request wait in its queue.
-                let slot = slot.unwrap_or_else(|| connection.slot());
-                return Ok(Some(Place {
-                    connection,
-                    slot,
-                    fresh: true,
-                }));
-            }
             let changed = entry.changed.notified();
             tokio::pin!(changed);
             // Registered before looking, so that nothing is missed in between.
@@ -359,8 +346,18 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
             {
                 return Err(failure.to_error());
             }
-            if entry.wants_attempt(settings) && connect.is_some() {
-                continue;
+            if entry.wants_attempt(settings)
+                && let Some(connect) = connect.take()
+            {
+                let connection = self.attempt(entry, deadline, connect).await?;
+                let slot = entry.add(&connection, settings.max_streams);
+                // A peer that allows no stream at all has the request wait in its queue.
+                let slot = slot.unwrap_or_else(|| connection.slot());
+                return Ok(Some(Place {
+                    connection,
+                    slot,
+                    fresh: true,
+                }));
             }
             timeout_at(deadline, changed)
                 .await

@@ -66,8 +66,11 @@ pub fn merge(mut dumps: Vec<(String, Dump)>) -> (Dump, Vec<String>) {
 /// What the ztunnels say about each object, by its key.
 struct Agreement<T> {
     kind: &'static str,
-    versions: BTreeMap<String, Vec<(Entry<T>, Vec<String>)>>,
+    versions: BTreeMap<String, Vec<Version<T>>>,
 }
+
+/// An entry, and the ztunnels that have it so.
+type Version<T> = (Entry<T>, Vec<String>);
 
 impl<T> Agreement<T> {
     fn new(kind: &'static str) -> Self {

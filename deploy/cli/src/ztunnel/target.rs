@@ -2,6 +2,8 @@
 //! their node's network namespace, any other by address.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use adit_local::{MeshStatus, Running};
 use anyhow::{Context as _, bail};
@@ -127,6 +129,9 @@ pub fn targets(args: &TargetArgs, positional: Option<&str>) -> anyhow::Result<Ta
         },
     };
     let status = mesh.status()?;
+    if !status.data_plane {
+        bail!("mesh {} was made without ztunnels", status.name);
+    }
     let (node, pod) = match positional {
         None => (args.node.clone(), None),
         Some(_) if args.node.is_some() => {
@@ -188,12 +193,13 @@ pub fn mesh(name: Option<&str>) -> anyhow::Result<Running> {
     }
 }
 
-/// Every local mesh whose supervisor runs.
+/// Every local mesh whose supervisor runs. Meshes of tests have to be named.
 pub fn running_meshes() -> anyhow::Result<Vec<Running>> {
     let names = Running::list().context("cannot list the local meshes")?;
     // One that goes while we look is as good as gone.
     let open = names.iter().filter_map(|name| Running::open(name).ok());
-    Ok(open.filter(Running::is_supervised).collect())
+    let kept = |mesh: &Running| mesh.status().is_ok_and(|status| !status.ephemeral);
+    Ok(open.filter(Running::is_supervised).filter(kept).collect())
 }
 
 fn the_running_mesh() -> anyhow::Result<Option<Running>> {
@@ -217,7 +223,8 @@ fn no_mesh() -> anyhow::Error {
 /// Without a mesh, there may be a ztunnel on the machine itself.
 fn this_machine(port: u16) -> anyhow::Result<Targets> {
     let targets = Targets::at(&format!("127.0.0.1:{port}"));
-    match std::net::TcpStream::connect(("127.0.0.1", port)) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
         Ok(_) => Ok(targets),
         Err(error) => bail!(
             "no local mesh runs, and no ztunnel answers on 127.0.0.1:{port} ({error}): make a mesh \
@@ -247,6 +254,7 @@ fn resolve(status: &MeshStatus, text: &str) -> anyhow::Result<(String, Option<Po
             status
                 .pods
                 .iter()
+                .filter(|pod| !pod.terminating)
                 .map(|pod| full(&pod))
                 .collect::<Vec<_>>()
                 .join(", ")
@@ -262,5 +270,61 @@ fn resolve(status: &MeshStatus, text: &str) -> anyhow::Result<(String, Option<Po
             "{text} may be any of {}: name one of them",
             several.iter().map(full).collect::<Vec<_>>().join(", ")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn status() -> MeshStatus {
+        let node = |name: &str| json!({"name": name, "addresses": [], "netns": "", "cgroup": ""});
+        let pod = |namespace: &str, name: &str, node: &str, terminating: bool| -> Value {
+            json!({
+                "namespace": namespace, "name": name, "uid": "", "node": node, "addresses": [],
+                "phase": "Running", "ready": true, "terminating": terminating, "netns": "",
+                "cgroup": "", "containers": [],
+            })
+        };
+        serde_json::from_value(json!({
+            "name": "m", "supervisor": {"pid": 1, "start_time": 1}, "ephemeral": false,
+            "data_plane": true, "manifests": "", "search_path": "", "components": [],
+            "problems": [], "nodes": [node("n1"), node("n2")],
+            "pods": [
+                pod("shop", "client", "n1", false),
+                pod("legacy", "client", "n2", false),
+                pod("shop", "web", "n1", true),
+                pod("shop", "web", "n2", false),
+            ],
+        }))
+        .expect("a status")
+    }
+
+    #[test]
+    fn a_ztunnel_or_a_pod_leads_to_a_node() {
+        let status = status();
+        for (text, node, pod) in [
+            ("ztunnel-n2", "n2", None),
+            ("pod/ztunnel-n1", "n1", None),
+            ("web", "n2", Some("web.shop")),
+            ("client.legacy", "n2", Some("client.legacy")),
+            ("pod/client.shop", "n1", Some("client.shop")),
+        ] {
+            let found = resolve(&status, text).expect(text);
+            let found = (found.0.as_str(), found.1.map(|pod| pod.to_string()));
+            assert_eq!(found, (node, pod.map(str::to_owned)), "{text}");
+        }
+        for (text, expected) in [
+            ("client", "client may be any of client.shop, client.legacy"),
+            ("ztunnel-n3", "mesh m has no ztunnel and no pod ztunnel-n3"),
+            (
+                "web.legacy",
+                "its pods are client.shop, client.legacy, web.shop",
+            ),
+        ] {
+            let error = resolve(&status, text).expect_err(text).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::output::{self, Outcome, Output};
 
 use super::{Common, Loaded, certificates, connections, policies, services, workloads};
 
-/// Everything
+/// All of the above, except the log level
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -54,7 +54,7 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
                 write!(out, "{}:\n{text}", ztunnel.name).context("cannot write the answer")?;
             }
             Err(error) if asked > 1 => {
-                output::complain(format_args!("Error: {error:#}"));
+                output::complain_of(&error);
                 failed += 1;
             }
             Err(error) => return Err(error),

@@ -133,7 +133,7 @@ impl Common {
                 Ok(dump) => dumps.push((ztunnel.name, dump)),
                 // The others still have something to say.
                 Err(error) if several => {
-                    output::complain(format_args!("Error: {error:#}"));
+                    output::complain_of(&error);
                     outcome = Outcome::Findings;
                 }
                 Err(error) => return Err(error),

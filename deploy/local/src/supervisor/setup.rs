@@ -129,9 +129,10 @@ pub(super) fn congestion_control(config: &MeshConfig) -> Option<String> {
     if read("tcp_congestion_control").trim() != "bbr" {
         return None;
     }
-    let available = read("tcp_available_congestion_control");
+    // What is available but not allowed to everybody cannot be set in a new namespace.
+    let allowed = read("tcp_allowed_congestion_control");
     let mut wanted = config.congestion_control.iter();
-    let found = wanted.find(|name| available.split_whitespace().any(|a| a == name.as_str()));
+    let found = wanted.find(|name| allowed.split_whitespace().any(|a| a == name.as_str()));
     if found.is_none() {
         tracing::info!("congestion control stays bbr: none of the configured ones is there");
     }

@@ -1,0 +1,359 @@
+//! What a server does with clients that misbehave, and that nobody else notices.
+
+#[path = "support/hbone.rs"]
+mod support;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use adit_shared::hbone::{ConnectionError, Settings};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use support::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::spawn_local;
+
+/// A client that may do what ours does not.
+async fn raw_client(settings: Settings) -> (SendRequest<Bytes>, Server) {
+    let (client, server) = sockets().await;
+    let server = start(server, settings, echo);
+    let (sender, connection) = h2::client::Builder::new()
+        .handshake::<_, Bytes>(client)
+        .await
+        .expect("handshake");
+    spawn_local(async move {
+        let _ = connection.await;
+    });
+    (sender, server)
+}
+
+fn connect_to(authority: &'static str) -> Request<()> {
+    let mut parts = http::uri::Parts::default();
+    parts.authority = Some(authority.parse().expect("authority"));
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = Uri::from_parts(parts).expect("uri");
+    request
+}
+
+#[test]
+fn malformed_requests_are_answered_and_disturb_nobody() {
+    run(async {
+        let (mut sender, server) = raw_client(Settings::DEFAULT).await;
+        let (response, mut body) = sender
+            .send_request(connect_to("10.0.0.5:80"), false)
+            .expect("send");
+        let response = soon("response", response).await.expect("response");
+        assert_eq!(response.status(), StatusCode::OK);
+
+        let get = Request::get("http://10.0.0.5/").body(()).expect("request");
+        let post = Request::post("https://10.0.0.5:80/x")
+            .body(())
+            .expect("request");
+        let bad = [
+            get,
+            post,
+            connect_to("10.0.0.5"),
+            connect_to("a..b:80"),
+            connect_to("x:0"),
+        ];
+        let count = bad.len() as u64;
+        for request in bad {
+            let what = format!("{request:?}");
+            let (response, _) = sender.send_request(request, true).expect("send");
+            let response = soon("response", response).await.expect(&what);
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{what}");
+            let status = response
+                .headers()
+                .get("proxy-status")
+                .expect("proxy-status");
+            assert_eq!(status, "adit; error=http_request_error");
+        }
+
+        // The tunnel that was open all the time works.
+        let mut stream = response.into_body();
+        body.send_data(Bytes::from_static(b"hello"), true)
+            .expect("send");
+        let echoed = soon("echo", stream.data())
+            .await
+            .expect("data")
+            .expect("data");
+        assert_eq!(echoed, "hello");
+        while let Some(end) = soon("end", stream.data()).await {
+            assert!(end.expect("END_STREAM").is_empty());
+        }
+        drop((sender, body, stream));
+        let served = soon("the end", server.task)
+            .await
+            .expect("join")
+            .expect("orderly");
+        assert_eq!((served.accepted, served.malformed), (1, count));
+    });
+}
+
+#[test]
+fn headers_that_only_inform_do_not_fail_a_request() {
+    run(async {
+        let ignored = Rc::new(Cell::new(0));
+        let seen = ignored.clone();
+        let (client, server) = sockets().await;
+        let _server = start(server, Settings::DEFAULT, async move |incoming| {
+            seen.set(incoming.ignored.len());
+            echo(incoming).await;
+        });
+        let (mut sender, connection) = h2::client::handshake(client).await.expect("handshake");
+        spawn_local(async move {
+            let _ = connection.await;
+        });
+        let mut request = connect_to("10.0.0.5:80");
+        for name in ["baggage", "forwarded", "traceparent"] {
+            let value = HeaderValue::from_bytes(b"\xff\"%zz").expect("opaque");
+            request.headers_mut().insert(name, value);
+        }
+        let (response, _body) = sender.send_request(request, false).expect("send");
+        let response = soon("response", response).await.expect("response");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(ignored.get(), 3);
+    });
+}
+
+#[test]
+fn oversized_headers_are_refused_and_the_connection_lives() {
+    run(async {
+        let (mut sender, _server) = raw_client(Settings::DEFAULT).await;
+        let mut request = connect_to("10.0.0.5:80");
+        let value = HeaderValue::from_bytes(&[b'a'; 15_000]).expect("ascii");
+        for i in 0..5 {
+            let name = http::HeaderName::from_bytes(format!("x-{i}").as_bytes()).expect("name");
+            request.headers_mut().insert(name, value.clone());
+        }
+        let (response, _body) = sender.send_request(request, false).expect("send");
+        match soon("response", response).await {
+            Ok(response) => {
+                assert_eq!(
+                    response.status(),
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+                );
+            }
+            Err(error) => assert!(error.is_reset(), "{error}"),
+        }
+        let (response, _body) = sender
+            .send_request(connect_to("10.0.0.5:80"), false)
+            .expect("send");
+        let response = soon("response", response).await.expect("response");
+        assert_eq!(response.status(), StatusCode::OK);
+    });
+}
+
+#[test]
+fn streams_above_the_limit_are_refused() {
+    run(async {
+        let settings = Settings {
+            max_concurrent_streams: 2,
+            ..Settings::DEFAULT
+        };
+        let (client, server) = sockets().await;
+        let _server = start(server, settings, echo);
+        // Before it has read our SETTINGS a client may send more than they allow.
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_max_send_streams(100)
+            .handshake::<_, Bytes>(client)
+            .await
+            .expect("handshake");
+        let mut sender = sender;
+        let streams: Vec<_> = (0..5)
+            .map(|_| {
+                sender
+                    .send_request(connect_to("10.0.0.5:80"), false)
+                    .expect("send")
+            })
+            .collect();
+        spawn_local(async move {
+            let _ = connection.await;
+        });
+        let (mut accepted, mut refused) = (0, 0);
+        let mut bodies = Vec::new();
+        for (response, body) in streams {
+            match soon("response", response).await {
+                Ok(response) => {
+                    bodies.push((response, body));
+                    accepted += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((accepted, refused), (2, 3));
+    });
+}
+
+#[test]
+fn a_client_without_a_preface_is_dropped_at_the_deadline() {
+    run(async {
+        let settings = Settings {
+            preface_timeout: Duration::from_millis(50),
+            ..Settings::DEFAULT
+        };
+        // Nothing at all, and one byte after the other.
+        for trickle in [false, true] {
+            let (mut client, server) = sockets().await;
+            let mut server = start(server, settings, echo);
+            let mut preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r".iter();
+            let end = loop {
+                if trickle && let Some(byte) = preface.next() {
+                    let _ = client.write_all(&[*byte]).await;
+                }
+                let tick = tokio::time::timeout(Duration::from_millis(5), &mut server.task).await;
+                if let Ok(end) = tick {
+                    break end.expect("join");
+                }
+            };
+            assert!(
+                matches!(end, Err(ConnectionError::PrefaceTimeout)),
+                "{end:?}"
+            );
+            let mut rest = Vec::new();
+            soon("close", client.read_to_end(&mut rest))
+                .await
+                .expect("its SETTINGS, the end");
+        }
+    });
+}
+
+#[test]
+fn noise_instead_of_a_preface_ends_the_connection() {
+    run(async {
+        let (mut client, server) = sockets().await;
+        let server = start(server, Settings::DEFAULT, echo);
+        client
+            .write_all(b"GET / HTTP/1.1\r\n\r\n")
+            .await
+            .expect("write");
+        let end = soon("the end", server.task).await.expect("join");
+        assert!(matches!(end, Err(ConnectionError::Protocol(_))), "{end:?}");
+    });
+}
+
+#[test]
+fn a_client_that_never_opens_a_stream_is_sent_away() {
+    run(async {
+        let settings = Settings {
+            first_stream_timeout: Duration::from_millis(50),
+            ..Settings::DEFAULT
+        };
+        let (connection, server) = connect(settings, echo).await;
+        let end = soon("the client's end", connection.closed()).await;
+        assert!(end.is_orderly(), "{end}");
+        let served = soon("the end", server.task)
+            .await
+            .expect("join")
+            .expect("orderly");
+        assert_eq!(served.accepted, 0);
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_a_silent_stream_keeps_it() {
+    run(async {
+        let settings = Settings {
+            first_stream_timeout: Duration::from_millis(20),
+            idle_timeout: Duration::from_millis(20),
+            ..Settings::DEFAULT
+        };
+        let (connection, server) = connect(settings, echo).await;
+        let mut tunnel = open(&connection).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert!(connection.is_usable(), "a stream is open");
+        write(&mut tunnel, "x").await;
+        assert_eq!(read(&mut tunnel, 1).await, b"x");
+        drop(tunnel);
+        soon("the end", server.task)
+            .await
+            .expect("join")
+            .expect("orderly");
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_answer_ping_is_dead_for_both_sides() {
+    run(async {
+        let settings = Settings {
+            ping_interval: Duration::from_millis(20),
+            ping_timeout: Duration::from_millis(60),
+            ..Settings::DEFAULT
+        };
+        // A client that goes silent after its preface and SETTINGS.
+        let (mut client, server) = sockets().await;
+        let server = start(server, settings, echo);
+        client
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .expect("write");
+        let end = soon("the end", server.task).await.expect("join");
+        assert!(matches!(end, Err(ConnectionError::Dead)), "{end:?}");
+
+        // A server that is a black hole.
+        let (client, _silent) = sockets().await;
+        let connection = adit_shared::hbone::Connection::handshake(client, &settings)
+            .await
+            .expect("handshake");
+        let end = soon("the end", connection.closed()).await;
+        assert!(matches!(end, ConnectionError::Dead), "{end}");
+
+        // Peers that answer live on.
+        let (connection, _server) = connect(settings, echo).await;
+        let mut tunnel = open(&connection).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        write(&mut tunnel, "x").await;
+        assert_eq!(read(&mut tunnel, 1).await, b"x");
+    });
+}
+
+#[test]
+fn a_handler_that_panics_resets_its_stream_only() {
+    run(async {
+        let (connection, _server) = connect(Settings::DEFAULT, async |incoming| {
+            if incoming.request.authority.port() == 1 {
+                panic!("on purpose");
+            }
+            echo(incoming).await;
+        })
+        .await;
+        let mut tunnel = open(&connection).await;
+        let bad = "10.0.0.5:1".parse::<SocketAddr>().expect("address");
+        let bad = adit_shared::hbone::ConnectRequest::new(bad);
+        connection.open(&bad, patience()).await.expect_err("reset");
+        write(&mut tunnel, "x").await;
+        assert_eq!(read(&mut tunnel, 1).await, b"x");
+    });
+}
+
+#[test]
+fn random_bytes_after_the_preface_never_panic_the_server() {
+    use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
+    run(async {
+        let mut random = StdRng::seed_from_u64(7);
+        for _ in 0..200 {
+            let (mut client, server) = sockets().await;
+            let server = start(server, Settings::DEFAULT, echo);
+            let mut noise = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            let mut tail = [0; 64];
+            random.fill_bytes(&mut tail);
+            // Plausible frame headers get further than pure noise.
+            tail[0] = 0;
+            tail[1] = 0;
+            tail[2] %= 40;
+            tail[3] %= 10;
+            noise.extend_from_slice(&tail);
+            let _ = client.write_all(&noise).await;
+            drop(client);
+            let end = soon("the end", server.task).await;
+            assert!(end.is_ok(), "the task panicked");
+        }
+    });
+}
