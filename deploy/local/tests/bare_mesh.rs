@@ -2,7 +2,7 @@
 //! service addresses, and that nothing is left behind. Needs root.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,6 +57,20 @@ fn program_fetch() -> Result {
         Ok(text) => println!("\n[{text}]"),
         Err(error) => println!("\n[{:?}]", error.kind()),
     }
+    Ok(())
+}
+
+/// A test that makes the mesh `$MESH` from `$MANIFESTS` and is killed before it ends.
+#[test]
+#[ignore = "the program of a test that crashes"]
+fn program_crash() -> Result {
+    let mut config = MeshConfig::new(std::env::var("MESH")?, std::env::var("MANIFESTS")?);
+    config.data_plane = DataPlane::Off;
+    config.ephemeral = true;
+    let mesh = Mesh::up(config)?;
+    mesh.wait_pods_ready(SOON)?;
+    println!("\n[up]");
+    std::thread::sleep(Duration::from_secs(60));
     Ok(())
 }
 
@@ -315,6 +329,38 @@ fn nothing_is_left_behind() -> Result {
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     assert!(!mounts.contains(&root.display().to_string()));
+    Ok(())
+}
+
+#[test]
+fn what_a_crashed_test_left_is_removed_by_the_next() -> Result {
+    let manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: \
+                    {containers: [{name: c, command: [sleep, '1000']}]}\n";
+    let ground = Ground::new("after-crash", manifest)?;
+    let name = format!("crash-{}", std::process::id());
+    let mut crashing = std::process::Command::new(own_program()?)
+        .args(["--ignored", "--exact", "--nocapture", "program_crash"])
+        .env("MESH", &name)
+        .env("MANIFESTS", ground.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let stdout = crashing.stdout.take().ok_or("no output")?;
+    let mut lines = std::io::BufReader::new(stdout).lines();
+    let up = lines.any(|line| line.is_ok_and(|line| line == "[up]"));
+    crashing.kill()?;
+    crashing.wait()?;
+    assert!(up);
+    let left = Running::open(&name)?;
+    let pod = left.status()?.pod("shop", "a").cloned().ok_or("no pod")?;
+    let pid = pod.containers[0].process.ok_or("no process")?.pid;
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    assert!(!left.is_supervised() && command.contains("sleep"));
+
+    ground.up()?.down()?;
+    assert!(!left.state_directory().exists() && !pod.cgroup.exists());
+    // Its own parent may not have noticed yet, but it runs no more.
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    assert!(!command.contains("sleep"), "{command}");
     Ok(())
 }
 

@@ -34,11 +34,16 @@ pub(crate) fn signal(process: ProcessId, signal: Signal) {
     }
 }
 
-/// Field 22 of proc_pid_stat(5). The second field is a name in parentheses that may
-/// hold anything.
+/// Field 22 of proc_pid_stat(5); none for a zombie, which only waits to be noticed. The
+/// second field is a name in parentheses that may hold anything.
 fn start_time(stat: &str) -> Option<u64> {
     let after_name = &stat[stat.rfind(')')? + 1..];
-    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// The file that `program` means when looked up in `dirs` and then in `PATH`.
@@ -79,6 +84,7 @@ mod tests {
     fn the_start_time_survives_a_strange_name() {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
         assert_eq!(start_time(stat), Some(4242));
+        assert_eq!(start_time(&stat.replace(" S ", " Z ")), None);
         assert_eq!(start_time("7 (cut"), None);
     }
 
