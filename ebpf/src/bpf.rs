@@ -335,8 +335,20 @@ pub(crate) fn load_program(
         expected_attach_type: attach_type as u32,
         ..ProgramLoad::default()
     };
-    call_for_fd(PROG_LOAD, &mut attributes)
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match call_for_fd(PROG_LOAD, &mut attributes) {
+            // A signal interrupted the verifier.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EAGAIN) && attempts < LOAD_ATTEMPTS => {}
+            result => return result,
+        }
+    }
 }
+
+/// How often a program is loaded before an interruption is taken for a failure (libbpf's number).
+pub(crate) const LOAD_ATTEMPTS: u32 = 5;
 
 /// Makes an unpinned SOCKMAP of one slot: a probe of `capabilities`.
 pub(crate) fn create_sockmap() -> io::Result<Map<u32, u64>> {

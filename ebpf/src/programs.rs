@@ -8,6 +8,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 
 use crate::abi::MAX_PODS;
+use crate::bpf;
 
 static SOCK: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sock.o"));
 static LOOKUP: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookup.o"));
@@ -108,13 +109,24 @@ fn program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> 
         source: Box::new(source),
     };
     let program = object.program_mut(name).ok_or(LoadError::Absent(name))?;
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => return Err(LoadError::Absent(name)),
+    let mut attempts = 0;
+    loop {
+        let loaded = match &mut *program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
+            _ => return Err(LoadError::Absent(name)),
+        };
+        attempts += 1;
+        match loaded {
+            Ok(()) => break,
+            // A signal interrupted the verifier.
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN)
+                    && attempts < bpf::LOAD_ATTEMPTS => {}
+            Err(source) => return Err(refused(source)),
+        }
     }
-    .map_err(refused)?;
     let fd = program.fd().map_err(refused)?;
     fd.as_fd()
         .try_clone_to_owned()
