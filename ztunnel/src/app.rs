@@ -32,6 +32,8 @@ use crate::worker::{Shared, WorkerHandle};
 /// Series of workloads that have been gone for so long are dropped.
 const SERIES_IDLE: Duration = Duration::from_secs(600);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often readiness is looked at until it is there for the first time.
+const READY_POLL: Duration = Duration::from_millis(20);
 /// After the drain the last log lines get so long to be written.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -168,6 +170,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         drop(subscriber);
     });
     tokio::spawn(report_enrolments(xds, token, report_reader));
+    tokio::spawn(notify_when_ready(readiness));
     tokio::spawn(sweep(metrics, model));
 
     let quit = Arc::new(Notify::new());
@@ -261,6 +264,13 @@ fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<Client
             extra: config.metadata.clone(),
         },
     })
+}
+
+async fn notify_when_ready(readiness: Readiness) {
+    while !readiness.pending().is_empty() {
+        tokio::time::sleep(READY_POLL).await;
+    }
+    crate::process::notify_ready();
 }
 
 /// Drops the series of workloads that are gone, from time to time.

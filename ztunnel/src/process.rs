@@ -1,6 +1,9 @@
 //! What the process asks of the system for itself.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
 use tracing::warn;
 
 /// Blocks up to this size come from the heap and go back to it, instead of being mapped and
@@ -18,6 +21,24 @@ pub fn tune_allocator() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
         libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD);
         libc::mallopt(libc::M_ARENA_MAX, 8);
+    }
+}
+
+/// Tells whoever started the process that it is ready, if they want to know: a datagram
+/// `READY=1` to `NOTIFY_SOCKET` (sd_notify(3)). In a rolling update two processes answer at
+/// the readiness port; this tells them apart.
+pub fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match path.to_str().and_then(|p| p.strip_prefix('@')) {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let told =
+        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
+    if let Err(e) = told {
+        warn!("readiness could not be told to {}: {e}", path.display());
     }
 }
 

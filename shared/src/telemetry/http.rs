@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::{Metrics, Readiness};
@@ -31,6 +31,9 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(600);
 /// Pause after an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
 
 /// What handlers answer with.
 pub type HttpResponse = Response<Full<Bytes>>;
@@ -106,12 +109,21 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Opens a listener of [`serve`]. An IPv6 wildcard takes IPv4 too where the kernel has
-/// both.
+/// both. Another process of the same user may listen there as well (`SO_REUSEPORT`): in a
+/// rolling update the new one starts before the old one ends.
 ///
 /// # Errors
 /// When the address is taken or not ours.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves `/healthz/ready`: 200 `ready`, or 500 with the names of what is pending.

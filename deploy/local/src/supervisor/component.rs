@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -27,8 +28,6 @@ const EAGER: Duration = Duration::from_millis(50);
 const CALM: Duration = Duration::from_secs(1);
 /// How long a second instance may take until the first is stopped.
 const REPLACE_DEADLINE: Duration = Duration::from_secs(15);
-/// Both instances answer on the readiness port; the younger one is given this long.
-const OVERLAP: Duration = Duration::from_secs(1);
 const MAX_COMMANDS: usize = 16;
 
 /// How to run a component.
@@ -219,7 +218,7 @@ impl Task {
     }
 
     async fn start(&mut self) -> Result<(), String> {
-        self.child = Some(self.spawn()?);
+        self.child = Some(self.spawn(None)?);
         self.announce().await;
         Ok(())
     }
@@ -232,7 +231,7 @@ impl Task {
         self.tell(Update::Started { process, again }).await;
     }
 
-    fn spawn(&self) -> Result<Child, String> {
+    fn spawn(&self, notify: Option<&Path>) -> Result<Child, String> {
         let plan = &self.plan;
         let path = find_program(&plan.program, &plan.dirs)
             .ok_or_else(|| format!("there is no program {}", plan.program))?;
@@ -243,6 +242,7 @@ impl Task {
             .args(&plan.args)
             .env_clear()
             .envs(&plan.env)
+            .envs(notify.map(|socket| ("NOTIFY_SOCKET", socket)))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log)
@@ -253,8 +253,20 @@ impl Task {
 
     /// A rolling update: the new instance first, then the old one's end.
     async fn replace(&mut self) -> Result<(), String> {
-        let mut new = self.spawn()?;
-        if let Err(problem) = self.settle(&mut new).await {
+        if !self.plan.name.starts_with("ztunnel-") {
+            return Err(format!(
+                "{} cannot be replaced under way; restart it",
+                self.plan.name
+            ));
+        }
+        // Both instances answer at the readiness port; each is asked to tell by itself.
+        let path = self.plan.log.with_extension("notify");
+        let _ = std::fs::remove_file(&path);
+        let told = UnixDatagram::bind(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut new = self.spawn(Some(&path))?;
+        let settled = self.settle(&mut new, &told).await;
+        let _ = std::fs::remove_file(&path);
+        if let Err(problem) = settled {
             end(&mut new, Signal::SIGKILL, self.plan.grace).await;
             return Err(problem);
         }
@@ -268,20 +280,21 @@ impl Task {
     }
 
     /// Waits until a second instance is ready.
-    async fn settle(&self, new: &mut Child) -> Result<(), String> {
+    async fn settle(&self, new: &mut Child, told: &UnixDatagram) -> Result<(), String> {
         let name = &self.plan.name;
-        let until = Instant::now() + REPLACE_DEADLINE;
-        if let Ok(status) = timeout(OVERLAP, new.wait()).await {
-            let how = describe(status.map_err(|error| error.to_string()));
-            return Err(format!("the new {name} {how}"));
-        }
-        while !self.plan.ready.passes().await {
-            if Instant::now() >= until {
-                return Err(format!("the new {name} did not get ready"));
+        let mut message = [0; 64];
+        tokio::select! {
+            status = new.wait() => {
+                let how = describe(status.map_err(|error| error.to_string()));
+                Err(format!("the new {name} {how}"))
             }
-            sleep(EAGER).await;
+            received = timeout(REPLACE_DEADLINE, told.recv(&mut message)) => match received {
+                Ok(Ok(length)) if message[..length].starts_with(b"READY=1") => Ok(()),
+                Ok(Ok(_)) => Err(format!("the new {name} says something else than READY=1")),
+                Ok(Err(error)) => Err(format!("the new {name} cannot be heard: {error}")),
+                Err(_) => Err(format!("the new {name} did not get ready")),
+            }
         }
-        Ok(())
     }
 
     async fn end(&mut self, signal: Signal) {
