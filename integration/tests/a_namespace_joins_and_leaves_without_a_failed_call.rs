@@ -65,7 +65,9 @@ fn no_call_fails_no_pod_restarts_and_the_path_changes() -> anyhow::Result<()> {
         let calls = mesh.calls(client, &format!("http://{}:8080/", mesh.address(web_b)?), 3)?;
         assert!(calls.iter().all(|c| c.ok() == Some("web-b")), "{calls:?}");
         let line = mesh.access_line("node2", |l| {
-            l.get("direction") == "inbound" && l.get("src.workload") == "client"
+            l.get("direction") == "inbound"
+                && l.get("src.namespace") == "shop"
+                && !l.get("src.identity").is_empty()
         })?;
         assert_eq!(
             line.get("src.identity"),
