@@ -63,11 +63,23 @@ pub struct Live {
     pub client: SocketAddr,
     /// Which way it goes.
     pub flow: Flow,
+    /// Version of the model whose policies allowed it last.
+    judged: Cell<u64>,
     closed: Cell<Option<Closed>>,
     wake: Notify,
 }
 
 impl Live {
+    /// Version of the model whose policies allowed it last; 0 before that.
+    pub fn judged(&self) -> u64 {
+        self.judged.get()
+    }
+
+    /// The policies of that version allow it.
+    pub fn set_judged(&self, version: u64) {
+        self.judged.set(version);
+    }
+
     /// Ends the connection; [`Entry::closed`] returns.
     pub fn close(&self, why: Closed) {
         if self.closed.replace(Some(why)).is_none() {
@@ -89,6 +101,7 @@ impl Connections {
             pod,
             client,
             flow,
+            judged: Cell::new(0),
             closed: Cell::new(None),
             wake: Notify::new(),
         });
@@ -201,6 +214,11 @@ impl Entry {
     /// Which way the connection goes.
     pub fn flow(&self) -> &Flow {
         &self.live.flow
+    }
+
+    /// The policies of that version of the model allow it.
+    pub fn set_judged(&self, version: u64) {
+        self.live.set_judged(version);
     }
 
     /// Returns when the connection has to end, and why.

@@ -12,8 +12,9 @@ use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
 use adit_shared::hbone::{BaggageFields, ConnectionError};
 use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::model::inbound::{self, AuthorityError};
+use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{
-    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
+    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, Telemetry, WorkloadLabels,
 };
 use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
@@ -21,8 +22,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::upstream::connect_app;
-use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
-use crate::connections::{Flow, PolicyInput};
+use super::{
+    Failed, Peer, accept_each, authorize, canonical, carry, enter_judged, reject, workload_of,
+};
+use crate::connections::PolicyInput;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -69,6 +72,8 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
         local: local.ip(),
     };
     let owner = worker.clone();
+    // A proxy that stops drains its pods.
+    let drain = pod.drain.watcher();
     let streams = Rc::new(Cell::new(0));
     let count = streams.clone();
     let of = caller.clone();
@@ -84,7 +89,6 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
         warn!(%peer, identity = %caller.identity, "malformed request: {what}");
         telemetry.emit(&Event::InboundRejected { peer, reason });
     };
-    let drain = worker.shared.drain.clone();
     let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
     let carried = streams.get();
     telemetry.emit(&Event::TunnelClosed {
@@ -155,7 +159,7 @@ async fn handshake(
 }
 
 /// One CONNECT request.
-async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: Incoming) {
+async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming: Incoming) {
     let started = Instant::now();
     let telemetry = &worker.shared.telemetry;
     let authority = incoming.request.authority.to_string();
@@ -234,33 +238,61 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         source: caller.peer,
         destination,
     };
-    if let Err(denied) = authorize(&worker, Some(&workload), &input) {
-        telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
-        return incoming
-            .respond
-            .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
-    }
-    match connect_app(&pod, &worker.ports, client, upstream).await {
-        Ok(app) => {
-            let tunnel = match incoming.respond.accept(None) {
-                Ok(tunnel) => tunnel,
-                Err(error) => {
-                    let flag = ResponseFlag::Connect;
-                    return telemetry.failed(&info, started.elapsed(), flag, &error);
-                }
-            };
-            let open = telemetry.open(info);
-            let entry = worker.connections.enter(pod, client, Flow::Inbound(input));
-            carry(&worker, entry, app, Peer::Tunnel(tunnel), open).await;
+    let judged = match authorize(&worker, Some(&workload), &input) {
+        Ok(version) => version,
+        Err(denied) => return deny(telemetry, &info, started, incoming, &denied),
+    };
+    let connecting = connect_app(&pod, &worker.ports, client, upstream);
+    let connected = tokio::select! {
+        biased;
+        // Nobody waits for the answer: a client that opens and resets streams in series must
+        // not have us connect to the app for each of them.
+        gone = incoming.respond.cancelled() => {
+            let flag = ResponseFlag::Connect;
+            return telemetry.failed(&info, started.elapsed(), flag, &gone);
         }
+        connected = connecting => connected,
+    };
+    let app = match connected {
+        Ok(app) => app,
         Err(error) => {
             let error = format!("connect to the app at {upstream}: {error}");
             telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-            incoming
+            return incoming
                 .respond
                 .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
         }
-    }
+    };
+    let entry = match enter_judged(&worker, pod, client, input, judged) {
+        Ok(entry) => entry,
+        Err(denied) => {
+            reset_on_close(&app);
+            return deny(telemetry, &info, started, incoming, &denied);
+        }
+    };
+    let tunnel = match incoming.respond.accept(None) {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            let flag = ResponseFlag::Connect;
+            return telemetry.failed(&info, started.elapsed(), flag, &error);
+        }
+    };
+    let open = telemetry.open(info);
+    carry(&worker, entry, app, Peer::Tunnel(tunnel), open).await;
+}
+
+/// Answers what a policy denies.
+fn deny(
+    telemetry: &Telemetry,
+    info: &ConnectionInfo,
+    started: Instant,
+    incoming: Incoming,
+    denied: &Failed,
+) {
+    telemetry.failed(info, started.elapsed(), denied.flag, denied);
+    incoming
+        .respond
+        .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
 }
 
 /// A caller that discovery does not know, as its own proxy describes it; the namespace is

@@ -10,8 +10,10 @@ use adit_shared::telemetry::{ConnectionInfo, Rejection, Reporter, ResponseFlag};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::upstream::connect_app;
-use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
-use crate::connections::{Flow, PolicyInput};
+use super::{
+    Failed, Peer, accept_each, authorize, canonical, carry, enter_judged, reject, workload_of,
+};
+use crate::connections::PolicyInput;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -46,16 +48,18 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: Socke
     };
     // The client's own connection has this address and port; the one to the app must not.
     let _hold = worker.ports.hold(peer);
-    let opened = match authorize(&worker, destination.as_deref(), &input) {
-        Ok(()) => connect_app(&pod, &worker.ports, peer, local)
+    let opened = async {
+        let judged = authorize(&worker, destination.as_deref(), &input)?;
+        let app = connect_app(&pod, &worker.ports, peer, local)
             .await
-            .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}"))),
-        Err(denied) => Err(denied),
+            .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}")))?;
+        let entry = enter_judged(&worker, pod.clone(), peer, input, judged)
+            .inspect_err(|_| reset_on_close(&app))?;
+        Ok::<_, Failed>((app, entry))
     };
-    match opened {
-        Ok(app) => {
+    match opened.await {
+        Ok((app, entry)) => {
             let open = telemetry.open(info);
-            let entry = worker.connections.enter(pod, peer, Flow::Inbound(input));
             carry(&worker, entry, app, Peer::Tcp(client), open).await;
         }
         Err(failed) => {
