@@ -240,7 +240,7 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
             .respond
             .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
     }
-    match connect_app(&pod, &worker.ports, client, upstream).await {
+    match connect_app(&pod, &worker.shared.ports, client, upstream).await {
         Ok(app) => {
             let tunnel = match incoming.respond.accept(None) {
                 Ok(tunnel) => tunnel,

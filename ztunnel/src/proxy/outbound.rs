@@ -18,6 +18,7 @@ use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, Respons
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::upstream::connect_out;
@@ -330,6 +331,14 @@ async fn connect_tunnel(
         })?;
     shared.telemetry.emit(&Event::TunnelOpened {
         reporter: Reporter::Source,
+    });
+    let (watch, telemetry) = (connection.watch(), shared.telemetry.clone());
+    spawn_local(async move {
+        watch.closed().await;
+        telemetry.emit(&Event::TunnelClosed {
+            reporter: Reporter::Source,
+            streams: watch.carried(),
+        });
     });
     Ok(connection)
 }

@@ -45,9 +45,9 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: Socke
         destination: local,
     };
     // The client's own connection has this address and port; the one to the app must not.
-    let _hold = worker.ports.hold(peer);
+    let _hold = worker.shared.ports.hold(peer);
     let opened = match authorize(&worker, destination.as_deref(), &input) {
-        Ok(()) => connect_app(&pod, &worker.ports, peer, local)
+        Ok(()) => connect_app(&pod, &worker.shared.ports, peer, local)
             .await
             .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}"))),
         Err(denied) => Err(denied),
