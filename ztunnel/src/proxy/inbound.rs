@@ -21,7 +21,9 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::upstream::connect_app;
-use super::{Failed, Peer, accept_each, authorize, canonical, carry, reject, workload_of};
+use super::{
+    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, reject, workload_of,
+};
 use crate::connections::{Flow, PolicyInput};
 use crate::pod::Pod;
 use crate::worker::Worker;
@@ -35,7 +37,17 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
 }
 
 /// One HBONE connection.
-async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        peer,
+        _permit,
+    } = accepted;
+    // Boxed, as everything about a tunnel is: what one task takes is counted for all listeners.
+    Box::pin(serve_tunnel(worker, pod, stream, peer)).await;
+}
+
+async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
@@ -44,7 +56,7 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     }
     let telemetry = worker.shared.telemetry.clone();
     let started = Instant::now();
-    let (tls, identity) = match handshake(&worker, &pod, stream).await {
+    let (tls, identity) = match Box::pin(handshake(&worker, &pod, stream)).await {
         Ok(done) => done,
         Err(failed) => {
             telemetry.emit(&Event::HandshakeFailed {
@@ -74,7 +86,10 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     let of = caller.clone();
     let handler = async move |incoming: Incoming| {
         count.set(count.get() + 1);
-        connect(owner.clone(), pod.clone(), of.clone(), incoming).await;
+        let opening = open(&owner, pod.clone(), of.clone(), incoming);
+        if let Some(opened) = Box::pin(opening).await {
+            carry(&owner, opened).await;
+        }
     };
     let malformed = |what: Malformed| {
         let reason = match what {
@@ -154,8 +169,14 @@ async fn handshake(
     Ok((tls, identity))
 }
 
-/// One CONNECT request.
-async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: Incoming) {
+/// Judges one CONNECT request and connects to the app; `None` when it was refused, which has
+/// been recorded and answered.
+async fn open(
+    worker: &Worker,
+    pod: Arc<Pod>,
+    caller: Caller,
+    incoming: Incoming,
+) -> Option<Opened> {
     let started = Instant::now();
     let telemetry = &worker.shared.telemetry;
     let authority = incoming.request.authority.to_string();
@@ -168,7 +189,7 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         });
         incoming.respond.refuse(status, "http_request_denied");
     };
-    let Some(workload) = workload_of(&worker, &pod).await else {
+    let Some(workload) = workload_of(worker, &pod).await else {
         let info = ConnectionInfo::new(
             Reporter::Destination,
             caller.peer,
@@ -176,9 +197,10 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         );
         let error = "this workload is not known yet";
         telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-        return incoming
+        incoming
             .respond
             .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
+        return None;
     };
     let snapshot = worker.shared.model.load_full();
     let target = match inbound::target(&snapshot, &workload, caller.local, &authority) {
@@ -189,13 +211,15 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
                 AuthorityError::NotLocal { .. } => Rejection::ForeignAuthority,
                 _ => Rejection::Authority,
             };
-            return refuse(incoming, status, reason);
+            refuse(incoming, status, reason);
+            return None;
         }
     };
     let destination = SocketAddr::new(caller.local, target.port);
     let upstream = SocketAddr::new(caller.local, target.upstream_port);
     if pod.is_proxy_port(upstream) {
-        return refuse(incoming, StatusCode::SERVICE_UNAVAILABLE, Rejection::Loop);
+        refuse(incoming, StatusCode::SERVICE_UNAVAILABLE, Rejection::Loop);
+        return None;
     }
 
     // The client's own port where its proxy tells it; the address is the connection's.
@@ -234,24 +258,30 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
         source: caller.peer,
         destination,
     };
-    if let Err(denied) = authorize(&worker, Some(&workload), &input) {
+    if let Err(denied) = authorize(worker, Some(&workload), &input) {
         telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
-        return incoming
+        incoming
             .respond
             .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
+        return None;
     }
-    match connect_app(&pod, &worker.ports, client, upstream).await {
+    match connect_app(&pod, &worker.shared.ports, client, upstream).await {
         Ok(app) => {
             let tunnel = match incoming.respond.accept(None) {
                 Ok(tunnel) => tunnel,
                 Err(error) => {
                     let flag = ResponseFlag::Connect;
-                    return telemetry.failed(&info, started.elapsed(), flag, &error);
+                    telemetry.failed(&info, started.elapsed(), flag, &error);
+                    return None;
                 }
             };
-            let open = telemetry.open(info);
-            let entry = worker.connections.enter(pod, client, Flow::Inbound(input));
-            carry(&worker, entry, app, Peer::Tunnel(tunnel), open).await;
+            let flow = Flow::Inbound(input);
+            Some(Opened {
+                record: telemetry.open(info),
+                entry: worker.connections.enter(pod, client, flow),
+                app,
+                peer: Peer::Tunnel(tunnel),
+            })
         }
         Err(error) => {
             let error = format!("connect to the app at {upstream}: {error}");
@@ -259,6 +289,7 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, incoming: In
             incoming
                 .respond
                 .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
+            None
         }
     }
 }

@@ -18,10 +18,13 @@ use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, Respons
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::upstream::connect_out;
-use super::{Failed, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of};
+use super::{
+    Accepted, Failed, Opened, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of,
+};
 use crate::connections::Flow;
 use crate::pod::Pod;
 use crate::worker::Worker;
@@ -38,41 +41,62 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(worker, pod, listener, "outbound", serve).await;
 }
 
-async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        peer,
+        _permit,
+    } = accepted;
+    if let Some(opened) = Box::pin(open(&worker, pod, stream, peer)).await {
+        carry(&worker, opened).await;
+    }
+}
+
+/// Finds the way of a connection and opens it; `None` when that fails, which has been recorded.
+async fn open(
+    worker: &Rc<Worker>,
+    pod: Arc<Pod>,
+    app: TcpStream,
+    client: SocketAddr,
+) -> Option<Opened> {
     let started = Instant::now();
     // The route that loops captured connections to us leaves their destination as it was.
-    let Ok(original) = app.local_addr().map(canonical) else {
-        return;
-    };
+    let original = app.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(original) || original.ip().is_loopback() {
-        return reject(&worker, &app, client, Rejection::Loop);
+        reject(worker, &app, client, Rejection::Loop);
+        return None;
     }
     let telemetry = &worker.shared.telemetry;
-    let Some(source) = workload_of(&worker, &pod).await else {
+    let Some(source) = workload_of(worker, &pod).await else {
         reset_on_close(&app);
         let info = ConnectionInfo::new(Reporter::Source, client, original);
         let error = "this workload is not known yet";
-        return telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        return None;
     };
-    match connect(&worker, &pod, &source, client, original).await {
+    match connect(worker, &pod, &source, client, original).await {
         Ok(Connected {
             peer,
             actual,
             hbone,
             info,
         }) => {
-            let open = telemetry.open(info);
             let flow = Flow::Outbound {
                 original,
                 actual,
                 hbone,
             };
-            let entry = worker.connections.enter(pod, client, flow);
-            carry(&worker, entry, app, peer, open).await;
+            Some(Opened {
+                record: telemetry.open(info),
+                entry: worker.connections.enter(pod, client, flow),
+                app,
+                peer,
+            })
         }
         Err((failed, info)) => {
             reset_on_close(&app);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+            None
         }
     }
 }
@@ -330,6 +354,14 @@ async fn connect_tunnel(
         })?;
     shared.telemetry.emit(&Event::TunnelOpened {
         reporter: Reporter::Source,
+    });
+    let (watch, telemetry) = (connection.watch(), shared.telemetry.clone());
+    spawn_local(async move {
+        watch.closed().await;
+        telemetry.emit(&Event::TunnelClosed {
+            reporter: Reporter::Source,
+            streams: watch.carried(),
+        });
     });
     Ok(connection)
 }
