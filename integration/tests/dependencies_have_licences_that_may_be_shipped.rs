@@ -17,6 +17,10 @@ const ALLOWED: &[&str] = &[
     "ISC",
     "MIT",
     "MIT-0",
+    // Weak copyleft, file by file: linking is free, changes to those files would have to be
+    // published (Apache's category B).
+    "MPL-2.0",
+    "MPL-2.0+",
     "OpenSSL",
     "Unicode-3.0",
     "Unlicense",
