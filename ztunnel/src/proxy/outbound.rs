@@ -19,7 +19,7 @@ use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::upstream::connect_out;
 use super::{
@@ -35,6 +35,9 @@ const ENDPOINT_ATTEMPTS: usize = 3;
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a TLS handshake may take, and the wait for a certificate before it.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a workload that does not answer still exists.
+const GONE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Serves the pod's outbound listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
@@ -156,7 +159,17 @@ async fn connect(
             Outbound::Plain(way) => {
                 let destination = Some(way.destination.clone());
                 let described = describe(info(way.address), &destination, &way.service);
-                match connect_out(pod, way.address).await {
+                let connecting = async {
+                    tokio::select! {
+                        biased;
+                        connected = connect_out(pod, way.address) => connected.map_err(|e| {
+                            let error = format!("connect to {}: {e}", way.address);
+                            Failed::new(ResponseFlag::Connect, error)
+                        }),
+                        failed = gone(worker, &way.destination, way.address) => Err(failed),
+                    }
+                };
+                match connecting.await {
                     Ok(peer) => {
                         return Ok(Connected {
                             peer: Peer::Tcp(peer),
@@ -165,9 +178,8 @@ async fn connect(
                             info: described,
                         });
                     }
-                    Err(e) => {
-                        let error = format!("connect to {}: {e}", way.address);
-                        last = Some((Failed::new(ResponseFlag::Connect, error), described));
+                    Err(failed) => {
+                        last = Some((failed, described));
                         tried.push(way.destination.uid.clone());
                     }
                 }
@@ -255,10 +267,14 @@ async fn open_tunnel(
     };
     let connect = async || connect_tunnel(worker, pod, way.gateway, &way.identities).await;
     let deadline = Instant::now() + OPEN_DEADLINE;
-    let opened = worker
+    let opening = worker
         .pool
-        .checkout(&key, &request, deadline.into(), connect)
-        .await;
+        .checkout(&key, &request, deadline.into(), connect);
+    let opened = tokio::select! {
+        biased;
+        opened = opening => opened,
+        failed = gone(worker, &way.peer, way.gateway) => return Err(Attempt::Elsewhere(failed)),
+    };
     opened.map(|(tunnel, _)| tunnel).map_err(|error| {
         let retry = error.retry(|_| Retry::Elsewhere);
         let failed = match &error {
@@ -280,6 +296,21 @@ async fn open_tunnel(
             Retry::Elsewhere | Retry::Anywhere => Attempt::Elsewhere(failed),
         }
     })
+}
+
+/// Returns when discovery has dropped `workload`, or its address, while a connection to it is
+/// being opened: a pod that has vanished answers nothing, and the app need not wait for that.
+/// Looks only now and then: usually the connection is there long before.
+async fn gone(worker: &Worker, workload: &Workload, address: SocketAddr) -> Failed {
+    loop {
+        sleep(GONE_INTERVAL).await;
+        let snapshot = worker.shared.model.load();
+        let known = snapshot.workload(&workload.uid);
+        if known.is_none_or(|known| !known.addresses.contains(&address.ip())) {
+            let error = format!("{} at {address} is gone", workload.name);
+            return Failed::new(ResponseFlag::Connect, error);
+        }
+    }
 }
 
 /// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
