@@ -331,6 +331,49 @@ fn a_handler_that_panics_resets_its_stream_only() {
     });
 }
 
+/// CVE-2023-44487: streams that are reset do not count against the client's limit; what was
+/// started for them must.
+#[test]
+fn streams_opened_and_reset_in_series_start_a_bounded_number_of_handlers() {
+    run(async {
+        let settings = Settings {
+            max_concurrent_streams: 4,
+            ..Settings::DEFAULT
+        };
+        let running = Rc::new(Cell::new(0));
+        let most = Rc::new(Cell::new(0));
+        let (client, server) = sockets().await;
+        let (now, peak) = (running.clone(), most.clone());
+        let _server = start(server, settings, async move |incoming| {
+            now.set(now.get() + 1);
+            peak.set(peak.get().max(now.get()));
+            // Slow to notice that nobody waits.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            drop(incoming);
+        });
+        let (mut sender, connection) = h2::client::Builder::new()
+            .handshake::<_, Bytes>(client)
+            .await
+            .expect("handshake");
+        let connection = spawn_local(async move {
+            let _ = connection.await;
+        });
+        for _ in 0..50 {
+            if connection.is_finished() {
+                break;
+            }
+            let Ok((response, mut stream)) = sender.send_request(connect_to("10.0.0.5:80"), false)
+            else {
+                break;
+            };
+            // Long enough for the server to have accepted it.
+            let _ = tokio::time::timeout(Duration::from_millis(5), response).await;
+            stream.send_reset(h2::Reason::CANCEL);
+        }
+        assert_eq!(most.get(), 8, "twice the limit, and no more");
+    });
+}
+
 #[test]
 fn random_bytes_after_the_preface_never_panic_the_server() {
     use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};

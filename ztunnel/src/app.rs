@@ -1,6 +1,7 @@
 //! Puts the proxy together, in the order in which its parts need each other, and takes it
 //! apart again.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
-use tracing::info;
+use tokio::task::JoinSet;
+use tracing::{error, info};
 
 use crate::admin::Admin;
 use crate::config::Config;
@@ -124,7 +126,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             }
         }),
     };
-    tokio::spawn(manager.run());
+    // Whatever of these ends, ends the process: what is captured is then refused, and a new
+    // process does better than half of one.
+    let mut essential = JoinSet::new();
+    let managing = essential.spawn(named("enrolment", manager.run()));
 
     let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
     let xds = ControlPlaneEndpoint::new(
@@ -161,7 +166,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         Arc::new(XdsEvents(telemetry.clone())),
     )
     .context("XDS_ADDRESS")?;
-    tokio::spawn(client.run(std::future::pending()));
+    essential.spawn(named("xDS client", client.run(std::future::pending())));
     let mut status = subscriber.status();
     tokio::spawn(async move {
         // The client lives as long as the process.
@@ -171,7 +176,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
         drop(subscriber);
     });
-    tokio::spawn(report_enrolments(xds, token, report_reader));
+    essential.spawn(named(
+        "enrolment reports",
+        report_enrolments(xds, token, report_reader),
+    ));
     tokio::spawn(notify_when_ready(readiness));
     tokio::spawn(sweep(metrics, model));
 
@@ -190,11 +198,18 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = quit.notified() => {}
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = quit.notified() => None,
+        what = first_end(&mut essential) => Some(what),
+        () = WorkerHandle::any_stopped(&workers) => Some("a worker has stopped".to_owned()),
+    };
+    if let Some(what) = &failed {
+        error!("{what}; the proxy ends");
     }
+    // A successor may be enrolling pods already: from here on they are its own.
+    managing.abort();
     let deadline = config.termination_deadline;
     info!(?deadline, "draining");
     let until = tokio::time::Instant::now() + deadline;
@@ -206,7 +221,24 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     log.flush(FLUSH_DEADLINE);
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(what) => bail!(what),
+    }
+}
+
+async fn named<T>(name: &'static str, task: impl Future<Output = T>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Waits for the first of the tasks to end and tells which and how.
+async fn first_end(tasks: &mut JoinSet<&'static str>) -> String {
+    match tasks.join_next().await {
+        Some(Ok(name)) => format!("{name}: ended by itself"),
+        Some(Err(panicked)) => format!("an essential task failed: {panicked}"),
+        None => std::future::pending().await,
+    }
 }
 
 async fn listen(
@@ -292,5 +324,24 @@ async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
                         || names.contains(&(side.namespace.clone(), side.workload.clone()))
                 })
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_an_essential_task_is_told() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(named("endless", std::future::pending::<()>()));
+        tasks.spawn(named("enrolment", async {}));
+        assert_eq!(
+            first_end(&mut tasks).await,
+            "enrolment: ended by itself".to_owned()
+        );
+        tasks.spawn(named("xDS client", async { panic!("on purpose") }));
+        let told = first_end(&mut tasks).await;
+        assert!(told.contains("on purpose"), "{told}");
     }
 }

@@ -65,12 +65,24 @@ pub struct Live {
     pub client: SocketAddr,
     /// Which way it goes.
     pub flow: Flow,
+    /// Version of the model whose policies allowed it last.
+    judged: Cell<u64>,
     closed: Cell<Option<Closed>>,
     /// Of the task that carries it.
     waker: RefCell<Option<Waker>>,
 }
 
 impl Live {
+    /// Version of the model whose policies allowed it last; 0 before that.
+    pub fn judged(&self) -> u64 {
+        self.judged.get()
+    }
+
+    /// The policies of that version allow it.
+    pub fn set_judged(&self, version: u64) {
+        self.judged.set(version);
+    }
+
     /// Ends the connection; [`Entry::closed`] returns.
     pub fn close(&self, why: Closed) {
         if self.closed.replace(Some(why)).is_none()
@@ -94,6 +106,7 @@ impl Connections {
             pod,
             client,
             flow,
+            judged: Cell::new(0),
             closed: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -206,6 +219,11 @@ impl Entry {
     /// Which way the connection goes.
     pub fn flow(&self) -> &Flow {
         &self.live.flow
+    }
+
+    /// The policies of that version of the model allow it.
+    pub fn set_judged(&self, version: u64) {
+        self.live.set_judged(version);
     }
 
     /// Runs `carrying` to its end, unless the connection has to end before.

@@ -8,25 +8,26 @@
 //! works. A pod whose capture is in place is what peers may send HBONE to, so the report
 //! comes last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_ebpf::{Listeners, PodRedirection, Redirector};
-use adit_shared::identity::CertificateCache;
+use adit_shared::identity::{CertificateCache, SpiffeId};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
 use adit_shared::telemetry::{Event, Telemetry};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
-use tokio::task::spawn_blocking;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::listeners::PodListeners;
-use crate::pod::{Pod, PodSpec};
+use crate::pod::{NetnsId, Pod, PodSpec, netns_id};
 use crate::worker::WorkerHandle;
 
 /// How long an enrolment waits for the pod's first certificate. After that capture is set
@@ -118,11 +119,39 @@ pub struct EnrolmentManager {
     pub settled: Box<dyn Fn() + Send + Sync>,
 }
 
+/// What the manager knows of its pods.
+#[derive(Default)]
+struct State {
+    entries: HashMap<Arc<str>, Entry>,
+    /// Pods that are on their way out.
+    withdrawing: HashMap<Arc<str>, Withdrawal>,
+    /// Identities that certificates are kept for.
+    identities: HashSet<SpiffeId>,
+}
+
 /// Where one pod stands.
 struct Entry {
     spec: PodSpec,
-    /// `Err` is why it is not enrolled, and whether waiting can help.
-    status: Result<(), EnrolmentError>,
+    /// The namespace it is enrolled in, or why it is not and whether waiting can help.
+    status: Result<Option<NetnsId>, EnrolmentError>,
+}
+
+/// A pod's connections draining, and then the end of its capture and of its listeners.
+struct Withdrawal {
+    identity: SpiffeId,
+    /// Dropped, it stops the withdrawal, unless the drain is over already.
+    cancel: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Withdrawal {
+    /// Stops it, or waits for its end: afterwards it does nothing to the pod any more. The
+    /// pod may be enrolled again.
+    async fn stop(self) {
+        drop(self.cancel);
+        // It failed only if it panicked, and then it does nothing either.
+        let _ = self.task.await;
+    }
 }
 
 /// Why a pod is not enrolled.
@@ -142,14 +171,17 @@ enum EnrolmentError {
 impl EnrolmentManager {
     /// Works until the task is dropped.
     pub async fn run(self) {
-        let mut entries = HashMap::new();
+        let mut state = State::default();
         let mut tick = interval(RECONCILE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut adopted = false;
         loop {
             tokio::select! {
                 () = self.wanted.changed.notified() => {}
-                _ = tick.tick() => self.check_capture().await,
+                _ = tick.tick() => {
+                    self.check_capture().await;
+                    self.check_namespaces(&mut state.entries);
+                }
             }
             let wanted = self.wanted.pods.lock().clone();
             if !wanted.synced {
@@ -159,17 +191,19 @@ impl EnrolmentManager {
                 self.withdraw_leftovers(&wanted.by_uid).await;
                 adopted = true;
             }
-            self.converge(&mut entries, wanted.by_uid).await;
-            self.publish(&entries);
+            self.converge(&mut state, wanted.by_uid).await;
+            self.forget_identities(&mut state);
+            self.publish(&state.entries);
             (self.settled)();
         }
     }
 
-    async fn converge(
-        &self,
-        entries: &mut HashMap<Arc<str>, Entry>,
-        wanted: BTreeMap<Arc<str>, PodSpec>,
-    ) {
+    async fn converge(&self, state: &mut State, wanted: BTreeMap<Arc<str>, PodSpec>) {
+        let State {
+            entries,
+            withdrawing,
+            identities,
+        } = state;
         let gone: Vec<_> = entries
             .keys()
             .filter(|uid| !wanted.contains_key(*uid))
@@ -180,7 +214,8 @@ impl EnrolmentManager {
                 if self.pods.0.lock().remove(&uid).is_some() {
                     self.telemetry.emit(&Event::ProxyStopped);
                 }
-                self.withdraw(&entry.spec, entries).await;
+                let withdrawal = self.withdraw(&entry.spec).await;
+                withdrawing.insert(uid, withdrawal);
             }
         }
 
@@ -192,12 +227,17 @@ impl EnrolmentManager {
                     .is_none_or(|e| e.status.is_err() || e.spec != *spec)
             })
             .collect();
+        identities.extend(open.iter().map(|spec| spec.identity.clone()));
         self.await_certificates(&open).await;
         for spec in open {
+            // It would end by taking away what is set up here.
+            if let Some(withdrawal) = withdrawing.remove(&spec.uid) {
+                withdrawal.stop().await;
+            }
             let status = self.enrol(&spec).await;
             let known = entries.get(&spec.uid).and_then(|e| e.status.as_ref().err());
             match &status {
-                Ok(()) => info!(
+                Ok(_) => info!(
                     target: "enrolment",
                     pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
                     "pod enrolled"
@@ -241,12 +281,20 @@ impl EnrolmentManager {
         }
     }
 
-    async fn enrol(&self, spec: &PodSpec) -> Result<(), EnrolmentError> {
-        let netns: OwnedFd = File::open(self.netns_dir.join(&*spec.uid))
-            .map_err(|e| EnrolmentError::Netns(e.to_string()))?
-            .into();
+    async fn enrol(&self, spec: &PodSpec) -> Result<Option<NetnsId>, EnrolmentError> {
+        let netns = File::open(self.netns_dir.join(&*spec.uid))
+            .map_err(|e| EnrolmentError::Netns(e.to_string()))?;
         let pod = Arc::new(Pod::new(spec.clone(), netns));
+        if let Err(error) = self.listen_and_capture(&pod).await {
+            // Listeners without capture serve nobody, and each attempt would leave more.
+            join_all(self.workers.iter().map(|w| w.discard(pod.clone()))).await;
+            return Err(error);
+        }
+        join_all(self.workers.iter().map(|w| w.keep_newest(spec.uid.clone()))).await;
+        Ok(pod.netns_id())
+    }
 
+    async fn listen_and_capture(&self, pod: &Arc<Pod>) -> Result<(), EnrolmentError> {
         let (count, ipv6, opener) = (self.workers.len(), self.ipv6, pod.clone());
         let opened = spawn_blocking(move || PodListeners::open_group(opener.netns(), count, ipv6))
             .await
@@ -268,7 +316,7 @@ impl EnrolmentManager {
                 .map_err(|e| EnrolmentError::Listeners(e.to_string()))?;
         }
 
-        let redirector = self.redirector.clone();
+        let (redirector, pod) = (self.redirector.clone(), pod.clone());
         spawn_blocking(move || {
             redirector.lock().enrol(PodRedirection {
                 uid: &pod.spec.uid,
@@ -284,16 +332,12 @@ impl EnrolmentManager {
         })
         .await
         .map_err(|e| EnrolmentError::Capture(e.to_string()))?
-        .map_err(|e| EnrolmentError::Capture(e.to_string()))?;
-        for worker in self.workers.iter() {
-            worker.keep_newest(spec.uid.clone()).await;
-        }
-        Ok(())
+        .map_err(|e| EnrolmentError::Capture(e.to_string()))
     }
 
     /// New connections of the pod stop being captured at once; the open ones get the
     /// deadline; then rules, routes and listeners go.
-    async fn withdraw(&self, spec: &PodSpec, entries: &HashMap<Arc<str>, Entry>) {
+    async fn withdraw(&self, spec: &PodSpec) -> Withdrawal {
         info!(
             target: "enrolment",
             pod = %spec.name, namespace = %spec.namespace, uid = %spec.uid,
@@ -303,23 +347,70 @@ impl EnrolmentManager {
             .await;
         let (redirector, workers) = (self.redirector.clone(), self.workers.clone());
         let (uid, deadline) = (spec.uid.clone(), self.drain_deadline);
+        let (cancel, cancelled) = oneshot::channel::<()>();
         // In the background: other pods do not wait for this one's connections.
-        tokio::spawn(async move {
-            for worker in workers.iter() {
-                worker.drain_pod(uid.clone(), deadline).await;
+        let task = tokio::spawn(async move {
+            let drained = join_all(workers.iter().map(|w| w.drain_pod(uid.clone(), deadline)));
+            tokio::select! {
+                biased;
+                // The manager wants it back, or is gone itself.
+                _ = cancelled => return,
+                _ = drained => {}
             }
             let name = uid.clone();
             let done = spawn_blocking(move || redirector.lock().withdraw(&name)).await;
-            if let Ok(Err(e)) = done {
+            if let Ok(Err(e)) = done
+                && !matches!(e, adit_ebpf::Error::UnknownPod(_))
+            {
                 warn!(target: "enrolment", %uid, "capture not removed: {e}");
             }
-            for worker in workers.iter() {
-                worker.remove_pod(uid.clone()).await;
-            }
+            join_all(workers.iter().map(|w| w.remove_pod(uid.clone()))).await;
         });
-        let shared = entries.values().any(|e| e.spec.identity == spec.identity);
-        if !shared {
-            self.certificates.forget(&spec.identity);
+        Withdrawal {
+            identity: spec.identity.clone(),
+            cancel,
+            task,
+        }
+    }
+
+    /// Certificates of identities that no pod has any more are not renewed. A pod on its way
+    /// out still answers for its connections.
+    fn forget_identities(&self, state: &mut State) {
+        let State {
+            entries,
+            withdrawing,
+            identities,
+        } = state;
+        withdrawing.retain(|_, withdrawal| !withdrawal.task.is_finished());
+        let used: HashSet<&SpiffeId> = entries
+            .values()
+            .map(|entry| &entry.spec.identity)
+            .chain(withdrawing.values().map(|w| &w.identity))
+            .collect();
+        identities.retain(|identity| {
+            let keep = used.contains(identity);
+            if !keep {
+                self.certificates.forget(identity);
+            }
+            keep
+        });
+    }
+
+    /// A pod whose sandbox was made anew has another network namespace under the same uid,
+    /// in which nothing is captured yet.
+    fn check_namespaces(&self, entries: &mut HashMap<Arc<str>, Entry>) {
+        for (uid, entry) in entries {
+            let Ok(Some(enrolled)) = entry.status else {
+                continue;
+            };
+            // One that is gone will be taken from us by the control plane.
+            let Ok(now) = std::fs::metadata(self.netns_dir.join(&**uid)) else {
+                continue;
+            };
+            if netns_id(&now) != enrolled {
+                let why = "it was replaced, capture follows";
+                entry.status = Err(EnrolmentError::Netns(why.into()));
+            }
         }
     }
 
@@ -334,14 +425,17 @@ impl EnrolmentManager {
         }
     }
 
-    async fn capture<E: std::fmt::Display + Send + 'static>(
+    async fn capture(
         &self,
         uid: &str,
-        change: impl FnOnce(&mut Redirector, &str) -> Result<(), E> + Send + 'static,
+        change: impl FnOnce(&mut Redirector, &str) -> Result<(), adit_ebpf::Error> + Send + 'static,
     ) {
         let (redirector, name) = (self.redirector.clone(), uid.to_owned());
         let done = spawn_blocking(move || change(&mut redirector.lock(), &name)).await;
-        if let Ok(Err(e)) = done {
+        // A pod whose enrolment never succeeded has none.
+        if let Ok(Err(e)) = done
+            && !matches!(e, adit_ebpf::Error::UnknownPod(_))
+        {
             warn!(target: "enrolment", uid, "capture not changed: {e}");
         }
     }
@@ -375,7 +469,7 @@ impl EnrolmentManager {
             .map(|entry| PodEnrolment {
                 uid: entry.spec.uid.to_string(),
                 state: match &entry.status {
-                    Ok(()) => EnrolmentState::Enrolled,
+                    Ok(_) => EnrolmentState::Enrolled,
                     Err(EnrolmentError::Netns(_)) => EnrolmentState::Pending,
                     Err(_) => EnrolmentState::Failed,
                 }

@@ -1,11 +1,15 @@
 //! A pod of this node whose traffic passes the proxy.
 
+use std::fs::{File, Metadata};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use adit_shared::identity::{SpiffeId, SpiffeIdError, TrustDomain};
 use adit_shared::model::WorkloadUid;
+use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::proto::enrolment::Enrolment;
 
 /// Where captured outbound connections arrive.
@@ -99,19 +103,49 @@ impl PodSpec {
     }
 }
 
+/// Tells one enrolment of a pod from another one of the same pod: what was set up for an
+/// earlier one (a tunnel, a listener) must not serve a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Incarnation(u64);
+
 /// An enrolled pod: its specification and a handle on its network namespace, which keeps
 /// the namespace alive until the last connection is done.
 #[derive(Debug)]
 pub struct Pod {
     /// What the control plane said.
     pub spec: PodSpec,
+    /// Which enrolment this is.
+    pub incarnation: Incarnation,
+    /// Ends the tunnels that peers have to this enrolment. Dropped, it ends them at once.
+    pub drain: DrainTrigger,
     netns: OwnedFd,
+    netns_id: Option<NetnsId>,
+}
+
+/// Device and inode of a network namespace, which nothing else has while it is open.
+pub type NetnsId = (u64, u64);
+
+/// The identity of the namespace that a file stands for.
+pub fn netns_id(metadata: &Metadata) -> NetnsId {
+    (metadata.dev(), metadata.ino())
 }
 
 impl Pod {
     /// Puts the two together.
-    pub fn new(spec: PodSpec, netns: OwnedFd) -> Self {
-        Self { spec, netns }
+    pub fn new(spec: PodSpec, netns: File) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            spec,
+            incarnation: Incarnation(NEXT.fetch_add(1, Ordering::Relaxed)),
+            drain: drain::channel().0,
+            netns_id: netns.metadata().ok().as_ref().map(netns_id),
+            netns: netns.into(),
+        }
+    }
+
+    /// Which network namespace it is in.
+    pub fn netns_id(&self) -> Option<NetnsId> {
+        self.netns_id
     }
 
     /// The pod's network namespace.

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::config::Config;
 use crate::connections::{Closed, ConnectionView, Connections};
@@ -33,6 +33,9 @@ use crate::proxy;
 /// Commands that may wait for a worker. Only the enrolment and the admin endpoint send
 /// any, one pod or one request at a time.
 const COMMAND_QUEUE: usize = 64;
+/// How long streams of a tunnel go on that was made to an enrolment which another one of the
+/// same pod has replaced.
+const REPLACED_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// What all workers share.
 pub struct Shared {
@@ -63,6 +66,10 @@ enum Command {
     },
     KeepNewest {
         uid: Arc<str>,
+        done: oneshot::Sender<()>,
+    },
+    Discard {
+        pod: Arc<Pod>,
         done: oneshot::Sender<()>,
     },
     DrainPod {
@@ -139,6 +146,11 @@ impl WorkerHandle {
         let _ = self.ask(|done| Command::KeepNewest { uid, done }).await;
     }
 
+    /// Takes back an [`Self::add_pod`] whose capture failed: older generations stay.
+    pub async fn discard(&self, pod: Arc<Pod>) {
+        let _ = self.ask(|done| Command::Discard { pod, done }).await;
+    }
+
     /// Returns when the pod has no open connections, or at the deadline.
     pub async fn drain_pod(&self, uid: Arc<str>, deadline: Duration) {
         let _ = self
@@ -170,6 +182,18 @@ impl WorkerHandle {
         }
     }
 
+    /// Completes when one of them has ended. Before a drain that is a fault: the pods' share
+    /// of connections that it served is served by nobody.
+    pub async fn any_stopped(workers: &[Self]) {
+        let ends = workers
+            .iter()
+            .map(|worker| Box::pin(worker.commands.closed()));
+        if workers.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        futures_util::future::select_all(ends).await;
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
@@ -198,6 +222,7 @@ pub struct Worker {
 
 /// One set of a pod's listeners. Dropping it closes them.
 struct Generation {
+    pod: Arc<Pod>,
     accepting: [AbortHandle; 3],
 }
 
@@ -218,7 +243,7 @@ impl Worker {
             pods: RefCell::default(),
             shared,
         });
-        let policies = spawn_local(proxy::recheck::run(worker.clone()));
+        let mut policies = spawn_local(proxy::recheck::run(worker.clone()));
         let mut drain = worker.shared.drain.clone();
         loop {
             tokio::select! {
@@ -228,6 +253,11 @@ impl Worker {
                 },
                 mode = drain.signalled() => {
                     worker.stop(mode).await;
+                    break;
+                }
+                // Policies would not be enforced on open connections any more: rather none.
+                _ = &mut policies => {
+                    error!("policies are not followed any more; this worker stops");
                     break;
                 }
             }
@@ -245,10 +275,21 @@ impl Worker {
                 let _ = done.send(self.add_pod(pod, listeners));
             }
             Command::KeepNewest { uid, done } => {
-                if let Some(generations) = self.pods.borrow_mut().get_mut(&uid) {
-                    let old = generations.len().saturating_sub(1);
-                    generations.drain(..old);
+                self.keep_newest(&uid);
+                let _ = done.send(());
+            }
+            Command::Discard { pod, done } => {
+                let emptied = match self.pods.borrow_mut().get_mut(&pod.spec.uid) {
+                    Some(generations) => {
+                        generations.retain(|g| g.pod.incarnation != pod.incarnation);
+                        generations.is_empty()
+                    }
+                    None => false,
+                };
+                if emptied {
+                    self.pods.borrow_mut().remove(&pod.spec.uid);
                 }
+                self.end(&pod);
                 let _ = done.send(());
             }
             Command::DrainPod {
@@ -263,19 +304,60 @@ impl Worker {
                 });
             }
             Command::RemovePod { uid, done } => {
-                self.pods.borrow_mut().remove(&uid);
+                for generation in self.pods.borrow_mut().remove(&uid).unwrap_or_default() {
+                    self.end(&generation.pod);
+                    self.descriptions.forget(&generation.pod.spec.workload);
+                }
+                // Those of earlier generations, too.
                 self.connections.for_each(|live| {
                     if live.pod.spec.uid == uid {
                         live.close(Closed::PodGone);
                     }
                 });
-                self.pool.evict(|key| key.source_pod == uid);
                 let _ = done.send(());
             }
             Command::Connections { reply } => {
                 let _ = reply.send(self.connections.views());
             }
         }
+    }
+
+    /// Listeners of older generations close. Their connections go on where the pod is still
+    /// the same one; in another network namespace there is nobody left to talk to. Tunnels
+    /// take no new streams in either case: they were made with the older generation's
+    /// certificate and addresses.
+    fn keep_newest(&self, uid: &str) {
+        let mut pods = self.pods.borrow_mut();
+        let Some(generations) = pods.get_mut(uid) else {
+            return;
+        };
+        let old = generations.len().saturating_sub(1);
+        let replaced: Vec<_> = generations.drain(..old).collect();
+        let Some(newest) = generations.last().map(|g| g.pod.clone()) else {
+            return;
+        };
+        drop(pods);
+        for generation in replaced {
+            let pod = &generation.pod;
+            if pod.netns_id() == newest.netns_id() && pod.spec.identity == newest.spec.identity {
+                let deadline = Instant::now() + REPLACED_DEADLINE;
+                pod.drain.signal(DrainMode::Graceful { deadline });
+                self.pool.evict(|key| key.source == pod.incarnation);
+            } else {
+                self.end(pod);
+            }
+        }
+    }
+
+    /// Ends everything of one generation of a pod.
+    fn end(&self, pod: &Pod) {
+        pod.drain.signal(DrainMode::Immediate);
+        self.connections.for_each(|live| {
+            if live.pod.incarnation == pod.incarnation {
+                live.close(Closed::PodGone);
+            }
+        });
+        self.pool.evict(|key| key.source == pod.incarnation);
     }
 
     fn add_pod(self: &Rc<Self>, pod: Arc<Pod>, listeners: PodListeners) -> io::Result<()> {
@@ -302,13 +384,18 @@ impl Worker {
             .borrow_mut()
             .entry(pod.spec.uid.clone())
             .or_default()
-            .push(Generation { accepting });
+            .push(Generation { pod, accepting });
         Ok(())
     }
 
     /// Listeners close at once; connections get the deadline.
     async fn stop(self: &Rc<Self>, mode: DrainMode) {
-        self.pods.borrow_mut().clear();
+        for generation in std::mem::take(&mut *self.pods.borrow_mut())
+            .into_values()
+            .flatten()
+        {
+            generation.pod.drain.signal(mode);
+        }
         let deadline = match mode {
             DrainMode::Graceful { deadline } => deadline.saturating_duration_since(Instant::now()),
             DrainMode::Immediate => Duration::ZERO,

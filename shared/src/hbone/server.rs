@@ -61,6 +61,25 @@ pub struct Served {
     pub accepted: u64,
     /// Requests that were answered here because they were malformed.
     pub malformed: u64,
+    /// Streams that were refused because too many handlers of earlier ones, which their client
+    /// has reset, still run.
+    pub refused: u64,
+}
+
+/// Counts a handler while it runs.
+struct Handling(Rc<Cell<u32>>);
+
+impl Handling {
+    fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Serves a connection until it ends: the handler is called for each CONNECT stream, in a task
@@ -114,6 +133,10 @@ where
         settings: *settings,
     };
     let handler = Rc::new(handler);
+    // Streams that their client has reset do not count against its limit, but what was
+    // started for them may still run (CVE-2023-44487).
+    let handled = Rc::new(Cell::new(0_u32));
+    let most = settings.max_concurrent_streams.saturating_mul(2);
     let mut known = None;
     let mut served = Served::default();
     loop {
@@ -131,12 +154,22 @@ where
         match next {
             Ok(Some(Ok((request, send)))) => {
                 supervisor.active = true;
+                if handled.get() >= most {
+                    let mut send = send;
+                    send.send_reset(h2::Reason::REFUSED_STREAM);
+                    served.refused += 1;
+                    continue;
+                }
                 match read_request(request, send, known.as_ref()) {
                     Ok(incoming) => {
                         served.accepted += 1;
                         known.clone_from(&incoming.request.baggage);
                         let handler = handler.clone();
-                        spawn_local(async move { handler(incoming).await });
+                        let handling = Handling::new(&handled);
+                        spawn_local(async move {
+                            handler(incoming).await;
+                            drop(handling);
+                        });
                     }
                     Err(what) => {
                         served.malformed += 1;

@@ -130,7 +130,7 @@ pub enum Unsupported {
 }
 
 /// The identities that may answer a connection. Cloning copies reference counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExpectedIdentities {
     workload: SpiffeId,
     service: Option<Arc<[SpiffeId]>>,

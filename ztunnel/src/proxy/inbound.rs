@@ -12,8 +12,9 @@ use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
 use adit_shared::hbone::{BaggageFields, ConnectionError};
 use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::model::inbound::{self, AuthorityError};
+use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{
-    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
+    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, Telemetry, WorkloadLabels,
 };
 use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,9 +23,10 @@ use tracing::{debug, warn};
 
 use super::upstream::connect_app;
 use super::{
-    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, reject, workload_of,
+    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
+    workload_of,
 };
-use crate::connections::{Flow, PolicyInput};
+use crate::connections::PolicyInput;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -81,6 +83,8 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
         local: local.ip(),
     };
     let owner = worker.clone();
+    // A proxy that stops drains its pods.
+    let drain = pod.drain.watcher();
     let streams = Rc::new(Cell::new(0));
     let count = streams.clone();
     let of = caller.clone();
@@ -99,7 +103,6 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
         warn!(%peer, identity = %caller.identity, "malformed request: {what}");
         telemetry.emit(&Event::InboundRejected { peer, reason });
     };
-    let drain = worker.shared.drain.clone();
     let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
     let carried = streams.get();
     telemetry.emit(&Event::TunnelClosed {
@@ -175,7 +178,7 @@ async fn open(
     worker: &Worker,
     pod: Arc<Pod>,
     caller: Caller,
-    incoming: Incoming,
+    mut incoming: Incoming,
 ) -> Option<Opened> {
     let started = Instant::now();
     let telemetry = &worker.shared.telemetry;
@@ -258,40 +261,70 @@ async fn open(
         source: caller.peer,
         destination,
     };
-    if let Err(denied) = authorize(worker, Some(&workload), &input) {
-        telemetry.failed(&info, started.elapsed(), denied.flag, &denied);
-        incoming
-            .respond
-            .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
-        return None;
-    }
-    match connect_app(&pod, &worker.shared.ports, client, upstream).await {
-        Ok(app) => {
-            let tunnel = match incoming.respond.accept(None) {
-                Ok(tunnel) => tunnel,
-                Err(error) => {
-                    let flag = ResponseFlag::Connect;
-                    telemetry.failed(&info, started.elapsed(), flag, &error);
-                    return None;
-                }
-            };
-            let flow = Flow::Inbound(input);
-            Some(Opened {
-                record: telemetry.open(info),
-                entry: worker.connections.enter(pod, client, flow),
-                app,
-                peer: Peer::Tunnel(tunnel),
-            })
+    let judged = match authorize(worker, Some(&workload), &input) {
+        Ok(version) => version,
+        Err(denied) => {
+            deny(telemetry, &info, started, incoming, &denied);
+            return None;
         }
+    };
+    let connecting = connect_app(&pod, &worker.shared.ports, client, upstream);
+    let connected = tokio::select! {
+        biased;
+        // Nobody waits for the answer: a client that opens and resets streams in series must
+        // not have us connect to the app for each of them.
+        gone = incoming.respond.cancelled() => {
+            telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &gone);
+            return None;
+        }
+        connected = connecting => connected,
+    };
+    let app = match connected {
+        Ok(app) => app,
         Err(error) => {
             let error = format!("connect to the app at {upstream}: {error}");
             telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
             incoming
                 .respond
                 .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
-            None
+            return None;
         }
-    }
+    };
+    let entry = match enter_judged(worker, pod, client, input, judged) {
+        Ok(entry) => entry,
+        Err(denied) => {
+            reset_on_close(&app);
+            deny(telemetry, &info, started, incoming, &denied);
+            return None;
+        }
+    };
+    let tunnel = match incoming.respond.accept(None) {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+            return None;
+        }
+    };
+    Some(Opened {
+        record: telemetry.open(info),
+        entry,
+        app,
+        peer: Peer::Tunnel(tunnel),
+    })
+}
+
+/// Answers what a policy denies.
+fn deny(
+    telemetry: &Telemetry,
+    info: &ConnectionInfo,
+    started: Instant,
+    incoming: Incoming,
+    denied: &Failed,
+) {
+    telemetry.failed(info, started.elapsed(), denied.flag, denied);
+    incoming
+        .respond
+        .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
 }
 
 /// A caller that discovery does not know, as its own proxy describes it; the namespace is

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
+use adit_shared::model::route::ExpectedIdentities;
 use adit_shared::model::{Workload, WorkloadUid};
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
@@ -30,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::connections::{Closed, Entry, Flow, PolicyInput};
-use crate::pod::Pod;
+use crate::pod::{Incarnation, Pod};
 use crate::worker::Worker;
 
 /// How long a connection of a pod waits for the pod itself to arrive in workload discovery.
@@ -40,12 +41,15 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// else: the destination's policies see the pod's own address and identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
-    /// Uid of the pod that the connections come from.
-    pub source_pod: Arc<str>,
+    /// The enrolled pod that the connections come from.
+    pub source: Incarnation,
     /// The workload that answers.
     pub peer: WorkloadUid,
     /// Where it answers.
     pub address: SocketAddr,
+    /// Who may answer there. A service may allow more than its workloads' own identities, and
+    /// a workload's may change: a tunnel to one of those is no tunnel for who expects others.
+    pub identities: ExpectedIdentities,
 }
 
 /// A worker's tunnels.
@@ -193,11 +197,13 @@ async fn workload_of(worker: &Worker, pod: &Pod) -> Option<Arc<Workload>> {
 
 /// Asks the policies of the pod. A pod that discovery does not know has no policies that
 /// could be asked, which is a reason to refuse.
+///
+/// Returns the version of the model that allows it.
 fn authorize(
     worker: &Worker,
     workload: Option<&Workload>,
     input: &PolicyInput,
-) -> Result<(), Failed> {
+) -> Result<u64, Failed> {
     let denied = |why: String| Failed::new(ResponseFlag::Denied, why);
     let Some(workload) = workload else {
         return Err(denied("policy: this workload is not known yet".into()));
@@ -208,7 +214,8 @@ fn authorize(
         destination_ip: input.destination.ip(),
         destination_port: input.destination.port(),
     };
-    let policies = worker.shared.model.load().policies_for(workload);
+    let snapshot = worker.shared.model.load();
+    let policies = snapshot.policies_for(workload);
     let evaluation = policies.evaluate(&connection, &worker.shared.trust_domains);
     for dry in &evaluation.dry_run {
         let outcome = match dry.outcome {
@@ -221,9 +228,31 @@ fn authorize(
         );
     }
     match evaluation.verdict {
-        Verdict::Permitted(_) => Ok(()),
+        Verdict::Permitted(_) => Ok(snapshot.version()),
         Verdict::Denied(why) => Err(denied(format!("policy: {why}"))),
     }
+}
+
+/// Enters a connection that the policies of version `judged` allowed. Connecting to the app
+/// took its time: if the model has changed meanwhile, it is asked again, since the recheck of
+/// open connections has not seen this one. From here on it does.
+fn enter_judged(
+    worker: &Worker,
+    pod: Arc<Pod>,
+    client: SocketAddr,
+    input: PolicyInput,
+    judged: u64,
+) -> Result<Entry, Failed> {
+    let flow = Flow::Inbound(input.clone());
+    let workload_uid = pod.spec.workload.clone();
+    let entry = worker.connections.enter(pod, client, flow);
+    let mut version = worker.shared.model.version();
+    if version != judged {
+        let workload = worker.shared.model.load().workload(&workload_uid).cloned();
+        version = authorize(worker, workload.as_deref(), &input)?;
+    }
+    entry.set_judged(version);
+    Ok(entry)
 }
 
 /// The other side of an app's connection.

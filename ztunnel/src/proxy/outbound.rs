@@ -248,9 +248,10 @@ async fn open_tunnel(
     way: &Hbone,
 ) -> Result<Tunnel, Attempt> {
     let key = TunnelKey {
-        source_pod: pod.spec.uid.clone(),
+        source: pod.incarnation,
         peer: way.peer.uid.clone(),
         address: way.gateway,
+        identities: way.identities.clone(),
     };
     let request = ConnectRequest {
         authority: way.authority.into(),

@@ -11,9 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::upstream::connect_app;
 use super::{
-    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, reject, workload_of,
+    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
+    workload_of,
 };
-use crate::connections::{Flow, PolicyInput};
+use crate::connections::PolicyInput;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -64,22 +65,22 @@ async fn open(
         source: peer,
         destination: local,
     };
-    let opened = match authorize(worker, destination.as_deref(), &input) {
-        Ok(()) => connect_app(&pod, &worker.shared.ports, peer, local)
+    let opened = async {
+        let judged = authorize(worker, destination.as_deref(), &input)?;
+        let app = connect_app(&pod, &worker.shared.ports, peer, local)
             .await
-            .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}"))),
-        Err(denied) => Err(denied),
+            .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}")))?;
+        let entry = enter_judged(worker, pod.clone(), peer, input, judged)
+            .inspect_err(|_| reset_on_close(&app))?;
+        Ok::<_, Failed>((app, entry))
     };
-    match opened {
-        Ok(app) => {
-            let flow = Flow::Inbound(input);
-            Some(Opened {
-                record: telemetry.open(info),
-                entry: worker.connections.enter(pod, peer, flow),
-                app,
-                peer: Peer::Tcp(client),
-            })
-        }
+    match opened.await {
+        Ok((app, entry)) => Some(Opened {
+            record: telemetry.open(info),
+            entry,
+            app,
+            peer: Peer::Tcp(client),
+        }),
         Err(failed) => {
             reset_on_close(&client);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);

@@ -1,48 +1,93 @@
 //! Open connections when the model changes: those that a policy does not allow any more are
 //! closed, tunnels to workloads that are gone are not used again.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
-use adit_shared::policy::Connection;
+use adit_shared::model::WorkloadUid;
+use adit_shared::policy::{Connection, PolicySet};
 
 use crate::connections::{Closed, Flow};
 use crate::worker::Worker;
 
+/// What the previous pass judged by: a change of the model that leaves a pod's policies as
+/// they were, and most do, costs its connections nothing.
+#[derive(Default)]
+struct Judged {
+    version: u64,
+    by_workload: HashMap<WorkloadUid, PolicySet>,
+}
+
 /// Follows the model until the task is dropped.
 pub async fn run(worker: Rc<Worker>) {
     let mut versions = worker.shared.model.subscribe();
+    let mut judged = Judged::default();
     while versions.changed().await.is_ok() {
-        close_denied(&worker);
+        judged = close_denied(&worker, &judged);
         forget_gone(&worker);
     }
 }
 
-fn close_denied(worker: &Worker) {
+/// Policies of one pod in this pass, and whether they are those of the previous one.
+struct Current {
+    policies: PolicySet,
+    same: bool,
+}
+
+fn close_denied(worker: &Worker, before: &Judged) -> Judged {
     let snapshot = worker.shared.model.load_full();
+    // Only pods with connections: what was not looked at in this pass is not known in the next.
+    let mut current: HashMap<WorkloadUid, Option<Current>> = HashMap::new();
     worker.connections.for_each(|live| {
         let Flow::Inbound(input) = &live.flow else {
             return;
         };
+        let uid = &live.pod.spec.workload;
+        let now = match current.get(uid) {
+            Some(now) => now,
+            None => {
+                let now = snapshot.workload(uid).map(|workload| {
+                    let policies = snapshot.policies_for(workload);
+                    let same = before.by_workload.get(uid) == Some(&policies);
+                    Current { policies, same }
+                });
+                current.entry(uid.clone()).or_insert(now)
+            }
+        };
         // A workload that discovery has dropped is about to be withdrawn; until then what
         // was allowed goes on.
-        let Some(workload) = snapshot.workload(&live.pod.spec.workload) else {
+        let Some(Current { policies, same }) = now else {
             return;
         };
+        // Allowed by these policies in the previous pass. What was entered since, maybe under
+        // yet other policies, is asked about.
+        if *same && live.judged() == before.version {
+            live.set_judged(snapshot.version());
+            return;
+        }
         let connection = Connection {
             source_identity: input.identity.as_ref(),
             source_ip: input.source.ip(),
             destination_ip: input.destination.ip(),
             destination_port: input.destination.port(),
         };
-        let policies = snapshot.policies_for(workload);
-        if !policies
+        if policies
             .evaluate(&connection, &worker.shared.trust_domains)
             .verdict
             .is_permitted()
         {
+            live.set_judged(snapshot.version());
+        } else {
             live.close(Closed::Denied);
         }
     });
+    Judged {
+        version: snapshot.version(),
+        by_workload: current
+            .into_iter()
+            .filter_map(|(uid, now)| Some((uid, now?.policies)))
+            .collect(),
+    }
 }
 
 /// An address that another workload has now must not be reached by an old tunnel.
