@@ -222,6 +222,11 @@ impl PortRotor {
         }
     }
 
+    /// Goes on at another place, `by` ports ahead.
+    pub fn jump(&self, by: u32) {
+        self.next.fetch_add(by % PORT_COUNT, Ordering::Relaxed);
+    }
+
     /// The next port.
     fn next(&self) -> u16 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

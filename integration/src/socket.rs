@@ -117,6 +117,11 @@ impl TestMesh {
         take(&mut stock).context("no socket")
     }
 
+    /// Closes the sockets that were made in advance: they keep the namespaces of their pods.
+    pub fn forget_sockets(&self) {
+        self.stock.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+
     /// Connects from the pod.
     ///
     /// # Errors

@@ -538,3 +538,36 @@ fn a_new_policy_closes_what_it_denies_and_nothing_else() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// A policy that begins to apply because the pod's labels change closes what it denies too
+/// (Istio's ztunnel looks only at changes of policies).
+#[test]
+fn a_label_that_brings_a_pod_under_a_policy_closes_its_connections() -> anyhow::Result<()> {
+    let manifest = |labels: &str| {
+        let container = "{ name: s, image: adit-sample, command: [adit-sample, serve] }";
+        Manifest::two_nodes()
+            .namespace("mark", "")
+            .ambient("srv")
+            .ambient("a")
+            .client(pod("a/c"), "node1", "c")
+            .pod(pod("srv/web"), "node2", "web", labels, container)
+    };
+    let mesh = MeshBuilder::default()
+        .files(&[("all.yaml", manifest("app: web").yaml())])
+        .up()?;
+    let deny = "{ action: DENY, selector: { matchLabels: { locked: 'yes' } }, rules: [{}] }";
+    mesh.set_policies(Manifest::default().policy("AuthorizationPolicy", "srv", "p", "", deny))?;
+    let target = mesh.at(pod("srv/web"), 9090)?;
+    let mut open = mesh.connect(pod("a/c"), target)??;
+    echo_once(&mut open, b"open\n")?;
+    mesh.apply("all.yaml", manifest("app: web, locked: 'yes'").yaml())?;
+    let error = io::Read::read(&mut open, &mut [0; 8]).expect_err("it is reset");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert!(mesh.echo(pod("a/c"), target)?.is_denied());
+    mesh.apply("all.yaml", manifest("app: web").yaml())?;
+    mesh.eventually("the way back", || {
+        let outcome = mesh.echo(pod("a/c"), target)?;
+        anyhow::ensure!(outcome.is_ok(), "{outcome:?}");
+        Ok(())
+    })
+}

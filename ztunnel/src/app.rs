@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_ebpf::socket::PortRotor;
 use adit_ebpf::{NodeConfig, Redirector};
 use adit_shared::identity::{
     CaClient, CaClientOptions, CacheOptions, CertificateCache, ControlPlaneEndpoint, TokenSource,
@@ -89,6 +90,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         trust_domains: TrustDomains::new(config.trust_domain.clone(), Vec::new()),
         certificates: certificates.clone(),
         telemetry: telemetry.clone(),
+        ports: PortRotor::starting_at(rand::random()),
         drain: drain_watcher,
         config,
     });

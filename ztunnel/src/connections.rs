@@ -2,14 +2,16 @@
 //! closed when a policy no longer allows it or its pod goes.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use adit_shared::identity::SpiffeId;
 use serde::Serialize;
 use slab::Slab;
-use tokio::sync::Notify;
 
 use crate::pod::Pod;
 
@@ -66,7 +68,8 @@ pub struct Live {
     /// Version of the model whose policies allowed it last.
     judged: Cell<u64>,
     closed: Cell<Option<Closed>>,
-    wake: Notify,
+    /// Of the task that carries it.
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Live {
@@ -82,8 +85,10 @@ impl Live {
 
     /// Ends the connection; [`Entry::closed`] returns.
     pub fn close(&self, why: Closed) {
-        if self.closed.replace(Some(why)).is_none() {
-            self.wake.notify_one();
+        if self.closed.replace(Some(why)).is_none()
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
         }
     }
 }
@@ -103,7 +108,7 @@ impl Connections {
             flow,
             judged: Cell::new(0),
             closed: Cell::new(None),
-            wake: Notify::new(),
+            waker: RefCell::new(None),
         });
         let key = self.live.borrow_mut().insert(live.clone());
         Entry {
@@ -221,14 +226,26 @@ impl Entry {
         self.live.set_judged(version);
     }
 
-    /// Returns when the connection has to end, and why.
-    pub async fn closed(&self) -> Closed {
-        loop {
+    /// Runs `carrying` to its end, unless the connection has to end before.
+    ///
+    /// # Errors
+    /// Why it had to.
+    pub fn unless_closed<F: Future + Unpin>(
+        &self,
+        mut carrying: F,
+    ) -> impl Future<Output = Result<F::Output, Closed>> {
+        poll_fn(move |cx| {
             if let Some(why) = self.live.closed.get() {
-                return why;
+                return Poll::Ready(Err(why));
             }
-            self.live.wake.notified().await;
-        }
+            let ended = Pin::new(&mut carrying).poll(cx).map(Ok);
+            if ended.is_pending() {
+                let mut waker = self.live.waker.borrow_mut();
+                // One task carries it from its beginning to its end.
+                waker.get_or_insert_with(|| cx.waker().clone());
+            }
+            ended
+        })
     }
 }
 

@@ -49,6 +49,10 @@ pub struct Shared {
     pub certificates: CertificateCache,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    /// Source ports for connections to apps. One sequence for all workers: each would run into
+    /// the ports that another has in use, and could not know a client's own ports that another
+    /// holds.
+    pub ports: PortRotor,
     /// Says when to stop.
     pub drain: DrainWatcher,
 }
@@ -213,8 +217,6 @@ pub struct Worker {
     pub pool: proxy::TunnelPool,
     /// How this node's pods describe themselves to peers.
     pub descriptions: proxy::Descriptions,
-    /// Source ports for connections to apps.
-    pub ports: PortRotor,
     pods: RefCell<HashMap<Arc<str>, Vec<Generation>>>,
 }
 
@@ -238,7 +240,6 @@ impl Worker {
             connections: Rc::default(),
             descriptions: proxy::Descriptions::default(),
             pool: proxy::new_pool(&shared.config),
-            ports: PortRotor::starting_at(rand::random()),
             pods: RefCell::default(),
             shared,
         });

@@ -48,7 +48,7 @@ Go on by hand (the YAML is in deploy/samples/mesh; edit it and the mesh follows)
   target/debug/adit local down
 Metrics: port 15020 of each node, /metrics and /stats/prometheus; admin: port 15000, from
 inside the node:
-  target/debug/adit local exec node1 -- curl -s localhost:15020/metrics
+  target/debug/adit local exec node:node1 -- curl -s localhost:15020/metrics
 ";
 
 #[derive(Default)]

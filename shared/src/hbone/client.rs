@@ -41,6 +41,7 @@ struct Inner {
 /// What the handles, the tunnels and the driver of a connection share.
 struct Shared {
     live: Cell<usize>,
+    carried: Cell<u64>,
     idle_since: Cell<Instant>,
     ended: RefCell<Option<ConnectionError>>,
     /// Wakes whoever waits for the connection to end.
@@ -77,6 +78,7 @@ impl Connection {
         let (sender, mut connection) = settings.client().handshake::<_, Bytes>(io).await?;
         let shared = Rc::new(Shared {
             live: Cell::new(0),
+            carried: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             ended: RefCell::new(None),
             changed: Notify::new(),
@@ -128,6 +130,7 @@ impl Connection {
     pub(super) fn slot(&self) -> StreamGuard {
         let shared = self.inner.shared.clone();
         shared.live.set(shared.live.get() + 1);
+        shared.carried.set(shared.carried.get() + 1);
         StreamGuard(shared)
     }
 
@@ -238,7 +241,7 @@ impl Connection {
     }
 
     /// A view that does not keep the connection open.
-    pub(super) fn watch(&self) -> ConnectionWatch {
+    pub fn watch(&self) -> ConnectionWatch {
         ConnectionWatch(self.inner.shared.clone())
     }
 }
@@ -253,10 +256,12 @@ impl std::fmt::Debug for Connection {
 }
 
 /// Sees a connection end without keeping it open.
-pub(super) struct ConnectionWatch(Rc<Shared>);
+#[derive(Clone)]
+pub struct ConnectionWatch(Rc<Shared>);
 
 impl ConnectionWatch {
-    pub(super) async fn closed(&self) -> ConnectionError {
+    /// Waits for the end of the connection and tells why it ended.
+    pub async fn closed(&self) -> ConnectionError {
         loop {
             let changed = self.0.changed.notified();
             if let Some(end) = &*self.0.ended.borrow() {
@@ -264,6 +269,19 @@ impl ConnectionWatch {
             }
             changed.await;
         }
+    }
+
+    /// Streams that have been opened so far, or tried to.
+    pub fn carried(&self) -> u64 {
+        self.0.carried.get()
+    }
+}
+
+impl std::fmt::Debug for ConnectionWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectionWatch")
+            .field("carried", &self.carried())
+            .finish_non_exhaustive()
     }
 }
 

@@ -23,7 +23,7 @@ pub mod server;
 mod settings;
 pub mod tunnel;
 
-pub use client::{Connection, ResponseInfo};
+pub use client::{Connection, ConnectionWatch, ResponseInfo};
 pub use error::{ConnectionError, OpenError, ResetReason, Retry, TunnelError};
 pub use headers::{
     Authority, Baggage, BaggageFields, ConnectRequest, Forwarded, HeaderError, Traceparent,

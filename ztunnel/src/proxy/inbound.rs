@@ -23,7 +23,8 @@ use tracing::{debug, warn};
 
 use super::upstream::connect_app;
 use super::{
-    Failed, Peer, accept_each, authorize, canonical, carry, enter_judged, reject, workload_of,
+    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
+    workload_of,
 };
 use crate::connections::PolicyInput;
 use crate::pod::Pod;
@@ -38,7 +39,17 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
 }
 
 /// One HBONE connection.
-async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        peer,
+        _permit,
+    } = accepted;
+    // Boxed, as everything about a tunnel is: what one task takes is counted for all listeners.
+    Box::pin(serve_tunnel(worker, pod, stream, peer)).await;
+}
+
+async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
@@ -47,7 +58,7 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     }
     let telemetry = worker.shared.telemetry.clone();
     let started = Instant::now();
-    let (tls, identity) = match handshake(&worker, &pod, stream).await {
+    let (tls, identity) = match Box::pin(handshake(&worker, &pod, stream)).await {
         Ok(done) => done,
         Err(failed) => {
             telemetry.emit(&Event::HandshakeFailed {
@@ -79,7 +90,10 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: Socke
     let of = caller.clone();
     let handler = async move |incoming: Incoming| {
         count.set(count.get() + 1);
-        connect(owner.clone(), pod.clone(), of.clone(), incoming).await;
+        let opening = open(&owner, pod.clone(), of.clone(), incoming);
+        if let Some(opened) = Box::pin(opening).await {
+            carry(&owner, opened).await;
+        }
     };
     let malformed = |what: Malformed| {
         let reason = match what {
@@ -158,8 +172,14 @@ async fn handshake(
     Ok((tls, identity))
 }
 
-/// One CONNECT request.
-async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming: Incoming) {
+/// Judges one CONNECT request and connects to the app; `None` when it was refused, which has
+/// been recorded and answered.
+async fn open(
+    worker: &Worker,
+    pod: Arc<Pod>,
+    caller: Caller,
+    mut incoming: Incoming,
+) -> Option<Opened> {
     let started = Instant::now();
     let telemetry = &worker.shared.telemetry;
     let authority = incoming.request.authority.to_string();
@@ -172,7 +192,7 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming
         });
         incoming.respond.refuse(status, "http_request_denied");
     };
-    let Some(workload) = workload_of(&worker, &pod).await else {
+    let Some(workload) = workload_of(worker, &pod).await else {
         let info = ConnectionInfo::new(
             Reporter::Destination,
             caller.peer,
@@ -180,9 +200,10 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming
         );
         let error = "this workload is not known yet";
         telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-        return incoming
+        incoming
             .respond
             .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
+        return None;
     };
     let snapshot = worker.shared.model.load_full();
     let target = match inbound::target(&snapshot, &workload, caller.local, &authority) {
@@ -193,13 +214,15 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming
                 AuthorityError::NotLocal { .. } => Rejection::ForeignAuthority,
                 _ => Rejection::Authority,
             };
-            return refuse(incoming, status, reason);
+            refuse(incoming, status, reason);
+            return None;
         }
     };
     let destination = SocketAddr::new(caller.local, target.port);
     let upstream = SocketAddr::new(caller.local, target.upstream_port);
     if pod.is_proxy_port(upstream) {
-        return refuse(incoming, StatusCode::SERVICE_UNAVAILABLE, Rejection::Loop);
+        refuse(incoming, StatusCode::SERVICE_UNAVAILABLE, Rejection::Loop);
+        return None;
     }
 
     // The client's own port where its proxy tells it; the address is the connection's.
@@ -238,18 +261,21 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming
         source: caller.peer,
         destination,
     };
-    let judged = match authorize(&worker, Some(&workload), &input) {
+    let judged = match authorize(worker, Some(&workload), &input) {
         Ok(version) => version,
-        Err(denied) => return deny(telemetry, &info, started, incoming, &denied),
+        Err(denied) => {
+            deny(telemetry, &info, started, incoming, &denied);
+            return None;
+        }
     };
-    let connecting = connect_app(&pod, &worker.ports, client, upstream);
+    let connecting = connect_app(&pod, &worker.shared.ports, client, upstream);
     let connected = tokio::select! {
         biased;
         // Nobody waits for the answer: a client that opens and resets streams in series must
         // not have us connect to the app for each of them.
         gone = incoming.respond.cancelled() => {
-            let flag = ResponseFlag::Connect;
-            return telemetry.failed(&info, started.elapsed(), flag, &gone);
+            telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &gone);
+            return None;
         }
         connected = connecting => connected,
     };
@@ -258,27 +284,33 @@ async fn connect(worker: Rc<Worker>, pod: Arc<Pod>, caller: Caller, mut incoming
         Err(error) => {
             let error = format!("connect to the app at {upstream}: {error}");
             telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
-            return incoming
+            incoming
                 .respond
                 .refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused");
+            return None;
         }
     };
-    let entry = match enter_judged(&worker, pod, client, input, judged) {
+    let entry = match enter_judged(worker, pod, client, input, judged) {
         Ok(entry) => entry,
         Err(denied) => {
             reset_on_close(&app);
-            return deny(telemetry, &info, started, incoming, &denied);
+            deny(telemetry, &info, started, incoming, &denied);
+            return None;
         }
     };
     let tunnel = match incoming.respond.accept(None) {
         Ok(tunnel) => tunnel,
         Err(error) => {
-            let flag = ResponseFlag::Connect;
-            return telemetry.failed(&info, started.elapsed(), flag, &error);
+            telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+            return None;
         }
     };
-    let open = telemetry.open(info);
-    carry(&worker, entry, app, Peer::Tunnel(tunnel), open).await;
+    Some(Opened {
+        record: telemetry.open(info),
+        entry,
+        app,
+        peer: Peer::Tunnel(tunnel),
+    })
 }
 
 /// Answers what a policy denies.

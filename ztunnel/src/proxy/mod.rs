@@ -19,7 +19,7 @@ use std::time::Duration;
 use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
 use adit_shared::model::route::ExpectedIdentities;
 use adit_shared::model::{Workload, WorkloadUid};
-use adit_shared::net::accept::{AcceptCounts, AcceptLimits, accept_loop};
+use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
 use adit_shared::net::socket::reset_on_close;
 use adit_shared::policy::{Connection, DryRunOutcome, Verdict};
@@ -119,6 +119,18 @@ impl Failed {
     }
 }
 
+/// A connection that a listener accepted.
+struct Accepted {
+    stream: TcpStream,
+    peer: SocketAddr,
+    /// Its place among the listener's connections.
+    _permit: AcceptPermit,
+}
+
+/// Bytes that the task of an accepted connection may take. There are thousands of them; what
+/// only opening a connection needs is boxed and freed once it is open.
+const MAX_TASK: usize = 1024;
+
 /// Serves `listener` until the task is dropped or the listener is unusable: one task per
 /// connection, no more than the configured number at the same time.
 async fn accept_each<F>(
@@ -126,10 +138,11 @@ async fn accept_each<F>(
     pod: Arc<Pod>,
     listener: TcpListener,
     name: &'static str,
-    serve: impl Fn(Rc<Worker>, Arc<Pod>, TcpStream, SocketAddr) -> F,
+    serve: impl Fn(Rc<Worker>, Arc<Pod>, Accepted) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
+    const { assert!(size_of::<F>() <= MAX_TASK) };
     let limits = AcceptLimits {
         max_connections: worker.shared.config.max_connections,
         ..AcceptLimits::default()
@@ -144,11 +157,12 @@ async fn accept_each<F>(
         }
         // A socket that is gone already fails at its first read.
         let _ = stream.set_nodelay(true);
-        let serving = serve(worker.clone(), pod.clone(), stream, canonical(peer));
-        spawn_local(async move {
-            serving.await;
-            drop(permit);
-        });
+        let accepted = Accepted {
+            stream,
+            peer: canonical(peer),
+            _permit: permit,
+        };
+        spawn_local(serve(worker.clone(), pod.clone(), accepted));
     });
     if let Err(error) = accepting.await {
         warn!(listener = name, pod = %pod.spec.name, "listener is unusable: {error}");
@@ -271,34 +285,49 @@ impl Traffic for Counted<'_> {
     }
 }
 
+/// A connection that is open at both ends.
+struct Opened {
+    entry: Entry,
+    app: TcpStream,
+    peer: Peer,
+    record: OpenConnection,
+}
+
 /// Carries a connection to its end, entered in the worker's table meanwhile, and records how
 /// it ended. When the table says so, it is dropped before its end, which resets both sides.
-async fn carry(worker: &Worker, entry: Entry, app: TcpStream, peer: Peer, open: OpenConnection) {
-    let app_is_client = matches!(entry.flow(), Flow::Outbound { .. });
+fn carry(worker: &Worker, opened: Opened) -> impl Future<Output = ()> + 'static {
     let settings = CopySettings {
         idle: worker.shared.config.idle_timeout,
         ..CopySettings::default()
     };
-    let counted = Counted {
-        open: &open,
-        app_is_client,
-    };
-    let copying = async {
-        match peer {
-            Peer::Tunnel(tunnel) => through_tunnel(app, tunnel, counted, settings).await.end,
-            Peer::Tcp(peer) => through_socket(app, peer, counted, settings).await.end,
+    // Not an `async fn`, which would hold what it is called with beside what it makes of it.
+    let Opened {
+        entry,
+        app,
+        peer,
+        record,
+    } = opened;
+    async move {
+        let counted = Counted {
+            open: &record,
+            app_is_client: matches!(entry.flow(), Flow::Outbound { .. }),
+        };
+        let ended = match peer {
+            Peer::Tunnel(tunnel) => {
+                let copying = through_tunnel(app, tunnel, counted, settings);
+                entry.unless_closed(copying).await.map(|copied| copied.end)
+            }
+            Peer::Tcp(peer) => {
+                let copying = through_socket(app, peer, counted, settings);
+                entry.unless_closed(copying).await.map(|copied| copied.end)
+            }
+        };
+        match ended {
+            Ok(CopyEnd::Finished) => record.close(),
+            Ok(end) => record.fail(ResponseFlag::None, &end),
+            Err(why @ Closed::Denied) => record.fail(ResponseFlag::Denied, &why),
+            Err(why) => record.fail(ResponseFlag::None, &why),
         }
-    };
-    let ended = tokio::select! {
-        biased;
-        why = entry.closed() => Err(why),
-        end = copying => Ok(end),
-    };
-    match ended {
-        Ok(CopyEnd::Finished) => open.close(),
-        Ok(end) => open.fail(ResponseFlag::None, &end),
-        Err(why @ Closed::Denied) => open.fail(ResponseFlag::Denied, &why),
-        Err(why) => open.fail(ResponseFlag::None, &why),
     }
 }
 

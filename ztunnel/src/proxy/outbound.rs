@@ -18,10 +18,13 @@ use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, Respons
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
 
 use super::upstream::connect_out;
-use super::{Failed, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of};
+use super::{
+    Accepted, Failed, Opened, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of,
+};
 use crate::connections::Flow;
 use crate::pod::Pod;
 use crate::worker::Worker;
@@ -33,46 +36,70 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a TLS handshake may take, and the wait for a certificate before it.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a workload that does not answer still exists.
+const GONE_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Serves the pod's outbound listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(worker, pod, listener, "outbound", serve).await;
 }
 
-async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        peer,
+        _permit,
+    } = accepted;
+    if let Some(opened) = Box::pin(open(&worker, pod, stream, peer)).await {
+        carry(&worker, opened).await;
+    }
+}
+
+/// Finds the way of a connection and opens it; `None` when that fails, which has been recorded.
+async fn open(
+    worker: &Rc<Worker>,
+    pod: Arc<Pod>,
+    app: TcpStream,
+    client: SocketAddr,
+) -> Option<Opened> {
     let started = Instant::now();
     // The route that loops captured connections to us leaves their destination as it was.
-    let Ok(original) = app.local_addr().map(canonical) else {
-        return;
-    };
+    let original = app.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(original) || original.ip().is_loopback() {
-        return reject(&worker, &app, client, Rejection::Loop);
+        reject(worker, &app, client, Rejection::Loop);
+        return None;
     }
     let telemetry = &worker.shared.telemetry;
-    let Some(source) = workload_of(&worker, &pod).await else {
+    let Some(source) = workload_of(worker, &pod).await else {
         reset_on_close(&app);
         let info = ConnectionInfo::new(Reporter::Source, client, original);
         let error = "this workload is not known yet";
-        return telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        return None;
     };
-    match connect(&worker, &pod, &source, client, original).await {
+    match connect(worker, &pod, &source, client, original).await {
         Ok(Connected {
             peer,
             actual,
             hbone,
             info,
         }) => {
-            let open = telemetry.open(info);
             let flow = Flow::Outbound {
                 original,
                 actual,
                 hbone,
             };
-            let entry = worker.connections.enter(pod, client, flow);
-            carry(&worker, entry, app, peer, open).await;
+            Some(Opened {
+                record: telemetry.open(info),
+                entry: worker.connections.enter(pod, client, flow),
+                app,
+                peer,
+            })
         }
         Err((failed, info)) => {
             reset_on_close(&app);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+            None
         }
     }
 }
@@ -132,7 +159,17 @@ async fn connect(
             Outbound::Plain(way) => {
                 let destination = Some(way.destination.clone());
                 let described = describe(info(way.address), &destination, &way.service);
-                match connect_out(pod, way.address).await {
+                let connecting = async {
+                    tokio::select! {
+                        biased;
+                        connected = connect_out(pod, way.address) => connected.map_err(|e| {
+                            let error = format!("connect to {}: {e}", way.address);
+                            Failed::new(ResponseFlag::Connect, error)
+                        }),
+                        failed = gone(worker, &way.destination, way.address) => Err(failed),
+                    }
+                };
+                match connecting.await {
                     Ok(peer) => {
                         return Ok(Connected {
                             peer: Peer::Tcp(peer),
@@ -141,9 +178,8 @@ async fn connect(
                             info: described,
                         });
                     }
-                    Err(e) => {
-                        let error = format!("connect to {}: {e}", way.address);
-                        last = Some((Failed::new(ResponseFlag::Connect, error), described));
+                    Err(failed) => {
+                        last = Some((failed, described));
                         tried.push(way.destination.uid.clone());
                     }
                 }
@@ -232,10 +268,14 @@ async fn open_tunnel(
     };
     let connect = async || connect_tunnel(worker, pod, way.gateway, &way.identities).await;
     let deadline = Instant::now() + OPEN_DEADLINE;
-    let opened = worker
+    let opening = worker
         .pool
-        .checkout(&key, &request, deadline.into(), connect)
-        .await;
+        .checkout(&key, &request, deadline.into(), connect);
+    let opened = tokio::select! {
+        biased;
+        opened = opening => opened,
+        failed = gone(worker, &way.peer, way.gateway) => return Err(Attempt::Elsewhere(failed)),
+    };
     opened.map(|(tunnel, _)| tunnel).map_err(|error| {
         let retry = error.retry(|_| Retry::Elsewhere);
         let failed = match &error {
@@ -257,6 +297,21 @@ async fn open_tunnel(
             Retry::Elsewhere | Retry::Anywhere => Attempt::Elsewhere(failed),
         }
     })
+}
+
+/// Returns when discovery has dropped `workload`, or its address, while a connection to it is
+/// being opened: a pod that has vanished answers nothing, and the app need not wait for that.
+/// Looks only now and then: usually the connection is there long before.
+async fn gone(worker: &Worker, workload: &Workload, address: SocketAddr) -> Failed {
+    loop {
+        sleep(GONE_INTERVAL).await;
+        let snapshot = worker.shared.model.load();
+        let known = snapshot.workload(&workload.uid);
+        if known.is_none_or(|known| !known.addresses.contains(&address.ip())) {
+            let error = format!("{} at {address} is gone", workload.name);
+            return Failed::new(ResponseFlag::Connect, error);
+        }
+    }
 }
 
 /// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
@@ -331,6 +386,14 @@ async fn connect_tunnel(
         })?;
     shared.telemetry.emit(&Event::TunnelOpened {
         reporter: Reporter::Source,
+    });
+    let (watch, telemetry) = (connection.watch(), shared.telemetry.clone());
+    spawn_local(async move {
+        watch.closed().await;
+        telemetry.emit(&Event::TunnelClosed {
+            reporter: Reporter::Source,
+            streams: watch.carried(),
+        });
     });
     Ok(connection)
 }

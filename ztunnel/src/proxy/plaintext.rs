@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::upstream::connect_app;
 use super::{
-    Failed, Peer, accept_each, authorize, canonical, carry, enter_judged, reject, workload_of,
+    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
+    workload_of,
 };
 use crate::connections::PolicyInput;
 use crate::pod::Pod;
@@ -22,16 +23,34 @@ pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(worker, pod, listener, "inbound plaintext", serve).await;
 }
 
-async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        peer,
+        _permit,
+    } = accepted;
+    // The client's own connection has this address and port; the one to the app must not.
+    let _hold = worker.shared.ports.hold(peer);
+    if let Some(opened) = Box::pin(open(&worker, pod, stream, peer)).await {
+        carry(&worker, opened).await;
+    }
+}
+
+/// Asks policy and connects to the app; `None` when that fails, which has been recorded.
+async fn open(
+    worker: &Worker,
+    pod: Arc<Pod>,
+    client: TcpStream,
+    peer: SocketAddr,
+) -> Option<Opened> {
     let started = Instant::now();
-    let Ok(local) = client.local_addr().map(canonical) else {
-        return;
-    };
+    let local = client.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(local) || !pod.owns(local.ip()) {
-        return reject(&worker, &client, peer, Rejection::Loop);
+        reject(worker, &client, peer, Rejection::Loop);
+        return None;
     }
     let telemetry = &worker.shared.telemetry;
-    let destination = workload_of(&worker, &pod).await;
+    let destination = workload_of(worker, &pod).await;
     let mut info = ConnectionInfo::new(Reporter::Destination, peer, local);
     if let Some(destination) = &destination {
         info = info.with_destination(destination);
@@ -46,25 +65,26 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: Socke
         source: peer,
         destination: local,
     };
-    // The client's own connection has this address and port; the one to the app must not.
-    let _hold = worker.ports.hold(peer);
     let opened = async {
-        let judged = authorize(&worker, destination.as_deref(), &input)?;
-        let app = connect_app(&pod, &worker.ports, peer, local)
+        let judged = authorize(worker, destination.as_deref(), &input)?;
+        let app = connect_app(&pod, &worker.shared.ports, peer, local)
             .await
             .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}")))?;
-        let entry = enter_judged(&worker, pod.clone(), peer, input, judged)
+        let entry = enter_judged(worker, pod.clone(), peer, input, judged)
             .inspect_err(|_| reset_on_close(&app))?;
         Ok::<_, Failed>((app, entry))
     };
     match opened.await {
-        Ok((app, entry)) => {
-            let open = telemetry.open(info);
-            carry(&worker, entry, app, Peer::Tcp(client), open).await;
-        }
+        Ok((app, entry)) => Some(Opened {
+            record: telemetry.open(info),
+            entry,
+            app,
+            peer: Peer::Tcp(client),
+        }),
         Err(failed) => {
             reset_on_close(&client);
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+            None
         }
     }
 }

@@ -40,7 +40,12 @@ pub async fn connect_app(
     for _ in 0..PORT_ATTEMPTS {
         let socket = in_netns(pod.netns(), || upstream_socket(client.ip(), ports))??;
         match connect(socket, target).await {
-            Err(error) if retry_with_next_port(&error) => last = Some(error),
+            Err(error) if retry_with_next_port(&error) => {
+                last = Some(error);
+                // Ports in use are neighbours, thousands of them where a client holds so many
+                // connections: the next free one is anywhere but next.
+                ports.jump(rand::random());
+            }
             result => return result,
         }
     }
