@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use adit_shared::identity::{SpiffeId, SpiffeIdError, TrustDomain};
 use adit_shared::model::WorkloadUid;
@@ -120,6 +120,17 @@ pub struct Pod {
     pub drain: DrainTrigger,
     netns: OwnedFd,
     netns_id: Option<NetnsId>,
+    busy: AtomicUsize,
+}
+
+/// A connection of the pod, from its accept to its end.
+#[derive(Debug)]
+pub struct Busy(Arc<Pod>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Device and inode of a network namespace, which nothing else has while it is open.
@@ -140,7 +151,19 @@ impl Pod {
             drain: drain::channel().0,
             netns_id: netns.metadata().ok().as_ref().map(netns_id),
             netns: netns.into(),
+            busy: AtomicUsize::new(0),
         }
+    }
+
+    /// Counts a connection, also while it is only being opened.
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// Whether there is any connection on any worker.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
     }
 
     /// Which network namespace it is in.

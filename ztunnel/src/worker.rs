@@ -33,6 +33,8 @@ use crate::proxy;
 /// Commands that may wait for a worker. Only the enrolment and the admin endpoint send
 /// any, one pod or one request at a time.
 const COMMAND_QUEUE: usize = 64;
+/// A pod that leaves has its listeners served at least so long.
+const DRAIN_LINGER: Duration = Duration::from_millis(300);
 /// How long streams of a tunnel go on that was made to an enrolment which another one of the
 /// same pod has replaced.
 const REPLACED_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -299,7 +301,13 @@ impl Worker {
             } => {
                 let worker = self.clone();
                 spawn_local(async move {
-                    worker.drained(deadline, |c| c.count(&uid) == 0).await;
+                    let until = Instant::now() + deadline;
+                    // What was captured a moment ago may still wait to be accepted.
+                    sleep_until(until.min(Instant::now() + DRAIN_LINGER)).await;
+                    let rest = until.saturating_duration_since(Instant::now());
+                    worker
+                        .drained(rest, |c| c.count(&uid) == 0 && !worker.is_busy(&uid))
+                        .await;
                     let _ = done.send(());
                 });
             }
@@ -320,6 +328,13 @@ impl Worker {
                 let _ = reply.send(self.connections.views());
             }
         }
+    }
+
+    /// Whether a connection of the pod is being opened or open.
+    fn is_busy(&self, uid: &str) -> bool {
+        let pods = self.pods.borrow();
+        let mut generations = pods.get(uid).into_iter().flatten();
+        generations.any(|g| g.pod.is_busy())
     }
 
     /// Listeners of older generations close. Their connections go on where the pod is still

@@ -181,6 +181,7 @@ async fn open(
     mut incoming: Incoming,
 ) -> Option<Opened> {
     let started = Instant::now();
+    let _busy = pod.busy();
     let telemetry = &worker.shared.telemetry;
     let authority = incoming.request.authority.to_string();
     let refuse = |incoming: Incoming, status: StatusCode, reason: Rejection| {

@@ -63,6 +63,7 @@ async fn open(
     client: SocketAddr,
 ) -> Option<Opened> {
     let started = Instant::now();
+    let _busy = pod.busy();
     // The route that loops captured connections to us leaves their destination as it was.
     let original = app.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(original) || original.ip().is_loopback() {

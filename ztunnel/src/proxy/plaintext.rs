@@ -44,6 +44,7 @@ async fn open(
     peer: SocketAddr,
 ) -> Option<Opened> {
     let started = Instant::now();
+    let _busy = pod.busy();
     let local = client.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(local) || !pod.owns(local.ip()) {
         reject(worker, &client, peer, Rejection::Loop);
