@@ -120,6 +120,10 @@ impl WorkerHandle {
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                shared
+                    .telemetry
+                    .metrics()
+                    .watch_runtime(runtime.handle().clone());
                 let local = LocalSet::new();
                 local.block_on(&runtime, Worker::run(shared, inbox));
             })?;

@@ -225,6 +225,18 @@ async fn open(
         return None;
     }
 
+    if target.proxy_protocol {
+        // Without the header that it expects the app would take the client's bytes for one.
+        let info = ConnectionInfo::new(Reporter::Destination, caller.peer, upstream);
+        let error =
+            "this workload's application tunnel wants a PROXY header, which is not supported";
+        telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        incoming
+            .respond
+            .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
+        return None;
+    }
+
     // The client's own port where its proxy tells it; the address is the connection's.
     let forwarded = incoming.request.forwarded.as_ref();
     let client_port = forwarded
