@@ -374,6 +374,73 @@ fn streams_opened_and_reset_in_series_start_a_bounded_number_of_handlers() {
     });
 }
 
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    let mut bytes = length[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// Many streams with windows of a gigabyte, and nobody reads the socket: what waits for it is
+/// bounded for the connection, not for each stream. When it is read, everything goes on.
+#[test]
+fn a_peer_that_stops_reading_has_us_hold_a_bounded_amount() {
+    const STREAMS: u32 = 60;
+    const CHUNK: usize = 64 << 10;
+    run(async {
+        let written = Rc::new(Cell::new(0));
+        let (mut client, server) = sockets().await;
+        let count = written.clone();
+        let settings = Settings {
+            ping_timeout: PATIENCE,
+            ..Settings::DEFAULT
+        };
+        let _server = start(server, settings, async move |incoming| {
+            let Ok(mut tunnel) = incoming.respond.accept(None) else {
+                return;
+            };
+            while tunnel.write_chunk(vec![0; CHUNK].into()).await.is_ok() {
+                count.set(count.get() + CHUNK);
+            }
+        });
+        let window = (1_u32 << 30).to_be_bytes();
+        let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        hello.extend(frame(4, 0, 0, &[&[0, 4][..], &window].concat()));
+        hello.extend(frame(4, 1, 0, &[]));
+        hello.extend(frame(8, 0, 0, &window));
+        // :method and :authority as literals with names from the static table.
+        let headers = [&b"\x02\x07CONNECT\x01\x0b"[..], b"10.0.0.5:80"].concat();
+        for stream in 0..STREAMS {
+            hello.extend(frame(1, 4, 2 * stream + 1, &headers));
+        }
+        client.write_all(&hello).await.expect("sent");
+
+        let (mut last, mut quiet) = (0, 0);
+        eventually("the writers wait", || {
+            quiet = if written.get() == last && last > 0 {
+                quiet + 1
+            } else {
+                0
+            };
+            last = written.get();
+            quiet == 200
+        })
+        .await;
+        // The kernel's buffers of both sockets come on top.
+        let bound = settings.connection_send_buffer + STREAMS as usize * CHUNK + (16 << 20);
+        assert!(last <= bound, "{last} of {bound} bytes were taken");
+
+        let mut sink = vec![0; 1 << 20];
+        while written.get() < 2 * bound {
+            let n = soon("bytes", client.read(&mut sink)).await.expect("read");
+            assert_ne!(n, 0, "the connection ended");
+        }
+    });
+}
+
 #[test]
 fn random_bytes_after_the_preface_never_panic_the_server() {
     use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};

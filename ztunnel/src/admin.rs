@@ -2,6 +2,7 @@
 //! shutdown; paths and keys as Istio's ztunnel has them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use adit_shared::telemetry::http::{
     HttpResponse, json as json_response, method_not_allowed, not_found, text,
 };
 use adit_shared::telemetry::logging;
-use http::{Method, Request, Response, StatusCode};
+use http::header::{HOST, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -40,6 +43,9 @@ pub struct Admin {
 impl Admin {
     /// Answers a request.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> HttpResponse {
+        if let Err(why) = check_origin(request.headers()) {
+            return text(StatusCode::FORBIDDEN, why);
+        }
         let query = parse_query(request.uri().query().unwrap_or_default());
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => html(INDEX),
@@ -122,6 +128,28 @@ async fn take_profile(seconds: u64, frequency: i32) -> Result<Vec<u8>, pprof::Er
 }
 
 /// `?level=info` or `?level=access=debug,...`, `?reset`; no query: the filter as it is.
+/// Loopback keeps others out, but not the browser of somebody who forwards the port: a page
+/// from anywhere could have it POST here (with an `Origin`), or read answers under a name of
+/// its own that it lets resolve to 127.0.0.1 (which is then the `Host`). Tools send neither.
+fn check_origin(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers.contains_key(ORIGIN) {
+        return Err("requests of web pages are not answered\n");
+    }
+    let Some(host) = headers.get(HOST) else {
+        return Ok(());
+    };
+    let host = host.to_str().ok().and_then(|h| h.parse::<Authority>().ok());
+    let local = host.is_some_and(|host| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    });
+    if local {
+        Ok(())
+    } else {
+        Err("the host must be localhost or an address\n")
+    }
+}
+
 fn set_logging(query: &HashMap<String, String>) -> HttpResponse {
     let done = match query.get("level") {
         Some(level) => logging::set_filter(level),
@@ -191,6 +219,29 @@ const INDEX: &str = "<!DOCTYPE html><title>ztunnel</title><h1>Adit ztunnel</h1><
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_tools_are_answered() {
+        for (host, origin, answered) in [
+            (Some("localhost:15000"), None, true),
+            (Some("127.0.0.1:15000"), None, true),
+            (Some("[::1]:15000"), None, true),
+            (Some("10.0.0.7"), None, true),
+            (None, None, true),
+            (Some("rebound.example:15000"), None, false),
+            (Some("localhost.example"), None, false),
+            (Some(""), None, false),
+            (Some("localhost:15000"), Some("https://page.example"), false),
+            (Some("localhost:15000"), Some("null"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            let value = http::HeaderValue::from_static;
+            host.map(|h| headers.insert(HOST, value(h)));
+            origin.map(|o| headers.insert(ORIGIN, value(o)));
+            let done = check_origin(&headers);
+            assert_eq!(done.is_ok(), answered, "{host:?} {origin:?}: {done:?}");
+        }
+    }
 
     #[test]
     fn queries_are_decoded() {

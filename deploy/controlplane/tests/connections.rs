@@ -158,3 +158,53 @@ async fn a_stop_ends_streams_at_once() {
     closed(idle).await;
     proxy.wait("disconnected", |status| !status.connected).await;
 }
+
+/// Tokens are looked at before bodies, and asking in vain earns no place.
+#[tokio::test]
+async fn a_stranger_is_refused_before_its_body_and_does_not_stay() {
+    let mesh = Mesh::start_with(
+        |config| config.connections.first_request = Duration::from_millis(300),
+        SnapshotBuilder::new().build(),
+    )
+    .await;
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(tls(&mesh).await),
+    )
+    .await
+    .expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    for method in [
+        "/istio.v1.auth.IstioCertificateService/CreateCertificate",
+        "/adit.mesh.v1.EnrolmentService/ReportEnrolment",
+        "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+    ] {
+        // Announces a message of which nothing ever comes.
+        let (_never, body) = tokio::sync::mpsc::channel::<Result<_, std::convert::Infallible>>(1);
+        let body: tokio_stream::wrappers::ReceiverStream<
+            Result<hyper::body::Frame<bytes::Bytes>, _>,
+        > = body.into();
+        let request = http::Request::post(format!("https://aditd{method}"))
+            .header("content-type", "application/grpc")
+            .body(http_body_util::StreamBody::new(body))
+            .expect("a request");
+        let response = timeout(Duration::from_secs(5), sender.send_request(request))
+            .await
+            .unwrap_or_else(|_| panic!("{method}: waits for the body"))
+            .expect("an answer");
+        let status = response.headers().get("grpc-status").expect("a status");
+        assert_eq!(status, "16", "{method}");
+    }
+    timeout(PATIENCE, connection)
+        .await
+        .expect("still open")
+        .expect("no panic")
+        .ok();
+    assert_eq!(
+        mesh.serving()
+            .metrics()
+            .connection_failures
+            .get("no_request"),
+        1
+    );
+}

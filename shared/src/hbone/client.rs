@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::error::{ConnectionError, OpenError, ResetReason};
 use super::headers::{Baggage, ConnectRequest, PROXY_STATUS, proxy_status_error};
 use super::keepalive::{Keepalive, Listening};
+use super::send_queue::SendQueue;
 use super::settings::Settings;
 use super::tunnel::Tunnel;
 
@@ -33,6 +34,7 @@ struct Inner {
     sender: RefCell<SendRequest<Bytes>>,
     /// The peer repeats its baggage: one parsed copy serves all streams.
     baggage: RefCell<Option<Baggage>>,
+    queue: SendQueue,
     shared: Rc<Shared>,
 }
 
@@ -105,6 +107,7 @@ impl Connection {
             inner: Rc::new(Inner {
                 sender: RefCell::new(sender),
                 baggage: RefCell::new(None),
+                queue: SendQueue::new(settings.connection_send_buffer),
                 shared,
             }),
         })
@@ -183,7 +186,7 @@ impl Connection {
         let baggage = Baggage::from_headers(&head.headers, known.as_ref()).unwrap_or(None);
         known.clone_from(&baggage);
         Ok((
-            Tunnel::new(send, recv, Some(slot)),
+            Tunnel::new(send, recv, self.inner.queue.clone(), Some(slot)),
             ResponseInfo { baggage },
         ))
     }

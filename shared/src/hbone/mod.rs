@@ -18,8 +18,9 @@ pub mod headers;
 mod keepalive;
 pub mod pool;
 pub mod record;
+pub mod send_queue;
 pub mod server;
-pub mod settings;
+mod settings;
 pub mod tunnel;
 
 pub use client::{Connection, ConnectionWatch, ResponseInfo};

@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::error::{ConnectionError, ResetReason, TunnelError};
 use super::headers::{BAGGAGE, Baggage, ConnectRequest, HeaderError, PROXY_STATUS, proxy_status};
 use super::keepalive::{Keepalive, Listening};
+use super::send_queue::SendQueue;
 use super::settings::Settings;
 use super::tunnel::Tunnel;
 use crate::net::drain::{DrainMode, DrainWatcher};
@@ -41,6 +42,7 @@ pub struct Incoming {
 pub struct Responder {
     send: SendResponse<Bytes>,
     recv: h2::RecvStream,
+    queue: SendQueue,
 }
 
 /// A request that was answered with 400.
@@ -137,6 +139,7 @@ where
     // started for them may still run (CVE-2023-44487).
     let handled = Rc::new(Cell::new(0_u32));
     let most = settings.max_concurrent_streams.saturating_mul(2);
+    let queue = SendQueue::new(settings.connection_send_buffer);
     let mut known = None;
     let mut served = Served::default();
     loop {
@@ -160,7 +163,7 @@ where
                     served.refused += 1;
                     continue;
                 }
-                match read_request(request, send, known.as_ref()) {
+                match read_request(request, send, &queue, known.as_ref()) {
                     Ok(incoming) => {
                         served.accepted += 1;
                         known.clone_from(&incoming.request.baggage);
@@ -202,10 +205,15 @@ where
 fn read_request(
     request: Request<h2::RecvStream>,
     send: SendResponse<Bytes>,
+    queue: &SendQueue,
     known: Option<&Baggage>,
 ) -> Result<Incoming, Malformed> {
     let (head, recv) = request.into_parts();
-    let respond = Responder { send, recv };
+    let respond = Responder {
+        send,
+        recv,
+        queue: queue.clone(),
+    };
     if head.method != Method::CONNECT {
         respond.refuse(StatusCode::BAD_REQUEST, "http_request_error");
         return Err(Malformed::Method(head.method));
@@ -235,7 +243,7 @@ impl Responder {
             headers.insert(BAGGAGE, baggage.header().clone());
         }
         match self.send.send_response(response, false) {
-            Ok(send) => Ok(Tunnel::new(send, self.recv, None)),
+            Ok(send) => Ok(Tunnel::new(send, self.recv, self.queue, None)),
             Err(error) => Err(self.why(error)),
         }
     }

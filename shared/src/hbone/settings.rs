@@ -24,6 +24,9 @@ pub struct Settings {
     /// Bytes that may wait in one stream for the connection to take them: several full turns,
     /// so that a reader need not wait for every one to be sealed.
     pub send_buffer: usize,
+    /// The same for all streams of a connection: a peer that opens many and stops reading has
+    /// us hold this much and not more.
+    pub connection_send_buffer: usize,
     /// Time between the answer to a PING and the next PING.
     pub ping_interval: Duration,
     /// A connection that neither answers a PING nor delivers anything for this long is dead.
@@ -50,6 +53,7 @@ impl Settings {
         client_header_list: 16 << 10,
         server_header_list: 64 << 10,
         send_buffer: 4 << 20,
+        connection_send_buffer: 8 << 20,
         ping_interval: Duration::from_secs(10),
         ping_timeout: Duration::from_secs(20),
         preface_timeout: Duration::from_secs(10),

@@ -18,11 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::StreamGuard;
 use super::error::{ResetReason, TunnelError};
+use super::send_queue::SendQueue;
 
 /// One app connection's stream through an HBONE connection.
 pub struct Tunnel {
     send: SendStream<Bytes>,
     recv: RecvStream,
+    queue: SendQueue,
     /// Counts the stream on its client connection.
     _guard: Option<StreamGuard>,
 }
@@ -34,11 +36,13 @@ impl Tunnel {
     pub(super) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
+        queue: SendQueue,
         guard: Option<StreamGuard>,
     ) -> Self {
         Self {
             send,
             recv,
+            queue,
             _guard: guard,
         }
     }
@@ -100,6 +104,15 @@ impl Tunnel {
         cx: &mut Context<'_>,
         want: usize,
     ) -> Poll<Result<usize, TunnelError>> {
+        let room = match self.queue.poll_room(cx) {
+            Poll::Ready(room) => room,
+            Poll::Pending => {
+                // Others cannot use it either, but a reset must still be seen.
+                self.send.reserve_capacity(0);
+                return self.poll_reset(cx).map(Err);
+            }
+        };
+        let want = want.min(room);
         self.send.reserve_capacity(want);
         match self.send.poll_capacity(cx) {
             Poll::Ready(Some(Ok(n))) if n > 0 => Poll::Ready(Ok(n)),
@@ -124,7 +137,7 @@ impl Tunnel {
     /// When the stream is finished or reset, or the connection ends.
     pub fn send(&mut self, chunk: Bytes) -> Result<(), TunnelError> {
         self.send
-            .send_data(chunk, false)
+            .send_data(self.queue.track(chunk), false)
             .map_err(|_| self.write_error(&mut Context::from_waker(std::task::Waker::noop())))
     }
 

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::clients::Clients;
-use super::gate::{Gate, Peer};
+use super::gate::{self, Peer};
 use super::metrics::Metrics;
 use super::snapshot::{NodeView, ResourceSnapshot};
 use crate::auth::{Caller, TrustedAccounts};
@@ -60,7 +60,6 @@ impl Default for StreamLimits {
 
 /// What every stream shares.
 pub(super) struct Shared {
-    pub(super) gate: Gate,
     pub(super) trusted: TrustedAccounts,
     pub(super) snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
     pub(super) clients: Clients,
@@ -84,8 +83,8 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let shared = &self.0;
-        let (metadata, extensions, requests) = request.into_parts();
-        let caller = shared.gate.caller("xds", &metadata, &extensions).await?;
+        let (_, extensions, requests) = request.into_parts();
+        let caller = gate::caller(&extensions)?;
         if !shared.snapshots.borrow().is_ready() {
             shared.metrics.stream_ends.inc("not_ready");
             return Err(Status::unavailable(

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tonic::metadata::MetadataMap;
-use tonic::{Extensions, Status};
+use http::{Extensions, HeaderMap};
+use tonic::Status;
 use tracing::warn;
 
 use super::metrics::Metrics;
@@ -29,14 +29,27 @@ impl Gate {
         }
     }
 
-    /// The caller of a request of `service`.
-    pub(super) async fn caller(
+    /// Admits a request to `service`, or not, by its headers alone: nothing of what a stranger
+    /// sends beyond them is read. [`caller`] finds the caller later.
+    pub(super) async fn admit<B>(
         &self,
         service: &'static str,
-        metadata: &MetadataMap,
+        request: &mut http::Request<B>,
+    ) -> Result<(), Status> {
+        let caller = self
+            .authenticate(service, request.headers(), request.extensions())
+            .await?;
+        request.extensions_mut().insert(caller);
+        Ok(())
+    }
+
+    async fn authenticate(
+        &self,
+        service: &'static str,
+        headers: &HeaderMap,
         extensions: &Extensions,
     ) -> Result<Caller, Status> {
-        let verified = match bearer_token(metadata.as_ref()) {
+        let verified = match bearer_token(headers) {
             Ok(token) => self.authenticator.authenticate(token).await,
             Err(error) => Err(error),
         };
@@ -57,6 +70,11 @@ impl Gate {
             status
         })
     }
+}
+
+/// The caller of a request that was admitted.
+pub(super) fn caller(extensions: &Extensions) -> Result<Caller, Status> {
+    extensions.get().cloned().ok_or_else(unauthenticated)
 }
 
 /// What a caller is told, whatever is wrong with its token.

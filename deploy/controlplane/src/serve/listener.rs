@@ -37,7 +37,7 @@ use tracing::{debug, warn};
 
 use super::ads::Ads;
 use super::certificates::Certificates;
-use super::gate::Peer;
+use super::gate::{Gate, Peer};
 use super::metrics::Metrics;
 use super::reports::Reports;
 use super::tls::ServingTls;
@@ -63,7 +63,7 @@ pub struct ConnectionLimits {
     pub connections: usize,
     /// For the TLS handshake.
     pub handshake: Duration,
-    /// For the first request that a caller makes.
+    /// For the first request of a caller whose token is good.
     pub first_request: Duration,
     /// A connection takes no more requests after this, less up to a tenth.
     pub max_age: Duration,
@@ -87,14 +87,16 @@ impl Default for ConnectionLimits {
 /// The services behind the port. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Services {
+    gate: Gate,
     pub(super) ads: AggregatedDiscoveryServiceServer<Ads>,
     pub(super) certificates: IstioCertificateServiceServer<Certificates>,
     pub(super) reports: EnrolmentServiceServer<Reports>,
 }
 
 impl Services {
-    pub(super) fn new(ads: Ads, certificates: Certificates, reports: Reports) -> Self {
+    pub(super) fn new(gate: Gate, ads: Ads, certificates: Certificates, reports: Reports) -> Self {
         Self {
+            gate,
             ads: AggregatedDiscoveryServiceServer::new(ads)
                 .max_decoding_message_size(MAX_XDS_REQUEST)
                 .max_encoding_message_size(usize::MAX),
@@ -107,17 +109,37 @@ impl Services {
 
     async fn call(
         mut self,
-        request: http::Request<Incoming>,
+        mut request: http::Request<Incoming>,
+        admitted: Arc<AtomicBool>,
+        metrics: Arc<Metrics>,
     ) -> Result<http::Response<Body>, Infallible> {
-        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let (name, service) = match request.uri().path().split('/').nth(1).unwrap_or_default() {
+            ADS_SERVICE => ("xds", Service::Ads),
+            CA_SERVICE => {
+                metrics.certificate_requests.inc();
+                ("ca", Service::Certificates)
+            }
+            ENROLMENT_SERVICE => ("enrolment", Service::Reports),
+            _ => return Ok(Status::unimplemented("no such service").into_http()),
+        };
+        // Before a body is read: a message may be megabytes.
+        if let Err(status) = self.gate.admit(name, &mut request).await {
+            return Ok(status.into_http());
+        }
+        admitted.store(true, Ordering::Relaxed);
         // These services are always ready: they have no back-pressure of their own.
         match service {
-            ADS_SERVICE => self.ads.call(request).await,
-            CA_SERVICE => self.certificates.call(request).await,
-            ENROLMENT_SERVICE => self.reports.call(request).await,
-            _ => Ok(Status::unimplemented("no such service").into_http()),
+            Service::Ads => self.ads.call(request).await,
+            Service::Certificates => self.certificates.call(request).await,
+            Service::Reports => self.reports.call(request).await,
         }
     }
+}
+
+enum Service {
+    Ads,
+    Certificates,
+    Reports,
 }
 
 /// The port.
@@ -184,14 +206,16 @@ impl Listener {
             () = self.stop.cancelled() => return Ok(()),
         };
 
+        // A stranger does not keep a place among the connections by asking in vain.
         let requested = Arc::new(AtomicBool::new(false));
         let service = {
             let requested = requested.clone();
-            let services = self.services.clone();
+            let (services, metrics) = (self.services.clone(), self.metrics.clone());
             service_fn(move |mut request: http::Request<Incoming>| {
-                requested.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(Peer(peer));
-                services.clone().call(request)
+                services
+                    .clone()
+                    .call(request, requested.clone(), metrics.clone())
             })
         };
         let connection = http2::Builder::new(TokioExecutor::new())

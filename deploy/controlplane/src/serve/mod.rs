@@ -155,7 +155,6 @@ impl Serving {
         let gate = gate::Gate::new(authenticator, metrics.clone());
         let trusted = issuer.trusted().clone();
         let ads = ads::Ads(Arc::new(ads::Shared {
-            gate: gate.clone(),
             trusted: trusted.clone(),
             snapshots: snapshots.clone(),
             clients: clients.clone(),
@@ -167,18 +166,16 @@ impl Serving {
             tasks: tasks.clone(),
         }));
         let certificates = certificates::Certificates {
-            gate: gate.clone(),
             issuer,
             metrics: metrics.clone(),
         };
         let reports = reports::Reports {
-            gate,
             trusted,
             sink: reports,
             metrics: metrics.clone(),
         };
         let port = Arc::new(listener::Listener {
-            services: listener::Services::new(ads, certificates, reports),
+            services: listener::Services::new(gate, ads, certificates, reports),
             tls,
             limits: config.connections,
             metrics: metrics.clone(),

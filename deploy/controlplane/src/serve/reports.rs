@@ -7,7 +7,7 @@ use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentReportResponse, Po
 use tonic::{Request, Response, Status};
 use tracing::{debug, warn};
 
-use super::gate::Gate;
+use super::gate;
 use super::metrics::Metrics;
 use crate::auth::TrustedAccounts;
 
@@ -22,7 +22,6 @@ pub trait EnrolmentSink: Send + Sync {
 }
 
 pub(super) struct Reports {
-    pub(super) gate: Gate,
     pub(super) trusted: TrustedAccounts,
     pub(super) sink: Arc<dyn EnrolmentSink>,
     pub(super) metrics: Arc<Metrics>,
@@ -34,11 +33,8 @@ impl EnrolmentService for Reports {
         &self,
         request: Request<EnrolmentReport>,
     ) -> Result<Response<EnrolmentReportResponse>, Status> {
-        let (metadata, extensions, report) = request.into_parts();
-        let caller = self
-            .gate
-            .caller("enrolment", &metadata, &extensions)
-            .await?;
+        let (_, extensions, report) = request.into_parts();
+        let caller = gate::caller(&extensions)?;
         let EnrolmentReport { node, pods } = report;
         if !self.trusted.contains(&caller) || node != caller.node {
             warn!(%caller, node, "enrolment report refused: not that node's proxy");
