@@ -265,7 +265,7 @@ async fn open(
             .refuse(StatusCode::UNAUTHORIZED, "connection_refused");
         return None;
     }
-    match connect_app(&pod, &worker.shared.ports, client, upstream).await {
+    match connect_app(worker, &pod, client, upstream).await {
         Ok(app) => {
             let tunnel = match incoming.respond.accept(None) {
                 Ok(tunnel) => tunnel,

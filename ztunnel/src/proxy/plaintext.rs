@@ -65,7 +65,7 @@ async fn open(
         destination: local,
     };
     let opened = match authorize(worker, destination.as_deref(), &input) {
-        Ok(()) => connect_app(&pod, &worker.shared.ports, peer, local)
+        Ok(()) => connect_app(worker, &pod, peer, local)
             .await
             .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}"))),
         Err(denied) => Err(denied),
