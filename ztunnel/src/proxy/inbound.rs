@@ -280,7 +280,7 @@ async fn open(
             return None;
         }
     };
-    let connecting = connect_app(&pod, &worker.shared.ports, client, upstream);
+    let connecting = connect_app(worker, &pod, client, upstream);
     let connected = tokio::select! {
         biased;
         // Nobody waits for the answer: a client that opens and resets streams in series must
