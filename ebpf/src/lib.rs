@@ -29,7 +29,7 @@ mod sysctl;
 
 pub use capabilities::{Capability, capabilities};
 pub use foreign::{ForeignProgram, foreign_programs};
-pub use netns::{NetnsFd, in_netns};
+pub use netns::{NetnsFd, in_netns, visit_netns};
 pub use pins::NodeConfig;
 pub use programs::LoadError;
 pub use redirector::{

@@ -96,14 +96,27 @@ impl AsFd for NetnsFd {
 /// # Errors
 /// When the namespace cannot be entered; `work` has not run then.
 pub fn in_netns<T>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T) -> io::Result<T> {
-    let _back = Return(NetnsFd::current()?);
+    visit_netns(&NetnsFd::current()?, netns, work)
+}
+
+/// [`in_netns`] for a thread that knows its own namespace, `home`: finding that out takes as many system
+/// calls again. The thread is in `home` afterwards, wherever it was before.
+///
+/// # Errors
+/// As [`in_netns`].
+pub fn visit_netns<T>(
+    home: &NetnsFd,
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> T,
+) -> io::Result<T> {
     setns(netns, CloneFlags::CLONE_NEWNET)?;
+    let _back = Return(home);
     Ok(work())
 }
 
-struct Return(NetnsFd);
+struct Return<'a>(&'a NetnsFd);
 
-impl Drop for Return {
+impl Drop for Return<'_> {
     fn drop(&mut self) {
         if let Err(error) = setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET) {
             eprintln!("fatal: a thread could not return to its network namespace: {error}");

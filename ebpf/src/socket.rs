@@ -86,6 +86,8 @@ fn listen(address: SocketAddr, direction: Direction) -> io::Result<Socket> {
     // inherited SO_REUSEADDR lets it, if it asks for the same.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Accepted connections inherit it.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

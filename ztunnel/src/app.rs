@@ -30,6 +30,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::control::{Addresses, Enrolments, Policies, XdsEvents, report_enrolments};
 use crate::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use crate::process;
 use crate::worker::{Shared, WorkerHandle};
 
 /// Series of workloads that have been gone for so long are dropped.
@@ -123,6 +124,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         settled: Box::new(move || {
             if let Some(mut done) = first.lock().take() {
                 done();
+                process::return_free_memory();
             }
         }),
     };
@@ -304,13 +306,14 @@ async fn notify_when_ready(readiness: Readiness) {
     while !readiness.pending().is_empty() {
         tokio::time::sleep(READY_POLL).await;
     }
-    crate::process::notify_ready();
+    process::notify_ready();
 }
 
-/// Drops the series of workloads that are gone, from time to time.
+/// Drops the series of workloads that are gone, and the memory that is free, from time to time.
 async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
+        process::return_free_memory();
         let snapshot = model.load_full();
         let names: std::collections::HashSet<_> = snapshot
             .workloads()

@@ -174,7 +174,7 @@ impl EnrolmentManager {
         let mut state = State::default();
         let mut tick = interval(RECONCILE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut adopted = false;
+        let (mut adopted, mut cleaned) = (false, false);
         loop {
             tokio::select! {
                 () = self.wanted.changed.notified() => {}
@@ -192,6 +192,10 @@ impl EnrolmentManager {
                 adopted = true;
             }
             self.converge(&mut state, wanted.by_uid).await;
+            if !cleaned {
+                self.remove_outdated().await;
+                cleaned = true;
+            }
             self.forget_identities(&mut state);
             self.publish(&state.entries);
             (self.settled)();
@@ -420,8 +424,30 @@ impl EnrolmentManager {
         let unwanted = known.into_iter().map(|pod| pod.uid);
         for uid in unwanted.filter(|uid| !wanted.contains_key(uid.as_str())) {
             info!(target: "enrolment", %uid, "capture of an earlier process removed");
-            self.capture(&uid, |redirector, uid| redirector.withdraw(uid))
-                .await;
+            // Rules and routes can only be removed from a namespace that can be found; one
+            // whose pod is gone has taken them along.
+            let netns = File::open(self.netns_dir.join(&uid)).ok();
+            self.capture(&uid, move |redirector, uid| {
+                if let Some(netns) = netns
+                    && let Err(e) = redirector.adopt(uid, netns.as_fd())
+                {
+                    warn!(target: "enrolment", uid, "its network namespace is another one: {e}");
+                }
+                redirector.withdraw(uid)
+            })
+            .await;
+        }
+    }
+
+    /// What a ztunnel with another layout of maps left: its programs were all that kept this
+    /// node's pods from passing until they were enrolled here.
+    async fn remove_outdated(&self) {
+        let redirector = self.redirector.clone();
+        match spawn_blocking(move || redirector.lock().remove_outdated()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(_)) => info!(target: "enrolment", "capture of an earlier version removed"),
+            Ok(Err(e)) => warn!(target: "enrolment", "capture of an earlier version: {e}"),
+            Err(e) => warn!(target: "enrolment", "capture of an earlier version: {e}"),
         }
     }
 

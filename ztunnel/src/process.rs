@@ -42,6 +42,16 @@ pub fn notify_ready() {
     }
 }
 
+/// Gives memory that is free back to the kernel: what only starting needed, what a burst left.
+/// Not for hot paths, see [`tune_allocator`].
+pub fn return_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim touches nothing but the allocator's own free memory.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A connection needs two descriptors: raises the soft limit to the hard one.
 pub fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_ebpf::NetnsFd;
 use adit_ebpf::socket::PortRotor;
+use adit_shared::hbone::buffer::BufferPool;
 use adit_shared::identity::CertificateCache;
 use adit_shared::model::SharedModel;
 use adit_shared::net::drain::{DrainMode, DrainWatcher};
@@ -21,7 +23,7 @@ use socket2::Socket;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error};
 
 use crate::config::Config;
@@ -38,6 +40,9 @@ const DRAIN_LINGER: Duration = Duration::from_millis(300);
 /// How long streams of a tunnel go on that was made to an enrolment which another one of the
 /// same pod has replaced.
 const REPLACED_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a buffer that nobody needs stays with its worker, at the most twice that.
+const TRIM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What all workers share.
 pub struct Shared {
@@ -119,11 +124,17 @@ impl WorkerHandle {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        // That of this thread, which the worker's will inherit.
+        let home = NetnsFd::current()?;
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                shared
+                    .telemetry
+                    .metrics()
+                    .watch_runtime(runtime.handle().clone());
                 let local = LocalSet::new();
-                local.block_on(&runtime, Worker::run(shared, inbox));
+                local.block_on(&runtime, Worker::run(shared, home, inbox));
             })?;
         Ok(Self { commands })
     }
@@ -219,6 +230,8 @@ pub struct Worker {
     pub pool: proxy::TunnelPool,
     /// How this node's pods describe themselves to peers.
     pub descriptions: proxy::Descriptions,
+    /// The namespace of the worker's thread, which leaves it to open sockets in pods.
+    pub home: NetnsFd,
     pods: RefCell<HashMap<Arc<str>, Vec<Generation>>>,
 }
 
@@ -237,14 +250,16 @@ impl Drop for Generation {
 }
 
 impl Worker {
-    async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>) {
+    async fn run(shared: Arc<Shared>, home: NetnsFd, mut inbox: mpsc::Receiver<Command>) {
         let worker = Rc::new(Self {
             connections: Rc::default(),
             descriptions: proxy::Descriptions::default(),
             pool: proxy::new_pool(&shared.config),
+            home,
             pods: RefCell::default(),
             shared,
         });
+        let trimming = spawn_local(trim_buffers());
         let mut policies = spawn_local(proxy::recheck::run(worker.clone()));
         let mut drain = worker.shared.drain.clone();
         loop {
@@ -265,6 +280,7 @@ impl Worker {
             }
         }
         policies.abort();
+        trimming.abort();
     }
 
     fn obey(self: &Rc<Self>, command: Command) {
@@ -429,5 +445,13 @@ impl Worker {
             let next = Instant::now() + Duration::from_millis(20);
             sleep_until(next.min(deadline)).await;
         }
+    }
+}
+
+/// Gives back the buffers that a burst left and nobody has needed since.
+async fn trim_buffers() {
+    loop {
+        sleep(TRIM_INTERVAL).await;
+        BufferPool::local().trim();
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// How a dead TCP peer is noticed: Istio's ztunnel's values, half an hour in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,17 @@ pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
 /// `TCP_USER_TIMEOUT`: how long sent data may stay without an acknowledgement.
 pub fn set_user_timeout(socket: &impl AsFd, timeout: Duration) -> io::Result<()> {
     SockRef::from(socket).set_tcp_user_timeout(Some(timeout))
+}
+
+/// Says that a read took all there was, because it took less than it had room for: the next one
+/// waits for an event, rather than asking the kernel first. Nothing is missed, since whatever
+/// arrives after that read is an event of its own (epoll(7), edge-triggered), and an end that has
+/// been seen stays seen.
+pub fn drained(socket: &TcpStream) {
+    // No system call: an operation that would have blocked resets the readiness.
+    let _ = socket.try_io(Interest::READABLE, || {
+        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+    });
 }
 
 /// Sends FIN; reading goes on. A socket that is not connected any more has nothing to tell.

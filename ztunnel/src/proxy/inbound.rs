@@ -226,6 +226,18 @@ async fn open(
         return None;
     }
 
+    if target.proxy_protocol {
+        // Without the header that it expects the app would take the client's bytes for one.
+        let info = ConnectionInfo::new(Reporter::Destination, caller.peer, upstream);
+        let error =
+            "this workload's application tunnel wants a PROXY header, which is not supported";
+        telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+        incoming
+            .respond
+            .refuse(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable");
+        return None;
+    }
+
     // The client's own port where its proxy tells it; the address is the connection's.
     let forwarded = incoming.request.forwarded.as_ref();
     let client_port = forwarded
@@ -269,7 +281,7 @@ async fn open(
             return None;
         }
     };
-    let connecting = connect_app(&pod, &worker.shared.ports, client, upstream);
+    let connecting = connect_app(worker, &pod, client, upstream);
     let connected = tokio::select! {
         biased;
         // Nobody waits for the answer: a client that opens and resets streams in series must

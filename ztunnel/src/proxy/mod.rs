@@ -155,8 +155,6 @@ async fn accept_each<F>(
         for _ in reported.replace(exhausted)..exhausted {
             worker.shared.telemetry.emit(&Event::AcceptFailed);
         }
-        // A socket that is gone already fails at its first read.
-        let _ = stream.set_nodelay(true);
         let accepted = Accepted {
             stream,
             peer: canonical(peer),

@@ -163,7 +163,7 @@ async fn connect(
                 let connecting = async {
                     tokio::select! {
                         biased;
-                        connected = connect_out(pod, way.address) => connected.map_err(|e| {
+                        connected = connect_out(worker, pod, way.address) => connected.map_err(|e| {
                             let error = format!("connect to {}: {e}", way.address);
                             Failed::new(ResponseFlag::Connect, error)
                         }),
@@ -187,7 +187,7 @@ async fn connect(
             }
             Outbound::Passthrough { service } => {
                 let described = describe(info(original), &None, &service);
-                return match connect_out(pod, original).await {
+                return match connect_out(worker, pod, original).await {
                     Ok(peer) => Ok(Connected {
                         peer: Peer::Tcp(peer),
                         actual: original,
@@ -335,7 +335,7 @@ async fn connect_tunnel(
                 Failed::new(ResponseFlag::IdentityError, error)
             })?,
     };
-    let stream = connect_out(pod, gateway).await.map_err(|e| {
+    let stream = connect_out(worker, pod, gateway).await.map_err(|e| {
         let flag = if e.kind() == std::io::ErrorKind::TimedOut {
             ResponseFlag::NetworkPolicy
         } else {

@@ -68,7 +68,7 @@ async fn open(
     };
     let opened = async {
         let judged = authorize(worker, destination.as_deref(), &input)?;
-        let app = connect_app(&pod, &worker.shared.ports, peer, local)
+        let app = connect_app(worker, &pod, peer, local)
             .await
             .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}")))?;
         let entry = enter_judged(worker, pod.clone(), peer, input, judged)

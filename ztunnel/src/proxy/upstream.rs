@@ -5,13 +5,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use adit_ebpf::in_netns;
-use adit_ebpf::socket::{PortRotor, outbound_socket, retry_with_next_port, upstream_socket};
+use adit_ebpf::socket::{outbound_socket, retry_with_next_port, upstream_socket};
+use adit_ebpf::visit_netns;
 use socket2::{Domain, Socket};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::pod::Pod;
+use crate::worker::Worker;
 
 /// How long a TCP connect may take (Istio's ztunnel: 10 s).
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,8 +25,8 @@ const PORT_ATTEMPTS: usize = 32;
 /// # Errors
 /// Whatever the connect answers; [`io::ErrorKind::TimedOut`] at the deadline.
 pub async fn connect_app(
+    worker: &Worker,
     pod: &Pod,
-    ports: &PortRotor,
     client: SocketAddr,
     target: SocketAddr,
 ) -> io::Result<TcpStream> {
@@ -33,12 +34,14 @@ pub async fn connect_app(
     // an address that means something only on the client's link.
     let link_local = matches!(client.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     if client.ip() == target.ip() || link_local {
-        let socket = in_netns(pod.netns(), || outbound_socket(Domain::for_address(target)))??;
-        return connect(socket, target).await;
+        return connect_out(worker, pod, target).await;
     }
+    let ports = &worker.shared.ports;
     let mut last = None;
     for _ in 0..PORT_ATTEMPTS {
-        let socket = in_netns(pod.netns(), || upstream_socket(client.ip(), ports))??;
+        let socket = visit_netns(&worker.home, pod.netns(), || {
+            upstream_socket(client.ip(), ports)
+        })??;
         match connect(socket, target).await {
             Err(error) if retry_with_next_port(&error) => {
                 last = Some(error);
@@ -56,8 +59,10 @@ pub async fn connect_app(
 ///
 /// # Errors
 /// As [`connect_app`].
-pub async fn connect_out(pod: &Pod, target: SocketAddr) -> io::Result<TcpStream> {
-    let socket = in_netns(pod.netns(), || outbound_socket(Domain::for_address(target)))??;
+pub async fn connect_out(worker: &Worker, pod: &Pod, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = visit_netns(&worker.home, pod.netns(), || {
+        outbound_socket(Domain::for_address(target))
+    })??;
     connect(socket, target).await
 }
 

@@ -145,6 +145,9 @@ impl Half {
         let mut buffer = BufferPool::local().take(self.turn.class());
         let room = buffer.len();
         let n = from.try_read(&mut buffer)?;
+        if n < room {
+            socket::drained(from);
+        }
         self.turn.learn(n, room);
         self.undelivered = Undelivered::Bytes(buffer.freeze(n));
         Ok(n)

@@ -161,8 +161,10 @@ impl<T: Traffic> TunnelCopy<T> {
             turn.learn(n, room);
             self.up = Up::Open(turn);
             if n < room {
-                // Most likely drained: what is reserved beyond it belongs to the others.
+                // Drained: what is reserved beyond it belongs to the others, and the next read
+                // would only be told to wait.
                 self.tunnel.unreserve();
+                socket::drained(&self.app);
             }
             budget = budget.saturating_sub(n);
             if budget == 0 {
