@@ -261,7 +261,19 @@ impl TestMesh {
     /// # Errors
     /// The port is taken.
     pub fn listen(&self, pod: Pod<'_>, port: u16) -> anyhow::Result<TcpListener> {
-        Ok(self.in_pod(pod, move || TcpListener::bind(("::", port)))??)
+        // A child that another test has just forked may hold a copy of an earlier listener, until
+        // it calls exec.
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.in_pod(pod, move || TcpListener::bind(("::", port)))? {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 }
 
