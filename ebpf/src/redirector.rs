@@ -406,6 +406,20 @@ impl Redirector {
         self.maps.record(uid, pod)
     }
 
+    /// Lets what arrives at a released pod go to its app by itself; only HBONE still finds its listener,
+    /// by its port. Rules and routes stay, for connections that are open or wait to be accepted. The step
+    /// between [`Redirector::release`] and [`Redirector::withdraw`] that loses none of them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPod`]; failures of the kernel, after which it may be tried again.
+    pub fn unsteer(&mut self, uid: &str) -> Result<(), Error> {
+        let pod = self
+            .pods
+            .get_mut(uid)
+            .ok_or_else(|| Error::UnknownPod(uid.to_owned()))?;
+        detach(uid, pod)
+    }
+
     /// Ends the capture of a pod: its entry, program, listeners, rules and routes. Connections of the pod
     /// that are still captured break. Works for a pod whose network namespace is gone, and for one that an
     /// earlier process left.
@@ -551,6 +565,8 @@ impl Redirector {
                     report.restored_pins += 1;
                 }
             }
+            // Taken off on purpose: see `unsteer`.
+            None if pod.state == PodState::Released => {}
             _ => {
                 pod.link = Some(self.attach(uid, pod.index, netns)?);
                 report.restored_links += 1;

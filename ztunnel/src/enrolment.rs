@@ -34,6 +34,8 @@ use crate::worker::WorkerHandle;
 /// up all the same: connections then wait for the certificate instead of leaving in
 /// plaintext.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How long connections that waited in a withdrawn pod's listeners may go on.
+const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// How often failed enrolments are tried again and the capture of all pods is checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -354,12 +356,25 @@ impl EnrolmentManager {
         let (cancel, cancelled) = oneshot::channel::<()>();
         // In the background: other pods do not wait for this one's connections.
         let task = tokio::spawn(async move {
-            let drained = join_all(workers.iter().map(|w| w.drain_pod(uid.clone(), deadline)));
+            let drain = |limit| join_all(workers.iter().map(|w| w.drain_pod(uid.clone(), limit)));
+            let drained = async {
+                drain(deadline).await;
+                // What arrives from now on goes to the app by itself; what waits in a queue of
+                // ours is still served, before its listener goes.
+                let (redirector, name) = (redirector.clone(), uid.clone());
+                let done = spawn_blocking(move || redirector.lock().unsteer(&name)).await;
+                if let Ok(Err(e)) = done
+                    && !matches!(e, adit_ebpf::Error::UnknownPod(_))
+                {
+                    warn!(target: "enrolment", %uid, "inbound capture not removed: {e}");
+                }
+                drain(QUEUE_WAIT).await;
+            };
             tokio::select! {
                 biased;
                 // The manager wants it back, or is gone itself.
                 _ = cancelled => return,
-                _ = drained => {}
+                () = drained => {}
             }
             let name = uid.clone();
             let done = spawn_blocking(move || redirector.lock().withdraw(&name)).await;
