@@ -1,6 +1,7 @@
 //! A worker: one thread, one single-threaded runtime, and everything that a connection
 //! needs. Its listeners, TLS connections, tunnels, pools and buffers belong to it alone,
-//! so that bytes never cross threads and nothing on the data path takes a lock.
+//! so that bytes never cross threads and moving them takes no lock. What all workers share
+//! while a connection is opened is the sequence of source ports towards apps.
 //!
 //! The rest of the process talks to it by commands.
 
