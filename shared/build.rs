@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/xds.proto",
         "proto/ca.proto",
         "proto/enrolment.proto",
+        "proto/waypoint.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

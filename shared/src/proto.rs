@@ -23,6 +23,47 @@ pub mod ca {
 pub mod enrolment {
     tonic::include_proto!("adit.mesh.v1");
 }
+/// What a waypoint is told (`proto/waypoint.proto`).
+pub mod waypoint {
+    tonic::include_proto!("adit.waypoint.v1");
+
+    /// Type URLs, in the order in which they are subscribed to and pushed: what is referred to
+    /// comes before what refers to it.
+    pub const TYPES: [&str; 10] = [
+        SETTINGS_TYPE,
+        WAYPOINT_TYPE,
+        PROVIDER_TYPE,
+        REQUEST_AUTHENTICATION_TYPE,
+        AUTHORIZATION_POLICY_TYPE,
+        TELEMETRY_TYPE,
+        SERVICE_TYPE,
+        TRAFFIC_POLICY_TYPE,
+        BACKEND_TLS_TYPE,
+        ROUTE_TYPE,
+    ];
+    /// Type URL of [`Settings`].
+    pub const SETTINGS_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Settings";
+    /// Type URL of [`Waypoint`].
+    pub const WAYPOINT_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Waypoint";
+    /// Type URL of [`Provider`].
+    pub const PROVIDER_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Provider";
+    /// Type URL of [`RequestAuthentication`].
+    pub const REQUEST_AUTHENTICATION_TYPE: &str =
+        "type.googleapis.com/adit.waypoint.v1.RequestAuthentication";
+    /// Type URL of [`AuthorizationPolicy`].
+    pub const AUTHORIZATION_POLICY_TYPE: &str =
+        "type.googleapis.com/adit.waypoint.v1.AuthorizationPolicy";
+    /// Type URL of [`Telemetry`].
+    pub const TELEMETRY_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Telemetry";
+    /// Type URL of [`Service`].
+    pub const SERVICE_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Service";
+    /// Type URL of [`TrafficPolicy`].
+    pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.TrafficPolicy";
+    /// Type URL of [`BackendTls`].
+    pub const BACKEND_TLS_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.BackendTls";
+    /// Type URL of [`Route`].
+    pub const ROUTE_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Route";
+}
 
 /// Type URL of [`workload::Address`].
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";

@@ -1,0 +1,1 @@
+//! Who the end user is: JSON Web Tokens.

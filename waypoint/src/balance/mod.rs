@@ -1,0 +1,1 @@
+//! Which endpoint a request goes to, and whether it may go anywhere now: pure.

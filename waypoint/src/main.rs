@@ -1,0 +1,6 @@
+//! The program `waypoint`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}

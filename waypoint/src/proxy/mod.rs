@@ -1,0 +1,1 @@
+//! From the accepted tunnel to the endpoint and back.

@@ -1,0 +1,1 @@
+//! Which rule of which route a request takes, and what the rule does to it: pure.

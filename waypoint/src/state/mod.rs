@@ -1,0 +1,1 @@
+//! What the control plane has sent, compiled into one immutable view for the request path.
