@@ -17,7 +17,9 @@ use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::EnrolmentReport;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
 use adit_shared::telemetry::{LogWriter, Metrics, Readiness, Telemetry, http as status_http};
-use adit_shared::xds::client::{Client, ClientConfig, NodeMetadata, Subscription, TransportConfig};
+use adit_shared::xds::client::{
+    Client, ClientConfig, NodeMetadata, NodeType, Subscription, TransportConfig,
+};
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -290,6 +292,7 @@ fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<Client
         token: Some(TokenSource::File(config.auth_token.clone())),
         headers: vec![(HeaderName::from_static("clusterid"), cluster)],
         node: NodeMetadata {
+            node_type: NodeType::Ztunnel,
             pod_name: config.own_pod.name.clone(),
             namespace: config.own_pod.namespace.clone(),
             service_account: config.own_pod.service_account.clone(),

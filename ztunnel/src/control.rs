@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_shared::identity::{ControlPlaneEndpoint, TokenSource, TrustDomain};
-use adit_shared::model::{SharedModel, Update, address_from_resource};
+use adit_shared::model::{SharedModel, Update};
 use adit_shared::policy::Policy;
 use adit_shared::proto::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport};
 use adit_shared::proto::security::Authorization;
-use adit_shared::proto::workload::Address;
-use adit_shared::telemetry::{Event, Telemetry, TerminationReason};
-use adit_shared::xds::client::{Handler, Observer, Rejected, Resource, Termination};
+use adit_shared::xds::client::handlers::log_rejected;
+pub use adit_shared::xds::client::handlers::{Addresses, XdsEvents};
+use adit_shared::xds::client::{Handler, Rejected, Resource};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -27,36 +27,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 /// After a report that did not arrive.
 const REPORT_RETRY: Duration = Duration::from_secs(1);
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Workloads and services.
-pub struct Addresses(pub Arc<SharedModel>);
-
-impl Handler for Addresses {
-    fn apply(&self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
-        let mut rejected = Vec::new();
-        let mut batch = Vec::with_capacity(updates.len() + removed.len());
-        for resource in updates {
-            let decoded = Address::decode(resource.body)
-                .map_err(|e| e.to_string())
-                .and_then(|a| address_from_resource(&resource.name, &a).map_err(|e| e.to_string()));
-            match decoded {
-                Ok(update) => batch.push(update),
-                Err(reason) => rejected.push(Rejected {
-                    name: resource.name,
-                    reason,
-                }),
-            }
-        }
-        batch.extend(
-            removed
-                .into_iter()
-                .map(|name| Update::RemoveAddress(name.into())),
-        );
-        self.0.apply(batch);
-        log_rejected("address", &rejected);
-        rejected
-    }
-}
 
 /// Policies. One that is not understood is in force all the same: it fails closed.
 pub struct Policies(pub Arc<SharedModel>);
@@ -125,31 +95,6 @@ impl Handler for Enrolments {
         self.wanted.update(specs, &removed);
         log_rejected("enrolment", &rejected);
         rejected
-    }
-}
-
-fn log_rejected(kind: &str, rejected: &[Rejected]) {
-    for Rejected { name, reason } in rejected {
-        warn!(target: "xds", kind, name, "resource rejected: {reason}");
-    }
-}
-
-/// Counts what happens on the xDS stream.
-pub struct XdsEvents(pub Telemetry);
-
-impl Observer for XdsEvents {
-    fn connection_terminated(&self, reason: Termination) {
-        let reason = match reason {
-            Termination::ConnectionError => TerminationReason::ConnectionError,
-            Termination::Error => TerminationReason::Error,
-            Termination::Reconnect => TerminationReason::Reconnect,
-            Termination::Complete => TerminationReason::Complete,
-        };
-        self.0.emit(&Event::XdsTerminated { reason });
-    }
-
-    fn message(&self, type_url: &str, bytes: usize) {
-        self.0.emit(&Event::XdsMessage { type_url, bytes });
     }
 }
 

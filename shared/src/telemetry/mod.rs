@@ -7,6 +7,7 @@
 //! [`Telemetry::emit`].
 
 mod access_log;
+pub mod admin;
 mod connection;
 mod event;
 pub mod http;
