@@ -122,9 +122,9 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         certified.done();
     });
     // The listener opens last: what is connected to is answered.
-    let workers: Arc<[WorkerHandle]> = WorkerHandle::start_all(&shared)
-        .with_context(|| format!("listen on {}", config.hbone_address))?
-        .into();
+    let (workers, _) = WorkerHandle::start_all(&shared)
+        .with_context(|| format!("listen on {}", config.hbone_address))?;
+    let workers: Arc<[WorkerHandle]> = workers.into();
     tokio::spawn(notify_when_ready(readiness));
 
     let quit = Arc::new(Notify::new());

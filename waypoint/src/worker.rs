@@ -117,11 +117,11 @@ pub struct WorkerHandle {
 pub struct Stopped;
 
 impl WorkerHandle {
-    /// Starts all workers with their listeners.
+    /// Starts all workers with their listeners. Returns the address that they listen on.
     ///
     /// # Errors
     /// The address is taken, or a thread or its runtime could not be made.
-    pub fn start_all(shared: &Arc<Shared>) -> io::Result<Vec<Self>> {
+    pub fn start_all(shared: &Arc<Shared>) -> io::Result<(Vec<Self>, SocketAddr)> {
         let mut inboxes = Vec::new();
         let mut peers = Vec::new();
         let mut listeners = Vec::new();
@@ -158,7 +158,7 @@ impl WorkerHandle {
                 peer: peers[index].clone(),
             });
         }
-        Ok(handles)
+        Ok((handles, address))
     }
 
     /// What the worker holds now.
