@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/ca.proto",
         "proto/enrolment.proto",
         "proto/waypoint.proto",
+        "proto/otlp.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -20,7 +20,7 @@ use crate::abi::{
     POD_OUTBOUND_ONLY, SLOTS_PER_POD, Slot,
 };
 use crate::bpf::{AttachType, Map};
-use crate::capabilities::capabilities;
+use crate::capabilities::{capabilities, shared_ports};
 use crate::links::PinnedLink;
 use crate::netns::{self, NetnsFd};
 use crate::pins::{NodeConfig, Pins};
@@ -275,7 +275,13 @@ impl Redirector {
                 .map_err(io_error("removing the maps of another version"))?;
         }
         let mut loader = Loader::new(pins.maps());
-        let programs = loader.node_programs()?;
+        let bind = shared_ports().inspect_err(|reason| {
+            tracing::warn!(
+                reason,
+                "apps without SO_REUSEADDR may find ports of theirs in use"
+            );
+        });
+        let programs = loader.node_programs(bind.is_ok())?;
         let maps = Maps::open(&pins)?;
         let mut hooks = vec![
             Hook::establish(
@@ -293,6 +299,15 @@ impl Redirector {
                 &config.cgroup,
             )?,
         ];
+        if let Some([bind4, bind6]) = programs.bind {
+            for (name, attach_type, program) in [
+                ("bind4", AttachType::Bind4, bind4),
+                ("bind6", AttachType::Bind6, bind6),
+            ] {
+                let hook = Hook::establish(&pins, name, attach_type, program, &config.cgroup)?;
+                hooks.push(hook);
+            }
+        }
         if let Some(kubelet) = &config.kubelet_cgroup {
             let probe =
                 Hook::establish(&pins, "probe", AttachType::SockOps, programs.probe, kubelet)?;

@@ -23,6 +23,10 @@ pub mod ca {
 pub mod enrolment {
     tonic::include_proto!("adit.mesh.v1");
 }
+/// OpenTelemetry's trace exports (`proto/otlp.proto`).
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+}
 /// What a waypoint is told (`proto/waypoint.proto`).
 pub mod waypoint {
     tonic::include_proto!("adit.waypoint.v1");

@@ -25,7 +25,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a condition that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a supervisor can be asked for. A component is `aditd` or `ztunnel-<node>`.
+/// What a supervisor can be asked for. A component is `aditd`, `ztunnel-<node>`, or
+/// `<gateway>.<namespace>` for a waypoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {

@@ -107,14 +107,20 @@ pub enum Reporter {
     Source,
     /// The server's proxy.
     Destination,
+    /// A waypoint between the two.
+    Waypoint,
 }
 
 impl Reporter {
+    /// Every reporter, in the order of their discriminants.
+    pub(super) const ALL: [Self; 3] = [Self::Source, Self::Destination, Self::Waypoint];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }

@@ -208,6 +208,12 @@ impl Metrics {
         }
     }
 
+    /// Adds metrics of the component's own, whose names begin with `prefix` (`istio`, `adit`).
+    pub fn register(&mut self, prefix: &str, collector: Box<dyn Collector>) {
+        let registry = self.registry.sub_registry_with_prefix(prefix);
+        registry.register_collector(collector);
+    }
+
     /// The counters of one label set.
     pub fn tcp_series(&self, labels: &TcpLabels) -> Arc<TcpSeries> {
         self.tcp.get(labels)

@@ -4,6 +4,7 @@
 
 mod container;
 mod expand;
+mod gateway;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use serde_yaml_ng::Value;
 pub use container::{Launch, PodFacts, ProbeAction, ProbePlan, launch, probe};
 pub(crate) use expand::stable_uid as expand_uid;
 pub use expand::{Desired, DesiredPod, NodeFacts, Placement, expand};
+pub use gateway::{Gateway, GatewaySpec, Infrastructure, Provisioned, WAYPOINT_CLASS};
 
 use crate::error::LocalError;
 
@@ -48,6 +50,7 @@ pub enum Object {
     Deployment(Box<Deployment>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
+    Gateway(Box<Gateway>),
 }
 
 impl Object {
@@ -60,6 +63,7 @@ impl Object {
             Self::Deployment(object) => ("Deployment", &object.metadata),
             Self::Service(object) => ("Service", &object.metadata),
             Self::EndpointSlice(object) => ("EndpointSlice", &object.metadata),
+            Self::Gateway(object) => ("Gateway", &object.metadata),
         };
         let namespace = match kind {
             "Namespace" | "Node" => String::new(),
@@ -256,6 +260,9 @@ fn parse_document(text: &str) -> Result<Meaning, String> {
         ("apps/v1", "Deployment") => typed(&value).map(|o| Meaning::Ours(Object::Deployment(o))),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             typed(&value).map(|o| Meaning::Shared(Object::EndpointSlice(o)))
+        }
+        ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "Gateway") => {
+            typed(&value).map(|o| Meaning::Shared(Object::Gateway(o)))
         }
         _ => return Ok(Meaning::Other),
     };

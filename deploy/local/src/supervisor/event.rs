@@ -19,7 +19,12 @@ pub(super) enum Event {
     /// A pod that was told to end has ended, and nothing is left of it.
     Gone { uid: String },
     /// Something about a component changed.
-    Component { name: String, update: Update },
+    Component {
+        name: String,
+        /// The pod that it runs in, for a waypoint: its successor has the same name.
+        pod: Option<String>,
+        update: Update,
+    },
     /// `aditd` has written its root certificate: ztunnels can start.
     RootCertificate,
     /// Another process, or the handle, wants something.
@@ -34,6 +39,7 @@ pub(super) enum Event {
 }
 
 /// What can change about a process.
+#[derive(Debug, Clone)]
 pub(super) enum Update {
     /// It was started; `again` if it had run before.
     Started {

@@ -50,6 +50,15 @@ pub(super) struct PodEntry {
     pub(super) containers: Vec<ContainerStatus>,
     fingerprint: String,
     stop: watch::Sender<Stop>,
+    waypoint: Option<Waypoint>,
+}
+
+/// The waypoint in a pod that was made for it.
+struct Waypoint {
+    gateway: String,
+    sandbox: Sandbox,
+    /// Runs as soon as there is a root certificate.
+    component: Option<Component>,
 }
 
 pub(super) struct Reconciler {
@@ -182,8 +191,13 @@ impl Reconciler {
         // Waiting for our own processes is what keeps zombies from piling up in a
         // program that makes one mesh after the other.
         let all = async {
-            for entry in self.pods.values() {
+            let mut waypoints = Vec::new();
+            for entry in self.pods.values_mut() {
                 entry.stop.send_replace(Stop::Abandon);
+                waypoints.extend(entry.waypoint.take().and_then(|w| w.component));
+            }
+            for component in waypoints {
+                component.abandon().await;
             }
             for component in std::mem::take(&mut self.components).into_values() {
                 component.abandon().await;
@@ -268,19 +282,34 @@ impl Reconciler {
                 }
             }
             Event::Gone { uid } => {
-                if let Some(entry) = self.pods.remove(&uid)
-                    && let Some(index) = self.node_index(&entry.view.node)
-                {
+                let Some(entry) = self.pods.remove(&uid) else {
+                    return;
+                };
+                if let Some(index) = self.node_index(&entry.view.node) {
                     self.ranges[index].release(entry.view.addresses);
                 }
+                if entry.waypoint.is_some() {
+                    // It ends by itself as well.
+                    let _ = std::fs::remove_file(self.layout.pod_token(&uid));
+                }
             }
-            Event::Component { name, update } => {
+            Event::Component { name, pod, update } => {
+                if let Some(uid) = pod {
+                    match self.pods.get_mut(&uid) {
+                        Some(entry) if !entry.view.terminating => entry.update(0, update.clone()),
+                        // Its successor has the name now.
+                        _ => return,
+                    }
+                }
                 let mut all = self.component_status.iter_mut();
                 if let Some(status) = all.find(|status| status.name == name) {
                     update_component(status, update);
                 }
             }
-            Event::RootCertificate => self.start_ztunnels(),
+            Event::RootCertificate => {
+                self.start_ztunnels();
+                self.start_waypoints();
+            }
             Event::Request { request, reply } => self.obey(request, reply),
             Event::Manifests | Event::ObeySignals | Event::Stop => {}
         }
@@ -301,10 +330,11 @@ impl Reconciler {
             // The loop answers this one itself.
             Request::Reload => return,
         };
-        match self.components.get(&component) {
+        match self.component(&component) {
             Some(found) => found.order(order, self.after_publishing(reply)),
             None => {
-                let names: Vec<&str> = self.components.keys().map(String::as_str).collect();
+                let all = self.component_status.iter();
+                let names: Vec<&str> = all.map(|status| status.name.as_str()).collect();
                 let _ = reply.send(Err(format!(
                     "mesh {} runs no component {component}; it runs {}",
                     self.config.name,
@@ -312,6 +342,14 @@ impl Reconciler {
                 )));
             }
         }
+    }
+
+    fn component(&self, name: &str) -> Option<&Component> {
+        let waypoint = |entry: &PodEntry| entry.component_name().as_deref() == Some(name);
+        let mut live = self.pods.values().filter(|entry| !entry.view.terminating);
+        let waypoint = live.find(|entry| waypoint(entry));
+        let waypoint = waypoint.and_then(|entry| entry.waypoint.as_ref()?.component.as_ref());
+        self.components.get(name).or(waypoint)
     }
 
     /// A client that has its answer must find the new state in the status file: the
@@ -419,7 +457,11 @@ impl Reconciler {
         let running: Placement = live
             .map(|entry| (entry.view.key.clone(), entry.view.node.clone()))
             .collect();
-        self.desired = manifest::expand(&self.objects(), &facts, &running);
+        let mut objects = self.objects();
+        if self.config.data_plane == DataPlane::Off {
+            objects.retain(|object| !matches!(object, Object::Gateway(_)));
+        }
+        self.desired = manifest::expand(&objects, &facts, &running);
         for (name, object) in &self.desired.nodes {
             match self.nodes.iter_mut().find(|node| node.name == *name) {
                 Some(node) => node.object = Some(object.clone()),
@@ -459,11 +501,13 @@ impl Reconciler {
                 }
             }
         }
+        self.announce_waypoints();
         // Names and service addresses are there before the programs that use them.
         self.publish()?;
         for (pod, stop) in begun {
             self.tasks.spawn_local(Rc::new(pod).run(stop));
         }
+        self.start_waypoints();
         Ok(())
     }
 
@@ -510,13 +554,19 @@ impl Reconciler {
                 &[layout.netns_dir(), layout.bpffs()],
             )?
             .session();
+        let component = wanted.waypoint.as_ref();
+        let component = component.map(|gateway| setup::waypoint_name(gateway, &namespace));
+        let log_of = |container: &str| match &component {
+            Some(component) => layout.component_log(component),
+            None => layout.container_log(&namespace, &name, container),
+        };
         let status = |container: &k8s_openapi::api::core::v1::Container| ContainerStatus {
             name: container.name.clone(),
             process: None,
             ready: false,
             restarts: 0,
             message: String::new(),
-            log: layout.container_log(&namespace, &name, &container.name),
+            log: log_of(&container.name),
         };
         let (stop, stopped) = watch::channel(Stop::No);
         let entry = PodEntry {
@@ -536,7 +586,19 @@ impl Reconciler {
             containers: spec.containers.iter().map(status).collect(),
             fingerprint: wanted.fingerprint,
             stop,
+            waypoint: wanted.waypoint.map(|gateway| Waypoint {
+                gateway,
+                sandbox: sandbox.clone(),
+                component: None,
+            }),
         };
+        let held = entry.waypoint.is_some();
+        if held && let Err(error) = setup::issue_pod_token(&layout, &entry.view) {
+            self.ranges[index].release(addresses);
+            // The first error is the one to tell.
+            let _ = links::remove_pod(&layout, &node, &uid, addresses);
+            return Err(error);
+        }
         self.pods.insert(uid.clone(), entry);
         let run = PodRun {
             object: wanted.pod,
@@ -548,6 +610,7 @@ impl Reconciler {
             layout,
             dirs: self.config.binary_dirs.clone(),
             kubelet: self.kubelets[index].handle(),
+            held,
             default_grace: self.config.grace,
             events: self.events.clone(),
         };
@@ -569,6 +632,7 @@ impl Reconciler {
                 log: self.layout.component_log(&name),
                 name,
                 node,
+                pod: None,
                 process: None,
                 ready: false,
                 restarts: 0,
@@ -590,12 +654,74 @@ impl Reconciler {
         }
     }
 
+    /// Keeps the list of components as the waypoints' pods are.
+    fn announce_waypoints(&mut self) {
+        let live = self.pods.values().filter(|entry| !entry.view.terminating);
+        let wanted: BTreeMap<String, (String, String)> = live
+            .filter_map(|entry| {
+                let pod = (entry.view.uid.clone(), entry.view.node.clone());
+                Some((entry.component_name()?, pod))
+            })
+            .collect();
+        // A pod that is made anew begins with a new status.
+        self.component_status.retain(|status| match &status.pod {
+            None => true,
+            Some(uid) => wanted.get(&status.name).is_some_and(|(now, _)| now == uid),
+        });
+        for (name, (uid, node)) in wanted {
+            if self
+                .component_status
+                .iter()
+                .any(|status| status.name == name)
+            {
+                continue;
+            }
+            self.component_status.push(ComponentStatus {
+                log: self.layout.component_log(&name),
+                name,
+                node: Some(node),
+                pod: Some(uid),
+                process: None,
+                ready: false,
+                restarts: 0,
+                message: String::new(),
+            });
+        }
+    }
+
+    /// Starts the waypoints that have a pod and no program. Before there is a root
+    /// certificate they would only fail.
+    fn start_waypoints(&mut self) {
+        if !setup::root_certificate(&self.layout).exists() {
+            return;
+        }
+        for entry in self.pods.values_mut().filter(|e| !e.view.terminating) {
+            let Some(waypoint) = entry.waypoint.as_mut() else {
+                continue;
+            };
+            if waypoint.component.is_none() {
+                let (gateway, sandbox) = (&waypoint.gateway, waypoint.sandbox.clone());
+                let (config, layout) = (&self.config, &self.layout);
+                let plan = setup::waypoint(config, layout, gateway, &entry.view, sandbox);
+                waypoint.component = Some(Component::new(plan, self.events.clone()));
+            }
+        }
+    }
+
+    fn issue_tokens(&self) -> Result<(), LocalError> {
+        setup::issue_tokens(&self.layout, &self.nodes)?;
+        for entry in self.pods.values().filter(|e| e.waypoint.is_some()) {
+            setup::issue_pod_token(&self.layout, &entry.view)?;
+        }
+        Ok(())
+    }
+
     fn housekeep(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         super::publish::cut_logs(&self.layout.logs_dir());
         let due = self.tokens_issued.elapsed() >= TOKEN_RENEWAL;
         if due && self.config.data_plane == DataPlane::On {
-            match setup::issue_tokens(&self.layout, &self.nodes) {
+            match self.issue_tokens() {
                 Ok(()) => self.tokens_issued = Instant::now(),
                 Err(error) => tracing::warn!(%error, "tokens are not renewed"),
             }
@@ -622,7 +748,23 @@ impl PodEntry {
     fn terminate(&mut self) {
         self.view.terminating = true;
         self.view.ready = false;
-        self.stop.send_replace(Stop::End);
+        let component = self.waypoint.as_mut().and_then(|w| w.component.take());
+        let Some(component) = component else {
+            self.stop.send_replace(Stop::End);
+            return;
+        };
+        // The pod stays until its waypoint has drained.
+        let stop = self.stop.clone();
+        tokio::task::spawn_local(async move {
+            component.end().await;
+            stop.send_replace(Stop::End);
+        });
+    }
+
+    /// Among the components, for the pod of a waypoint.
+    fn component_name(&self) -> Option<String> {
+        let waypoint = self.waypoint.as_ref()?;
+        Some(setup::waypoint_name(&waypoint.gateway, &self.view.key.0))
     }
 
     fn update(&mut self, index: usize, update: Update) {
