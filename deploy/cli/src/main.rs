@@ -7,11 +7,13 @@
 
 mod analyze;
 mod check;
+mod cluster;
 mod completion;
 mod local;
 mod output;
 mod table;
 mod version;
+mod waypoint;
 mod ztunnel;
 mod ztunnel_config;
 
@@ -39,6 +41,7 @@ enum Command {
     Completion(completion::Args),
     Local(local::Args),
     Version(version::Args),
+    Waypoint(waypoint::Args),
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::Args),
 }
@@ -51,6 +54,7 @@ impl Command {
             Self::Completion(args) => completion::run(args, out),
             Self::Local(args) => local::run(args, out),
             Self::Version(args) => version::run(args, out),
+            Self::Waypoint(args) => waypoint::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
         }
     }

@@ -39,6 +39,9 @@ pub struct MeshStatus {
     pub pods: Vec<PodStatus>,
     /// `aditd`, the ztunnels and the waypoints.
     pub components: Vec<ComponentStatus>,
+    /// Objects that were applied over the manifests, for people.
+    #[serde(default)]
+    pub applied: Vec<String>,
     /// Sentences about manifests that cannot be used.
     pub problems: Vec<String>,
 }

@@ -73,6 +73,9 @@ pub(super) fn text(status: &MeshStatus) -> String {
         ]);
     }
     text += &table.render();
+    for applied in &status.applied {
+        let _ = writeln!(text, "\nApplied: {}", printable(applied));
+    }
     for problem in &status.problems {
         let _ = writeln!(text, "\nProblem: {}", printable(problem));
     }

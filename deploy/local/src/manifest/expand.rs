@@ -319,10 +319,11 @@ mod tests {
     use super::*;
 
     fn objects(text: &str) -> Vec<Object> {
-        let parsed = parse(&SourceFile {
+        let file = SourceFile {
             relative: "a.yaml".into(),
             text: text.into(),
-        });
+        };
+        let parsed = parse(&file, &BTreeSet::new());
         assert_eq!(parsed.problems, Vec::<String>::new());
         parsed.objects
     }

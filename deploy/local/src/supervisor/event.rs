@@ -5,6 +5,9 @@ use tokio::sync::oneshot;
 use crate::control::Request;
 use crate::state::ProcessId;
 
+/// Where the answer to a request goes.
+pub(super) type Answer = oneshot::Sender<Result<serde_json::Value, String>>;
+
 pub(super) enum Event {
     /// Something in the manifest directory changed.
     Manifests,
@@ -28,10 +31,7 @@ pub(super) enum Event {
     /// `aditd` has written its root certificate: ztunnels can start.
     RootCertificate,
     /// Another process, or the handle, wants something.
-    Request {
-        request: Request,
-        reply: oneshot::Sender<Result<(), String>>,
-    },
+    Request { request: Request, reply: Answer },
     /// End on SIGTERM and SIGINT from now on.
     ObeySignals,
     /// End.

@@ -206,6 +206,7 @@ impl Reconciler {
             nodes: self.nodes.iter().map(node).collect(),
             pods,
             components: self.component_status.clone(),
+            applied: self.overlay.names(),
             problems,
         };
         if self.published.status.as_ref() != Some(&status) {

@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::component::{Component, Order};
 use super::control_socket;
-use super::event::{Event, Update};
+use super::event::{Answer, Event, Update};
 use super::pod::{PodRun, Stop};
 use super::probe::Kubelet;
 use super::publish::Published;
@@ -26,8 +26,10 @@ use crate::config::{DataPlane, MeshConfig, validate_name};
 use crate::control::Request;
 use crate::error::LocalError;
 use crate::manifest::{
-    self, Desired, DesiredPod, Key, NodeFacts, Object, ParsedFile, Placement, PodFacts, SourceFile,
+    self, Desired, DesiredPod, Identity, Key, NodeFacts, Object, ParsedFile, Placement, PodFacts,
+    SourceFile,
 };
+use crate::overlay::Overlay;
 use crate::state::{ComponentStatus, ContainerStatus, ProcessId};
 use crate::system::layout::Layout;
 use crate::system::process::{find_program, identify, search_path};
@@ -71,6 +73,13 @@ pub(super) struct Reconciler {
     pub(super) component_status: Vec<ComponentStatus>,
     pub(super) files: BTreeMap<PathBuf, (SourceFile, ParsedFile)>,
     pub(super) desired: Desired,
+    pub(super) overlay: Overlay,
+    /// The user's files; `files` are those and what was applied.
+    pub(super) sources: Vec<SourceFile>,
+    /// Objects of the user that something was applied in place of.
+    hidden: BTreeSet<Identity>,
+    /// The overlay changed and has not been followed yet.
+    pub(super) overlaid: bool,
     /// About the manifests as such.
     pub(super) file_problems: Vec<String>,
     /// About single pods.
@@ -116,6 +125,10 @@ impl Reconciler {
             component_status: Vec::new(),
             files: BTreeMap::new(),
             desired: Desired::default(),
+            overlay: Overlay::open(&layout.overlay_dir())?,
+            sources: Vec::new(),
+            hidden: BTreeSet::new(),
+            overlaid: false,
             file_problems: Vec::new(),
             pod_problems: Vec::new(),
             service_addresses: ServiceAddresses::default(),
@@ -244,8 +257,24 @@ impl Reconciler {
                         reply,
                     } => {
                         reload = Some(Duration::ZERO);
-                        replies.push(reply);
+                        replies.push((reply, serde_json::Value::Null));
                     }
+                    Event::Request {
+                        request:
+                            request @ (Request::Apply { .. }
+                            | Request::Delete { .. }
+                            | Request::Label { .. }),
+                        reply,
+                    } => match self.change(request) {
+                        Ok(value) => {
+                            reload = Some(Duration::ZERO);
+                            replies.push((reply, value));
+                        }
+                        Err(error) => {
+                            // The client may be gone.
+                            let _ = reply.send(Err(error.to_string()));
+                        }
+                    },
                     other => self.handle(other),
                 }
                 event = inbox.try_recv().ok();
@@ -262,9 +291,10 @@ impl Reconciler {
             if let Err(error) = &outcome {
                 tracing::error!(mesh = self.config.name, %error, "cannot follow");
             }
-            for reply in replies {
+            for (reply, value) in replies {
+                let answer = outcome.as_ref().map_err(ToString::to_string);
                 // The client may be gone.
-                let _ = reply.send(outcome.as_ref().map_err(ToString::to_string).copied());
+                let _ = reply.send(answer.map(|()| value));
             }
         }
     }
@@ -315,7 +345,7 @@ impl Reconciler {
         }
     }
 
-    fn obey(&mut self, request: Request, reply: oneshot::Sender<Result<(), String>>) {
+    fn obey(&mut self, request: Request, reply: Answer) {
         let (component, order) = match request {
             Request::Start { component } => (component, Order::Start),
             Request::Stop { component } => (component, Order::Stop),
@@ -324,11 +354,14 @@ impl Reconciler {
             Request::Replace { component } => (component, Order::Replace),
             Request::RestartPod { namespace, name } => {
                 let outcome = self.restart_pod((namespace, name));
-                let _ = reply.send(outcome);
+                let _ = reply.send(outcome.map(|()| serde_json::Value::Null));
                 return;
             }
-            // The loop answers this one itself.
-            Request::Reload => return,
+            // The loop answers these itself.
+            Request::Reload
+            | Request::Apply { .. }
+            | Request::Delete { .. }
+            | Request::Label { .. } => return,
         };
         match self.component(&component) {
             Some(found) => found.order(order, self.after_publishing(reply)),
@@ -354,11 +387,8 @@ impl Reconciler {
 
     /// A client that has its answer must find the new state in the status file: the
     /// answer waits behind the events that the component sent before.
-    fn after_publishing(
-        &self,
-        reply: oneshot::Sender<Result<(), String>>,
-    ) -> oneshot::Sender<Result<(), String>> {
-        let (first, outcome) = oneshot::channel();
+    fn after_publishing(&self, reply: Answer) -> oneshot::Sender<Result<(), String>> {
+        let (first, outcome) = oneshot::channel::<Result<(), String>>();
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
             let Ok(outcome) = outcome.await else { return };
@@ -373,7 +403,7 @@ impl Reconciler {
                 .await;
             // Whatever became of the manifests, the component did what it did.
             let _ = done.await;
-            let _ = reply.send(outcome);
+            let _ = reply.send(outcome.map(|()| serde_json::Value::Null));
         });
         first
     }
@@ -390,28 +420,30 @@ impl Reconciler {
     /// Returns whether anything changed.
     fn read_files(&mut self) -> Result<bool, LocalError> {
         let (files, problems) = manifest::read_directory(&self.config.manifests)?;
-        let mut next = BTreeMap::new();
-        let mut changed = problems != self.file_problems;
-        for file in files {
-            let entry = match self.files.get(&file.relative) {
-                Some((before, parsed)) if *before == file => (file, parsed.clone()),
-                Some((_, before)) => {
-                    changed = true;
-                    let parsed = manifest::parse_again(&file, before);
-                    (file, parsed)
-                }
-                None => {
-                    changed = true;
-                    let parsed = manifest::parse(&file);
-                    (file, parsed)
-                }
-            };
-            next.insert(entry.0.relative.clone(), entry);
+        let changed = problems != self.file_problems || files != self.sources || self.overlaid;
+        if !changed {
+            return Ok(false);
         }
-        changed |= next.len() != self.files.len();
+        let resolved = self.overlay.resolve(&files);
+        let same_hidden = resolved.hidden == self.hidden;
+        let none = BTreeSet::new();
+        let own = files.iter().map(|file| (file, &resolved.hidden));
+        let applied = resolved.files.iter().map(|file| (file, &none));
+        let mut next = BTreeMap::new();
+        for (file, hidden) in own.chain(applied) {
+            let parsed = match self.files.get(&file.relative) {
+                Some((before, parsed)) if before == file && same_hidden => parsed.clone(),
+                Some((_, before)) => manifest::parse_again(file, before, hidden),
+                None => manifest::parse(file, hidden),
+            };
+            next.insert(file.relative.clone(), (file.clone(), parsed));
+        }
         self.files = next;
         self.file_problems = problems;
-        Ok(changed)
+        self.hidden = resolved.hidden;
+        self.sources = files;
+        self.overlaid = false;
+        Ok(true)
     }
 
     fn objects(&self) -> Vec<Object> {
@@ -819,7 +851,7 @@ fn node_facts(node: &NodeView) -> NodeFacts {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     let since = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let seconds = i64::try_from(since).unwrap_or_default();
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)

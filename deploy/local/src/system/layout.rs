@@ -68,6 +68,11 @@ impl Layout {
         self.root.join("cluster")
     }
 
+    /// What was applied over the user's manifests.
+    pub(crate) fn overlay_dir(&self) -> PathBuf {
+        self.root.join("applied")
+    }
+
     /// What `aditd` writes about pods and policies.
     pub(crate) fn status_dir(&self) -> PathBuf {
         self.root.join("status")
