@@ -50,12 +50,11 @@ async fn collector(status: u16) -> (SocketAddr, Received) {
                         let mut trailers = HeaderMap::new();
                         trailers.insert("grpc-status", HeaderValue::from(status));
                         let body = match grpc {
-                            true => {
-                                StreamBody::new(futures_util::stream::iter([Ok::<_, Infallible>(
-                                    Frame::<Bytes>::trailers(trailers),
-                                )]))
-                                .boxed_unsync()
-                            }
+                            true => StreamBody::new(futures_util::stream::iter([
+                                Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 5]))),
+                                Ok(Frame::trailers(trailers)),
+                            ]))
+                            .boxed_unsync(),
                             false => Empty::new().boxed_unsync(),
                         };
                         let mut response = Response::new(body);
