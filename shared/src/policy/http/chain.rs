@@ -25,6 +25,8 @@ pub(super) struct Chain {
     pub(super) invalid: Vec<Arc<HttpPolicy>>,
     /// Whether there is an enforced ALLOW policy, be it without rules.
     pub(super) allows: bool,
+    /// Whether there is a dry run.
+    pub(super) dry_runs: bool,
     /// Whether some rule asks for the method.
     pub(super) methods: bool,
 }
@@ -34,6 +36,7 @@ impl Chain {
     pub(super) fn new<'a>(policies: impl Iterator<Item = &'a Arc<HttpPolicy>>) -> Self {
         let mut chain = Self::default();
         for policy in policies {
+            chain.dry_runs |= policy.dry_run;
             chain.methods |= policy.rules.iter().any(Rule::asks_method);
             if policy.invalid.is_some() {
                 chain.invalid.push(policy.clone());
@@ -152,12 +155,15 @@ impl Phase {
     }
 }
 
+/// Namespace and name of a service account.
+type Account = (Box<str>, Box<str>);
+
 /// Places of rules by what a request must have for them to match. Only to leave out rules
 /// that cannot; every candidate is still judged in full.
 #[derive(Debug)]
 struct Index {
     /// By namespace and service account: rules whose every source lists accounts.
-    by_account: Vec<((Box<str>, Box<str>), Vec<u32>)>,
+    by_account: Vec<(Account, Vec<u32>)>,
     /// By path: rules whose every operation lists paths.
     by_path: Vec<(Box<[u8]>, Vec<u32>)>,
     rest: Vec<u32>,
@@ -220,7 +226,7 @@ fn grouped<K: Ord>(mut pairs: Vec<(K, u32)>) -> Vec<(K, Vec<u32>)> {
     groups
 }
 
-fn account_keys(rule: &Rule) -> Option<Vec<(Box<str>, Box<str>)>> {
+fn account_keys(rule: &Rule) -> Option<Vec<Account>> {
     let mut keys = Vec::new();
     for source in &rule.from {
         let before = keys.len();

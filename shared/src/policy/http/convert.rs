@@ -161,10 +161,10 @@ impl Reader<'_> {
         let mut rule = Rule::default();
         for (i, source) in wire.from.iter().enumerate() {
             let at = format!("{at}.from[{i}]");
-            let source = self.source(&at, source);
-            if !source.is_set() {
+            if *source == proto::Source::default() {
                 self.problem(&at, "is empty");
             }
+            let source = self.source(&at, source);
             let identity = source.principals.is_set()
                 || source.namespaces.is_set()
                 || source.service_accounts.is_set()
@@ -177,10 +177,10 @@ impl Reader<'_> {
         }
         for (i, operation) in wire.to.iter().enumerate() {
             let at = format!("{at}.to[{i}]");
-            let operation = self.operation(&at, operation);
-            if !operation.is_set() {
+            if *operation == proto::Operation::default() {
                 self.problem(&at, "is empty");
             }
+            let operation = self.operation(&at, operation);
             rule.to.push(operation);
         }
         for (i, condition) in wire.when.iter().enumerate() {
@@ -448,6 +448,10 @@ impl Reader<'_> {
     }
 }
 
+#[expect(
+    clippy::ptr_arg,
+    reason = "a function over the elements of a Vec<String>"
+)]
 fn pattern(text: &String) -> Result<Pattern, String> {
     Pattern::parse(text)
 }

@@ -109,20 +109,30 @@ impl HttpPolicySet {
             };
         }
         let facts = self.facts(request, trust);
+        let denied = self.denied(&facts);
+        let dry_runs = self.chains.iter().any(|chain| chain.dry_runs);
+        let allowed = if denied.is_some() && !dry_runs {
+            None
+        } else {
+            let mut chains = self.chains.iter();
+            chains
+                .find_map(|chain| chain.allow.first(&facts, Readings::All))
+                .map(|entry| (entry.key().clone(), entry.rule()))
+        };
+        let dry_run = if dry_runs {
+            self.dry_run(&facts, allowed.is_some())
+        } else {
+            Vec::new()
+        };
         let audit = self.audit(&facts);
-        let allows = self.chains.iter().any(|chain| chain.allows);
-        let allowed = self
-            .chains
-            .iter()
-            .find_map(|chain| chain.allow.first(&facts, Readings::All))
-            .map(|entry| (entry.key().clone(), entry.rule()));
-        let dry_run = self.dry_run(&facts, allowed.is_some());
-        let verdict = match self.denied(&facts) {
+        let verdict = match denied {
             Some(denied) => Verdict::Denied(denied),
-            None if allows && allowed.is_none() => Verdict::Denied(Denied {
-                policy: None,
-                reason: DenyReason::NotAllowed,
-            }),
+            None if allowed.is_none() && self.chains.iter().any(|chain| chain.allows) => {
+                Verdict::Denied(Denied {
+                    policy: None,
+                    reason: DenyReason::NotAllowed,
+                })
+            }
             None => Verdict::Permitted(Permitted { by: allowed }),
         };
         HttpEvaluation {

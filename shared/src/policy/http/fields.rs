@@ -235,16 +235,6 @@ impl Source {
                     .holds(|set| set.contains(http.claims))
             })
     }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.principals.is_set()
-            || self.namespaces.is_set()
-            || self.service_accounts.is_set()
-            || self.trust_domains.is_set()
-            || self.ip_blocks.is_set()
-            || self.remote_ip_blocks.is_set()
-            || self.request_principals.is_set()
-    }
 }
 
 impl Operation {
@@ -260,10 +250,6 @@ impl Operation {
                         .holds_readings(readings, |set, readings| set.contains(http.path, readings))
                     && self.hosts.holds(|set| set.contains(http.host))
             })
-    }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.ports.is_set() || self.methods.is_set() || self.paths.is_set() || self.hosts.is_set()
     }
 }
 

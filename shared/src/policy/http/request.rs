@@ -95,7 +95,8 @@ pub fn request_host<'a>(
         (Some(authority), _) => authority,
         (None, line) => line.unwrap_or_default(),
     };
-    if host.contains('@') {
+    // A comma is legal in a name and in none that exists: lines that somebody joined.
+    if host.contains(['@', ',']) {
         return Err(HostRejected::Malformed);
     }
     Ok(host)
