@@ -13,7 +13,7 @@
 //! * Fail closed: without a listener an outbound connect is refused at once, and an inbound one is reset.
 //!
 //! No address is rewritten and nothing is kept per connection. `bpf/` holds the programs, `routing` the
-//! rules and routes; [`Redirector::reconcile`] puts back what others removed. A pod's own `NET_ADMIN` is
+//! rules and routes; [`SteeringWatch`] and [`Redirector::reconcile`] put back what others removed. A pod's own `NET_ADMIN` is
 //! not a boundary: it can remove its rules, exactly as it could flush iptables.
 
 mod abi;
@@ -28,6 +28,7 @@ mod redirector;
 mod routing;
 pub mod socket;
 mod sysctl;
+mod watch;
 
 pub use capabilities::{Capability, capabilities};
 pub use foreign::{ForeignProgram, foreign_programs};
@@ -39,6 +40,7 @@ pub use redirector::{
 };
 pub use routing::RoutingError;
 pub use sysctl::SysctlError;
+pub use watch::{Repairs, SteeringChanges, SteeringWatch};
 
 /// `SO_MARK` of an app's socket whose connection is captured (the connect hook sets it), and of ztunnel's end
 /// of that connection ([`socket::Direction::Outbound`]).

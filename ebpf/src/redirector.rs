@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::SockRef;
 
@@ -27,6 +28,7 @@ use crate::pins::{NodeConfig, Pins};
 use crate::programs::{LoadError, Loader};
 use crate::routing::{self, Established, RoutingError};
 use crate::sysctl::{SYSCTLS, UNKNOWN};
+use crate::watch::SteeringWatch;
 
 /// Why capture could not be set up, for the node or for a pod.
 #[derive(Debug, thiserror::Error)]
@@ -205,6 +207,7 @@ pub struct Redirector {
     hooks: Vec<Hook>,
     pods: BTreeMap<String, Pod>,
     outdated: Vec<PathBuf>,
+    watch: Arc<SteeringWatch>,
 }
 
 struct Maps {
@@ -333,7 +336,13 @@ impl Redirector {
             hooks,
             pods,
             outdated,
+            watch: Arc::new(SteeringWatch::new().map_err(io_error("watching pods"))?),
         })
+    }
+
+    /// Tells of rules and routes that others remove from the pods that this process enrols.
+    pub fn watch(&self) -> Arc<SteeringWatch> {
+        self.watch.clone()
     }
 
     /// Captures a pod, or gives a pod that is captured new listeners, addresses or a new namespace. When
@@ -364,11 +373,20 @@ impl Redirector {
             .map_err(io_error(what.clone()))?;
         let cookie = netns.cookie().map_err(io_error(what))?;
         self.vacate(uid, cookie)?;
-        let established =
-            routing::establish(&netns, redirection.addresses).map_err(|source| Error::Routing {
-                uid: uid.to_owned(),
-                source,
-            })?;
+        if let Err(error) = self.watch.follow(uid, &netns, redirection.addresses) {
+            tracing::warn!(uid, %error, "rules that others remove will be noticed late");
+        }
+        let establish = || routing::establish(&netns, redirection.addresses);
+        let established = match self.watch.exclusively(uid, establish) {
+            Ok(established) => established,
+            Err(source) => {
+                self.unwatch_changes(uid);
+                return Err(Error::Routing {
+                    uid: uid.to_owned(),
+                    source,
+                });
+            }
+        };
         let known = self.pods.remove(uid);
         let new = known.is_none();
         let mut pod = match known {
@@ -377,6 +395,7 @@ impl Redirector {
                 index: match self.free_index() {
                     Some(index) => index,
                     None => {
+                        self.watch.forget(uid);
                         self.undo_routing(uid, &netns, established.sysctls_before);
                         return Err(Error::TooManyPods);
                     }
@@ -564,11 +583,14 @@ impl Redirector {
         let Some(netns) = &pod.netns else {
             return Ok(());
         };
+        let establish = || routing::establish(netns, &pod.given);
         let established =
-            routing::establish(netns, &pod.given).map_err(|source| Error::Routing {
-                uid: uid.to_owned(),
-                source,
-            })?;
+            self.watch
+                .exclusively(uid, establish)
+                .map_err(|source| Error::Routing {
+                    uid: uid.to_owned(),
+                    source,
+                })?;
         report.restored_rules += established.changed.rules;
         report.restored_routes += established.changed.routes;
         report.restored_sysctls += established.changed.sysctls;
@@ -684,6 +706,7 @@ impl Redirector {
             return Err(error);
         }
         self.maps.forget(uid, &pod)?;
+        self.watch.forget(uid);
         let netns = pod.netns.take().or_else(|| {
             netns::find(pod.netns_inode).filter(|found| found.cookie().ok() == Some(pod.cookie))
         });
@@ -695,6 +718,18 @@ impl Redirector {
                     source,
                 })
             }
+        }
+    }
+
+    /// After an attempt to enrol that failed: a pod that is captured stays watched as it was captured.
+    fn unwatch_changes(&self, uid: &str) {
+        let captured = self.pods.get(uid);
+        let followed = captured.and_then(|pod| {
+            let netns = pod.netns.as_ref()?;
+            (pod.state != PodState::Left).then(|| self.watch.follow(uid, netns, &pod.given))
+        });
+        if !matches!(followed, Some(Ok(()))) {
+            self.watch.forget(uid);
         }
     }
 

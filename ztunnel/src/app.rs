@@ -54,6 +54,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let mut synced = readiness.task("xds");
     let mut settled = readiness.task("enrolment");
+    let accepted = readiness.task("acceptance by the control plane");
 
     // The status ports first: whoever waits for readiness gets an answer from the start.
     let stats = listen(config.stats_address, "STATS_ADDRESS").await?;
@@ -182,7 +183,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     });
     essential.spawn(named(
         "enrolment reports",
-        report_enrolments(xds, token, report_reader),
+        report_enrolments(xds, token, telemetry.clone(), accepted, report_reader),
     ));
     tokio::spawn(notify_when_ready(readiness));
     tokio::spawn(sweep(metrics, model));

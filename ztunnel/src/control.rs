@@ -10,14 +10,15 @@ use adit_shared::policy::Policy;
 use adit_shared::proto::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport};
 use adit_shared::proto::security::Authorization;
+use adit_shared::telemetry::{Event, ReadinessTask, Telemetry};
 use adit_shared::xds::client::handlers::log_rejected;
 pub use adit_shared::xds::client::handlers::{Addresses, XdsEvents};
 use adit_shared::xds::client::{Handler, Rejected, Resource};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tonic::Request;
-use tracing::warn;
+use tonic::{Code, Request, Status};
+use tracing::{error, warn};
 
 use crate::enrolment::Wanted;
 use crate::pod::PodSpec;
@@ -98,43 +99,81 @@ impl Handler for Enrolments {
     }
 }
 
+/// Why a report was not taken.
+enum ReportError {
+    /// The control plane said no: this node's enrolments are for another account.
+    Refused(String),
+    /// It could not be asked.
+    Unavailable(String),
+}
+
+impl From<Status> for ReportError {
+    fn from(status: Status) -> Self {
+        let text = format!("{:?}: {}", status.code(), status.message());
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => Self::Refused(text),
+            _ => Self::Unavailable(text),
+        }
+    }
+}
+
 /// Tells the control plane what is enrolled: each change at once, and everything again from
 /// time to time. Runs until dropped.
+///
+/// The first report that is taken makes `accepted` done: a proxy that the control plane does
+/// not take for this node's gets an answer over xDS like any other, but no pods.
 pub async fn report_enrolments(
     endpoint: ControlPlaneEndpoint,
     token: TokenSource,
+    telemetry: Telemetry,
+    mut accepted: ReadinessTask,
     mut reports: watch::Receiver<EnrolmentReport>,
 ) {
     let mut client = EnrolmentServiceClient::new(endpoint.channel());
-    let mut complained = false;
+    let mut complained = None;
     loop {
         let report = reports.borrow_and_update().clone();
         let sent = async {
             let mut request = Request::new(report);
-            let bearer = token.authorization().map_err(|e| e.to_string())?;
+            let bearer = token
+                .authorization()
+                .map_err(|e| ReportError::Unavailable(e.to_string()))?;
             request.metadata_mut().insert("authorization", bearer);
-            client
-                .report_enrolment(request)
-                .await
-                .map_err(|e| e.message().to_owned())
+            client.report_enrolment(request).await?;
+            Ok::<(), ReportError>(())
         };
-        let outcome = timeout(REPORT_DEADLINE, sent)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {REPORT_DEADLINE:?}")));
-        match outcome {
-            Ok(_) => {
-                complained = false;
+        let late = |_| {
+            let error = format!("no answer within {REPORT_DEADLINE:?}");
+            Err(ReportError::Unavailable(error))
+        };
+        let error = match timeout(REPORT_DEADLINE, sent).await.unwrap_or_else(late) {
+            Ok(()) => {
+                accepted.done();
+                complained = None;
                 // Also when the sender is gone there is nothing more to report.
                 if let Ok(Err(_)) = timeout(REPORT_INTERVAL, reports.changed()).await {
                     return;
                 }
+                continue;
             }
-            Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
-                    warn!(target: "enrolment", "report not accepted, will be repeated: {error}");
-                }
-                sleep(REPORT_RETRY).await;
+            Err(error) => error,
+        };
+        let refused = matches!(error, ReportError::Refused(_));
+        telemetry.emit(&Event::ReportFailed { refused });
+        // Once for each kind: they need different people.
+        if complained.replace(refused) != Some(refused) {
+            match error {
+                ReportError::Refused(error) => error!(
+                    target: "enrolment",
+                    "the control plane does not accept this proxy for its node, which gets no pods \
+                     to enrol (is its service account among the trusted node accounts?): {error}"
+                ),
+                ReportError::Unavailable(error) => warn!(
+                    target: "enrolment",
+                    "report not accepted, will be repeated: {error}"
+                ),
             }
         }
+        sleep(REPORT_RETRY).await;
     }
 }

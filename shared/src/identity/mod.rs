@@ -25,7 +25,8 @@ pub use cache::{
     CacheOptions, CertificateCache, CertificateError, CertificateState, CertificateStatus,
 };
 pub use certificate::{
-    CertificateFacts, CertificateInvalid, PeerIdentityError, WorkloadCertificate, peer_identity,
+    CertificateFacts, CertificateId, CertificateInvalid, PeerIdentityError, WorkloadCertificate,
+    peer_identity, peer_not_after,
 };
 pub use control_plane::{
     Connector, ControlPlaneEndpoint, ControlPlaneError, TokenSource, TokenUnreadable,

@@ -88,6 +88,11 @@ pub enum Event<'a> {
         /// What, as a metric label.
         kind: &'static str,
     },
+    /// The control plane did not take a report of what is enrolled.
+    ReportFailed {
+        /// It said no; otherwise it could not be asked.
+        refused: bool,
+    },
     /// Listeners and capture of a pod are in place.
     ProxyStarted,
     /// A pod was released.

@@ -47,6 +47,7 @@ pub struct Metrics {
     endpoint_retries: Counter,
     accept_failures: Counter,
     repairs: Family<Label, Counter>,
+    report_failures: Family<Label, Counter>,
     sources: Sources,
 }
 
@@ -183,6 +184,13 @@ impl Metrics {
             repairs.clone(),
         );
 
+        let report_failures = Family::default();
+        adit.register(
+            "enrolment_report_failures",
+            "The total number of enrolment reports that the control plane refused or did not get",
+            report_failures.clone(),
+        );
+
         let sources = Sources::default();
         registry.register_collector(Box::new(sources.clone()));
         registry.register_collector(Box::new(Process));
@@ -204,6 +212,7 @@ impl Metrics {
             endpoint_retries,
             accept_failures,
             repairs,
+            report_failures,
             sources,
         }
     }
@@ -323,6 +332,12 @@ impl EventSink for Metrics {
             Event::RedirectionRepaired { kind } => {
                 self.repairs.get_or_create(&[("kind", kind)]).inc();
             }
+            Event::ReportFailed { refused } => {
+                let reason = if refused { "refused" } else { "unavailable" };
+                self.report_failures
+                    .get_or_create(&[("reason", reason)])
+                    .inc();
+            }
             Event::ProxyStarted => {
                 self.proxies_started.inc();
                 self.proxies_active.inc();
@@ -381,6 +396,15 @@ fn encode_certificates(
         };
         let labels = [("identity", status.identity.to_string())];
         ConstGauge::new(left).encode(metric.encode_family(&labels)?)?;
+    }
+    let mut metric = encoder.encode_descriptor(
+        "adit_certificate_fetch_failures",
+        "The total number of certificates that were asked for and not got",
+        None,
+        MetricType::Counter,
+    )?;
+    for (reason, count) in cache.failures() {
+        ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
     }
     Ok(())
 }

@@ -1,1 +1,25 @@
-//! From the accepted tunnel to the endpoint and back.
+//! From the accepted tunnel to the endpoint and back, one module for each stage:
+//!
+//! * [`tunnel`]: mutual TLS, CONNECT, who calls; [`destination`]: where to; [`sniff`]: what is
+//!   spoken there.
+//! * [`http`]: connections of HTTP on a tunnel ([`io`]); [`tcp`]: what is not HTTP ([`copy`]).
+//! * [`request`]: one request: [`headers`], then the stages that it names, then [`pick`] and
+//!   [`upstream`]; [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else.
+//! * [`reply`], [`flags`]: what we answer ourselves; [`exchange`]: the record of it all.
+
+pub mod body;
+pub mod copy;
+pub mod destination;
+pub mod exchange;
+pub mod flags;
+pub mod headers;
+pub mod http;
+pub mod io;
+pub mod pick;
+pub mod reply;
+pub mod request;
+pub mod sniff;
+pub mod tcp;
+pub mod tunnel;
+pub mod upgrade;
+pub mod upstream;

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
+use adit_shared::identity::{CertificateId, WorkloadCertificate};
 use adit_shared::model::route::ExpectedIdentities;
 use adit_shared::model::{Workload, WorkloadUid};
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
@@ -47,6 +48,9 @@ pub struct TunnelKey {
     pub peer: WorkloadUid,
     /// Where it answers.
     pub address: SocketAddr,
+    /// The pod's certificate. After a renewal no stream is opened under the one before, so that
+    /// a tunnel is empty long before the peer ends it for that certificate's age.
+    pub certificate: CertificateId,
     /// Who may answer there. A service may allow more than its workloads' own identities, and
     /// a workload's may change: a tunnel to one of those is no tunnel for who expects others.
     pub identities: ExpectedIdentities,
@@ -251,6 +255,25 @@ fn enter_judged(
     }
     entry.set_judged(version);
     Ok(entry)
+}
+
+/// How long a connection waits for the pod's certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The pod's certificate, waited for if there is none yet.
+async fn certificate_of(worker: &Worker, pod: &Pod) -> Result<Arc<WorkloadCertificate>, Failed> {
+    let (certificates, identity) = (&worker.shared.certificates, &pod.spec.identity);
+    if let Some(certificate) = certificates.try_get(identity) {
+        return Ok(certificate);
+    }
+    timeout(CERTIFICATE_DEADLINE, certificates.get(identity))
+        .await
+        .map_err(|_| "timed out".to_owned())
+        .and_then(|got| got.map_err(|e| e.to_string()))
+        .map_err(|e| {
+            let error = format!("no certificate for {identity}: {e}");
+            Failed::new(ResponseFlag::IdentityError, error)
+        })
 }
 
 /// The other side of an app's connection.

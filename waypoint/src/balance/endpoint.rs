@@ -1,0 +1,213 @@
+//! One endpoint, as it is configured and as it does.
+//!
+//! What is configured ([`Endpoint`]) comes anew with each update. What it does
+//! ([`EndpointState`]) is a few atomics that all workers write and that survive updates,
+//! for as long as the workload is the same one.
+
+use std::net::IpAddr;
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use adit_shared::model::{Health, Workload, WorkloadUid};
+
+use super::balancer::Core;
+
+/// Time in which the memory of a slow answer fades (linkerd's peak EWMA has the same).
+const LATENCY_DECAY_MS: f32 = 10_000.0;
+/// By how much one answer can raise the latency: one hiccup is forgotten within seconds,
+/// a slow endpoint is known after a handful of requests.
+const LATENCY_RISE: f32 = 4.0;
+/// What a failure without an answer counts at least; otherwise an endpoint that fails
+/// fast would be the most attractive one.
+const FAILURE_LATENCY_US: f32 = 10_000.0;
+/// Nothing counts as slower.
+const MAX_LATENCY_US: f32 = 60_000_000.0;
+
+/// An endpoint as the configuration has it.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The workload's uid: what its state is kept by.
+    pub uid: WorkloadUid,
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// The port at the workload.
+    pub port: u16,
+    /// Its share; 0: none.
+    pub weight: u32,
+    /// It may be given requests.
+    pub healthy: bool,
+}
+
+impl Endpoint {
+    /// The endpoint that `workload` is at `port`, with its capacity as weight.
+    pub fn new(workload: Arc<Workload>, port: u16) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            port,
+            weight: workload.capacity,
+            healthy: workload.health == Health::Healthy,
+            workload,
+        }
+    }
+
+    /// Whether it can be reached at `address`.
+    pub(super) fn has_address(&self, address: IpAddr) -> bool {
+        self.workload.addresses.contains(&address)
+    }
+}
+
+/// An endpoint of one table: configuration and state.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) endpoint: Endpoint,
+    /// It gets requests, unless it is ejected.
+    pub(super) ready: bool,
+    pub(super) state: Arc<EndpointState>,
+}
+
+/// What an endpoint does.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    pub(super) core: Weak<Core>,
+    active: AtomicU32,
+    /// Latency in microseconds (`f32`; 0: not known) and the millisecond of the last
+    /// answer, in one word so that both change together.
+    latency: AtomicU64,
+    /// Nanoseconds since the balancer's epoch at which it became ready.
+    ready_since: AtomicU64,
+    /// It has been ready at some time.
+    was_ready: AtomicBool,
+    pub(super) ejected: AtomicBool,
+    pub(super) failures: Failures,
+    requests: AtomicU64,
+}
+
+/// Failures in a row.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    pub(super) server_errors: AtomicU32,
+    pub(super) gateway_errors: AtomicU32,
+    pub(super) local_origin: AtomicU32,
+}
+
+impl Failures {
+    pub(super) fn reset(&self) {
+        for counter in [
+            &self.server_errors,
+            &self.gateway_errors,
+            &self.local_origin,
+        ] {
+            clear(counter);
+        }
+    }
+}
+
+/// Sets to zero without taking the cache line from others when it is zero already.
+pub(super) fn clear(counter: &AtomicU32) {
+    if counter.load(Relaxed) != 0 {
+        counter.store(0, Relaxed);
+    }
+}
+
+impl EndpointState {
+    pub(super) fn new(core: Weak<Core>) -> Self {
+        Self {
+            core,
+            active: AtomicU32::new(0),
+            latency: AtomicU64::new(0),
+            ready_since: AtomicU64::new(0),
+            was_ready: AtomicBool::new(false),
+            ejected: AtomicBool::new(false),
+            failures: Failures::default(),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn begin(&self) {
+        self.active.fetch_add(1, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.active.fetch_sub(1, Relaxed);
+    }
+
+    /// Requests in flight.
+    pub(super) fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// Requests ever.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Smoothed latency in microseconds, faded by the time since the last answer; 0: not
+    /// known.
+    pub(super) fn latency(&self, now_ms: u32) -> f32 {
+        let word = self.latency.load(Relaxed);
+        let (latency, at) = unpack(word);
+        latency * fade(now_ms.wrapping_sub(at))
+    }
+
+    /// Takes an answer into account: up at once, though not by more than
+    /// [`LATENCY_RISE`], down over [`LATENCY_DECAY_MS`].
+    pub(super) fn observe(&self, latency: Duration, failed: bool, now_ms: u32) {
+        let sample = latency.as_micros() as f32;
+        let sample = match failed {
+            true => sample.max(FAILURE_LATENCY_US),
+            false => sample,
+        };
+        let sample = sample.clamp(1.0, MAX_LATENCY_US);
+        // A lost race loses one sample of two that came at the same time.
+        let (before, at) = unpack(self.latency.load(Relaxed));
+        let keep = fade(now_ms.wrapping_sub(at));
+        let after = if before == 0.0 {
+            sample
+        } else if sample > before {
+            // A failure says nothing of how slow the endpoint is, but all of its kind
+            // should soon count the same.
+            sample.min(before.max(250.0) * LATENCY_RISE)
+        } else {
+            before * keep + sample * (1.0 - keep)
+        };
+        self.latency.store(pack(after, now_ms), Relaxed);
+    }
+
+    /// Notes whether it is ready now; an endpoint that becomes ready starts slowly.
+    pub(super) fn set_ready(&self, ready: bool, was: bool, now: u64) {
+        if ready {
+            if !was {
+                self.ready_since.store(now, Relaxed);
+            }
+            self.was_ready.store(true, Release);
+        }
+    }
+
+    pub(super) fn ready_since(&self) -> u64 {
+        self.ready_since.load(Relaxed)
+    }
+
+    pub(super) fn was_ready(&self) -> bool {
+        self.was_ready.load(Acquire)
+    }
+}
+
+fn pack(latency: f32, at: u32) -> u64 {
+    u64::from(latency.to_bits()) << 32 | u64::from(at)
+}
+
+fn unpack(word: u64) -> (f32, u32) {
+    (f32::from_bits((word >> 32) as u32), word as u32)
+}
+
+/// About `exp(-elapsed / LATENCY_DECAY_MS)`, by the first terms of its series: cheaper,
+/// and products of small steps agree with the large one closely enough.
+fn fade(elapsed_ms: u32) -> f32 {
+    let x = elapsed_ms as f32 / LATENCY_DECAY_MS;
+    1.0 / (1.0 + x * (1.0 + x * (0.5 + x / 6.0)))
+}

@@ -1,0 +1,1 @@
+//! Table tests and properties; time and randomness are made up.

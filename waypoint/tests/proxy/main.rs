@@ -1,0 +1,6 @@
+//! The data path, over real HBONE connections and sockets.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod http1;
+mod support;
