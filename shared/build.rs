@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/enrolment.proto",
         "proto/waypoint.proto",
         "proto/otlp.proto",
+        "proto/ext_authz.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -27,6 +27,10 @@ pub mod enrolment {
 pub mod otlp {
     tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
+/// Envoy's external authorization (`proto/ext_authz.proto`).
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
 /// What a waypoint is told (`proto/waypoint.proto`).
 pub mod waypoint {
     tonic::include_proto!("adit.waypoint.v1");

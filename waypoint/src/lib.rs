@@ -6,12 +6,14 @@
 //!   [`authentication`], [`external_authorization`], [`route`] and [`balance`], and tells
 //!   [`telemetry`]. `route` and `balance` are pure: no sockets, and time and randomness are
 //!   arguments.
+//! * [`client`]: services that the waypoint itself asks.
 //! * [`admin`]: what it tells operators.
 
 pub mod admin;
 pub mod app;
 pub mod authentication;
 pub mod balance;
+pub mod client;
 pub mod config;
 pub mod external_authorization;
 pub mod proxy;

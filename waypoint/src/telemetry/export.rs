@@ -8,7 +8,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,22 +15,19 @@ use std::time::{Duration, SystemTime};
 
 use adit_shared::proto::otlp;
 use adit_shared::proto::waypoint as proto;
-use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, TE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn;
-use hyper_util::rt::TokioIo;
-use prost::Message;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http_body_util::Full;
+use prost::Message as _;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::span::{Attribute, Span};
 use super::trace::hex;
+use crate::client::{ClientError, Dial, ServiceClient};
 
 /// Spans that may wait.
 const QUEUE: usize = 4_096;
@@ -39,24 +35,10 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 512;
 /// A span waits at most so long for others.
 const LINGER: Duration = Duration::from_secs(1);
-/// For the connection and for an answer, where the provider says nothing.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// After a failure nothing is tried for so long.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Of an answer.
-const MAX_ANSWER: usize = 64 << 10;
 /// The same complaint is not repeated before.
 const COMPLAIN: Duration = Duration::from_secs(60);
-
-/// How the exporter reaches a collector: the data path's own way, so that a collector in the
-/// mesh is spoken to over HBONE.
-pub trait Dial {
-    /// The stream.
-    type Io: AsyncRead + AsyncWrite + Unpin + 'static;
-
-    /// Connects to a provider's service.
-    fn dial(&self, to: &proto::ProviderService) -> impl Future<Output = io::Result<Self::Io>>;
-}
 
 /// What became of spans.
 #[derive(Debug, Default)]
@@ -175,37 +157,12 @@ impl ExportTarget {
         })
     }
 
-    fn deadline(&self) -> Duration {
-        let stated = self.service.timeout.as_ref();
-        let stated = stated.and_then(|timeout| Duration::try_from(*timeout).ok());
-        stated.filter(|t| !t.is_zero()).unwrap_or(DEADLINE)
-    }
-
     fn name(&self) -> &str {
         let service = self.resource.iter().find(|a| a.key == "service.name");
         let value = service.and_then(|a| a.value.as_ref()?.value.as_ref());
         match value {
             Some(otlp::any_value::Value::StringValue(name)) => name,
             _ => "waypoint",
-        }
-    }
-
-    fn body(&self, spans: &[Span]) -> Bytes {
-        match &self.form {
-            Form::OtlpGrpc => {
-                let message = self.otlp(spans);
-                let mut framed = BytesMut::with_capacity(5 + message.encoded_len());
-                framed.put_u8(0);
-                framed.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-                // There is room: the buffer grows.
-                let _ = message.encode(&mut framed);
-                framed.freeze()
-            }
-            Form::OtlpHttp(_) => self.otlp(spans).encode_to_vec().into(),
-            Form::Zipkin(_) => {
-                let spans: Vec<_> = spans.iter().map(|span| self.zipkin(span)).collect();
-                serde_json::Value::Array(spans).to_string().into()
-            }
         }
     }
 
@@ -288,31 +245,6 @@ impl ExportTarget {
         }
         json
     }
-
-    fn request(&self, spans: &[Span]) -> Result<Request<Full<Bytes>>, http::Error> {
-        let authority = format!("{}:{}", self.service.hostname, self.service.port);
-        let (path, content_type) = match &self.form {
-            Form::OtlpGrpc => (
-                "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-                "application/grpc",
-            ),
-            Form::OtlpHttp(path) => (path.as_str(), "application/x-protobuf"),
-            Form::Zipkin(path) => (path.as_str(), "application/json"),
-        };
-        let request = Request::builder()
-            .method(Method::POST)
-            .header(CONTENT_TYPE, content_type);
-        let request = match self.form {
-            Form::OtlpGrpc => request
-                .version(Version::HTTP_2)
-                .uri(format!("http://{authority}{path}"))
-                .header(TE, "trailers"),
-            _ => request.uri(path).header(HOST, authority),
-        };
-        let mut request = request.body(Full::new(self.body(spans)))?;
-        request.headers_mut().extend(self.headers.clone());
-        Ok(request)
-    }
 }
 
 /// Start and end in units of `unit` nanoseconds since 1970.
@@ -342,60 +274,51 @@ fn attribute(key: &str, value: otlp::any_value::Value) -> otlp::KeyValue {
 }
 
 /// Takes spans from a queue to a collector, until it is dropped.
-pub struct SpanExporter<D: Dial> {
-    /// Where they wait.
-    pub queue: SpanQueue,
-    /// Where they go.
-    pub target: ExportTarget,
-    /// How to get there.
-    pub dial: D,
+pub struct SpanExporter<D> {
+    queue: SpanQueue,
+    target: ExportTarget,
+    client: ServiceClient<D>,
 }
 
 /// Why a batch was lost.
 #[derive(Debug, thiserror::Error)]
 enum ExportError {
-    #[error("connect: {0}")]
-    Connect(io::Error),
-    #[error("{0}")]
-    Hyper(#[from] hyper::Error),
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("the request cannot be made: {0}")]
     Request(#[from] http::Error),
-    #[error("no answer in time")]
-    Timeout,
     #[error("answered {0}")]
     Status(StatusCode),
-    #[error("answered with gRPC status {0}")]
-    Grpc(String),
-}
-
-enum Sender {
-    Http1(conn::http1::SendRequest<Full<Bytes>>),
-    Http2(conn::http2::SendRequest<Full<Bytes>>),
 }
 
 impl<D: Dial> SpanExporter<D> {
+    /// Takes spans of `queue` to `target`, which `dial` reaches.
+    pub fn new(queue: SpanQueue, target: ExportTarget, dial: D) -> Self {
+        let client = ServiceClient::new(dial, target.service.clone());
+        Self {
+            queue,
+            target,
+            client,
+        }
+    }
+
     /// Runs on the worker's thread.
     pub async fn run(self) {
-        let mut sender = None;
         let mut complained: Option<Instant> = None;
         loop {
             let batch = self.batch().await;
             let count = batch.len() as u64;
             let counters = &self.queue.0.counters;
-            let sending = self.send(&mut sender, &batch);
-            let sent = timeout(self.target.deadline(), sending).await;
-            match sent.unwrap_or(Err(ExportError::Timeout)) {
+            match self.send(&batch).await {
                 Ok(()) => {
                     counters.exported.fetch_add(count, Relaxed);
                 }
                 Err(error) => {
-                    sender = None;
                     counters.failed.fetch_add(count, Relaxed);
                     if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
                         complained = Some(Instant::now());
-                        let service = &self.target.service;
                         warn!(
-                            collector = %format_args!("{}:{}", service.hostname, service.port),
+                            collector = self.client.authority(),
                             "spans are lost: {error}"
                         );
                     }
@@ -423,67 +346,36 @@ impl<D: Dial> SpanExporter<D> {
         spans.drain(..count).collect()
     }
 
-    async fn send(&self, kept: &mut Option<Sender>, batch: &[Span]) -> Result<(), ExportError> {
-        let request = self.target.request(batch)?;
-        let usable = match kept {
-            Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
-            Some(Sender::Http2(sender)) => sender.ready().await.is_ok(),
-            None => false,
-        };
-        if !usable {
-            *kept = Some(self.connect().await?);
-        }
-        let response = match kept {
-            Some(Sender::Http1(sender)) => sender.send_request(request).await?,
-            Some(Sender::Http2(sender)) => sender.send_request(request).await?,
-            None => return Err(ExportError::Timeout),
-        };
-        let (head, body) = response.into_parts();
-        let answer = Limited::new(body, MAX_ANSWER).collect().await;
-        if !head.status.is_success() {
-            return Err(ExportError::Status(head.status));
-        }
-        if self.target.form == Form::OtlpGrpc {
-            let trailers = answer.ok().and_then(|answer| answer.trailers().cloned());
-            let trailers = trailers.unwrap_or(head.headers);
-            let status = trailers.get("grpc-status");
-            let status = status.map_or("missing", |s| s.to_str().unwrap_or("malformed"));
-            if status != "0" {
-                return Err(ExportError::Grpc(status.to_owned()));
-            }
-        }
-        Ok(())
-    }
-
-    async fn connect(&self) -> Result<Sender, ExportError> {
-        let io = self.dial.dial(&self.target.service).await;
-        let io = TokioIo::new(io.map_err(ExportError::Connect)?);
-        Ok(match self.target.form {
+    async fn send(&self, batch: &[Span]) -> Result<(), ExportError> {
+        let (path, content_type, body) = match &self.target.form {
             Form::OtlpGrpc => {
-                let (sender, connection) = conn::http2::handshake(LocalExecutor, io).await?;
-                spawn_local(connection);
-                Sender::Http2(sender)
+                let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+                let headers = self.target.headers.clone();
+                let message = self.target.otlp(batch);
+                let _: otlp::ExportTraceServiceResponse =
+                    self.client.unary(path, headers, &message).await?;
+                return Ok(());
             }
-            _ => {
-                let (sender, connection) = conn::http1::handshake(io).await?;
-                spawn_local(connection);
-                Sender::Http1(sender)
+            Form::OtlpHttp(path) => {
+                let body = self.target.otlp(batch).encode_to_vec();
+                (path, "application/x-protobuf", body)
             }
-        })
-    }
-}
-
-/// Runs hyper's tasks on this worker's thread.
-#[derive(Debug, Clone, Copy)]
-struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        spawn_local(future);
+            Form::Zipkin(path) => {
+                let spans = batch.iter().map(|span| self.target.zipkin(span)).collect();
+                let body = serde_json::Value::Array(spans).to_string().into_bytes();
+                (path, "application/json", body)
+            }
+        };
+        let mut request = Request::post(path.as_str())
+            .header(CONTENT_TYPE, content_type)
+            .header(HOST, self.client.authority())
+            .body(Full::new(Bytes::from(body)))?;
+        request.headers_mut().extend(self.target.headers.clone());
+        let answer = self.client.http1(request).await?;
+        match answer.head.status {
+            status if status.is_success() => Ok(()),
+            status => Err(ExportError::Status(status)),
+        }
     }
 }
 

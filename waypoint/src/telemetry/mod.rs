@@ -18,7 +18,7 @@ mod testing;
 mod trace;
 
 pub use event::{Peer, Protocol, RequestEvent, ResponseFlags, Traffic};
-pub use export::{Dial, ExportCounters, ExportTarget, SpanExporter, SpanQueue};
+pub use export::{ExportCounters, ExportTarget, SpanExporter, SpanQueue};
 pub use expression::{Expression, ExpressionError};
 pub use metrics::{MAX_SERIES, RequestCollector, RequestMetrics, RequestTableHealth, SeriesCache};
 pub use overrides::{Metric, MetricView, OverrideError};

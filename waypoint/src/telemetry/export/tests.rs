@@ -1,17 +1,20 @@
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 
-use http::Response;
-use http_body_util::{Empty, StreamBody};
+use http::{Response, Version};
+use http_body_util::{BodyExt as _, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
 
 use super::super::testing::Sample;
 use super::*;
+use crate::client::LocalExecutor;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -47,12 +50,11 @@ async fn collector(status: u16) -> (SocketAddr, Received) {
                         let mut trailers = HeaderMap::new();
                         trailers.insert("grpc-status", HeaderValue::from(status));
                         let body = match grpc {
-                            true => {
-                                StreamBody::new(futures_util::stream::iter([Ok::<_, Infallible>(
-                                    Frame::<Bytes>::trailers(trailers),
-                                )]))
-                                .boxed_unsync()
-                            }
+                            true => StreamBody::new(futures_util::stream::iter([
+                                Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 5]))),
+                                Ok(Frame::trailers(trailers)),
+                            ]))
+                            .boxed_unsync(),
                             false => Empty::new().boxed_unsync(),
                         };
                         let mut response = Response::new(body);
@@ -91,11 +93,7 @@ fn service() -> Option<proto::ProviderService> {
 async fn exported(target: ExportTarget, to: SocketAddr, spans: u64) -> Arc<ExportCounters> {
     let counters = Arc::new(ExportCounters::default());
     let queue = SpanQueue::new(counters.clone());
-    let exporter = SpanExporter {
-        queue: queue.clone(),
-        target,
-        dial: Direct(to),
-    };
+    let exporter = SpanExporter::new(queue.clone(), target, Direct(to));
     let task = spawn_local(exporter.run());
     for _ in 0..spans {
         queue.push(Span::new(&Sample::new().event(), &[]));
