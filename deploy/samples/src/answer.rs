@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use serde::Serialize;
 
+use crate::collector::{SPANS, Spans};
 use crate::fault::{Counters, Fault};
 use crate::{grpc, websocket};
 
@@ -32,6 +33,7 @@ pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) counters: Counters,
+    pub(crate) spans: Spans,
 }
 
 /// What every answer says.
@@ -58,6 +60,7 @@ impl Server {
             name,
             version,
             counters: Counters::default(),
+            spans: Spans::default(),
         }
     }
 
@@ -122,6 +125,8 @@ pub(crate) async fn answer(
         return echo(&server, request).await;
     } else if path == "/stream" {
         return relay(&server, request);
+    } else if path == SPANS {
+        return server.respond(StatusCode::OK, full(server.spans.json().into()));
     }
     describe(&server, request, status, peer, local).await
 }

@@ -12,6 +12,7 @@ use hyper::body::{Frame, Incoming};
 use tokio::sync::mpsc;
 
 use crate::answer::{Body, Server};
+use crate::collector::{self, ExportResponse};
 use crate::echo::{EchoRequest, EchoResponse, Method, frame, take};
 use crate::fault::Fault;
 
@@ -53,7 +54,12 @@ pub(crate) fn answer(
         // As a proxy that is not gRPC would fail.
         return server.respond(status, crate::answer::full(Bytes::new()));
     }
+    let collected = server.clone();
     tokio::task::spawn_local(async move {
+        if request.uri().path() == collector::PATH {
+            let outcome = call.collect(&collected, request.into_body()).await;
+            return call.finish(outcome).await;
+        }
         let method = Method::of(request.uri().path());
         let outcome = match (fault.grpc_status, method) {
             (Some(code), _) => Err((code, "fault injected".into())),
@@ -76,6 +82,20 @@ struct Call {
 }
 
 impl Call {
+    /// Spans of a proxy.
+    async fn collect(&self, server: &Server, body: Incoming) -> Result<(), Status> {
+        let mut messages = Messages {
+            body,
+            buffer: BytesMut::new(),
+        };
+        if let Some(request) = messages.next().await? {
+            server.spans.take(request);
+        }
+        let frame = Frame::data(frame(&ExportResponse {}));
+        let sent = self.frames.send(Ok(frame)).await;
+        sent.map_err(|_| (1, "the caller is gone".to_owned()))
+    }
+
     async fn serve(&self, method: Method, body: Incoming) -> Result<(), Status> {
         let mut messages = Messages {
             body,
@@ -83,9 +103,9 @@ impl Call {
         };
         match method {
             Method::Unary | Method::Server => {
-                let request = messages.next().await?;
+                let request: Option<EchoRequest> = messages.next().await?;
                 let request = request.ok_or((3, "no message".to_owned()))?;
-                if messages.next().await?.is_some() {
+                if messages.next::<EchoRequest>().await?.is_some() {
                     return Err((3, "more than one message".into()));
                 }
                 let count = match method {
@@ -102,7 +122,7 @@ impl Call {
             }
             Method::Client => {
                 let (mut received, mut last) = (0, String::new());
-                while let Some(request) = messages.next().await? {
+                while let Some(request) = messages.next::<EchoRequest>().await? {
                     received += 1;
                     last = request.message;
                 }
@@ -110,7 +130,7 @@ impl Call {
             }
             Method::Bidi => {
                 let mut received = 0;
-                while let Some(request) = messages.next().await? {
+                while let Some(request) = messages.next::<EchoRequest>().await? {
                     received += 1;
                     self.reply(request.message, received).await?;
                 }
@@ -149,7 +169,7 @@ struct Messages {
 }
 
 impl Messages {
-    async fn next(&mut self) -> Result<Option<EchoRequest>, Status> {
+    async fn next<M: prost::Message + Default>(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = take(&mut self.buffer)? {
                 return Ok(Some(message));

@@ -5,6 +5,7 @@
 
 mod answer;
 mod client;
+mod collector;
 mod echo;
 mod fault;
 mod grpc;
