@@ -10,9 +10,9 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use adit_shared::model::{Health, Workload, WorkloadUid};
+use adit_shared::model::{Health, ServiceEntry, Workload, WorkloadUid};
 
 use super::balancer::Core;
 
@@ -54,6 +54,29 @@ impl Endpoint {
         }
     }
 
+    /// The endpoints of `service_port` that can be reached from `network`: those with the
+    /// port, and with an address there or a name to look up.
+    pub fn of_service(entry: &ServiceEntry, service_port: u16, network: &str) -> Vec<Self> {
+        let service = entry.service();
+        let port_at = |workload: &Workload| {
+            let own = workload.ports_of(&service.key).into_iter().flatten();
+            own.filter(|port| port.service_port == service_port)
+                .find_map(|port| port.target_port)
+                .or_else(|| service.port(service_port)?.target_port)
+                // An app behind a tunnel that takes any port.
+                .or_else(|| workload.application_tunnel?.port.map(|_| service_port))
+        };
+        let reachable = |workload: &Workload| {
+            let named = !workload.addresses.is_empty() || !workload.hostname.is_empty();
+            &*workload.network == network && named
+        };
+        let workloads = entry.endpoints().iter();
+        workloads
+            .filter(|workload| reachable(workload))
+            .filter_map(|workload| Some(Self::new(workload.clone(), port_at(workload)?)))
+            .collect()
+    }
+
     /// Whether it can be reached at `address`.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
         self.workload.addresses.contains(&address)
@@ -73,6 +96,8 @@ pub(super) struct Host {
 #[derive(Debug)]
 pub(super) struct EndpointState {
     pub(super) core: Weak<Core>,
+    /// What times are counted from.
+    epoch: Instant,
     active: AtomicU32,
     /// Latency in microseconds (`f32`; 0: not known) and the millisecond of the last
     /// answer, in one word so that both change together.
@@ -114,9 +139,10 @@ pub(super) fn clear(counter: &AtomicU32) {
 }
 
 impl EndpointState {
-    pub(super) fn new(core: Weak<Core>) -> Self {
+    pub(super) fn new(core: Weak<Core>, epoch: Instant) -> Self {
         Self {
             core,
+            epoch,
             active: AtomicU32::new(0),
             latency: AtomicU64::new(0),
             ready_since: AtomicU64::new(0),
@@ -156,7 +182,8 @@ impl EndpointState {
 
     /// Takes an answer into account: up at once, though not by more than
     /// [`LATENCY_RISE`], down over [`LATENCY_DECAY_MS`].
-    pub(super) fn observe(&self, latency: Duration, failed: bool, now_ms: u32) {
+    pub(super) fn observe(&self, latency: Duration, failed: bool, now: Instant) {
+        let now_ms = now.saturating_duration_since(self.epoch).as_millis() as u32;
         let sample = latency.as_micros() as f32;
         let sample = match failed {
             true => sample.max(FAILURE_LATENCY_US),
