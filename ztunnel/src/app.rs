@@ -128,6 +128,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             if let Some(mut done) = first.lock().take() {
                 done();
                 process::return_free_memory();
+                process::forget_startup_code();
             }
         }),
     };
