@@ -172,6 +172,14 @@ enum EnrolmentError {
     Capture(String),
 }
 
+/// How many of the wanted pods are not enrolled (yet).
+fn pending(wanted: &[Arc<str>], entries: &HashMap<Arc<str>, Entry>) -> usize {
+    wanted
+        .iter()
+        .filter(|uid| entries.get(*uid).is_none_or(|entry| entry.status.is_err()))
+        .count()
+}
+
 impl EnrolmentManager {
     /// Works until the task is dropped.
     pub async fn run(self) {
@@ -278,6 +286,12 @@ impl EnrolmentManager {
             }
         }
 
+        let wanted_uids: Vec<_> = wanted.keys().cloned().collect();
+        let count_pending = |entries: &HashMap<Arc<str>, Entry>| {
+            let count = pending(&wanted_uids, entries);
+            self.telemetry.metrics().set_pending_proxies(count);
+        };
+        count_pending(entries);
         let open: Vec<PodSpec> = wanted
             .into_values()
             .filter(|spec| {
@@ -319,6 +333,7 @@ impl EnrolmentManager {
                 self.telemetry.emit(&Event::ProxyStarted);
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
+            count_pending(entries);
         }
     }
 
@@ -583,5 +598,45 @@ impl EnrolmentManager {
             last.node.clone_from(&self.node);
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adit_shared::identity::TrustDomain;
+    use adit_shared::proto::enrolment::Enrolment;
+
+    fn entry(uid: &str, status: Result<Option<NetnsId>, EnrolmentError>) -> Entry {
+        let enrolment = Enrolment {
+            uid: uid.to_owned(),
+            name: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+            addresses: vec![vec![10, 0, 0, 7]],
+            outbound_only: false,
+        };
+        let spec = PodSpec::new(&enrolment, &TrustDomain::default(), "Kubernetes");
+        Entry {
+            spec: spec.expect("valid"),
+            status,
+        }
+    }
+
+    #[test]
+    fn a_pod_is_pending_until_it_is_enrolled() {
+        let failed = EnrolmentError::Netns("not there".into());
+        let wanted: Vec<Arc<str>> = ["new", "failed", "enrolled"].map(Arc::from).into();
+        let entries: HashMap<Arc<str>, Entry> = [
+            ("failed", Err(failed.clone())),
+            ("enrolled", Ok(None)),
+            // Not wanted any more.
+            ("leaving", Err(failed)),
+        ]
+        .map(|(uid, status)| (Arc::from(uid), entry(uid, status)))
+        .into();
+        assert_eq!(pending(&wanted, &entries), 2);
+        assert_eq!(pending(&wanted[2..], &entries), 0);
+        assert_eq!(pending(&[], &entries), 0);
     }
 }

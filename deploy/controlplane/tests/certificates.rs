@@ -150,6 +150,30 @@ impl std::io::Write for Log {
 }
 
 #[tokio::test]
+async fn a_waypoint_gets_its_own_identity_and_no_other() {
+    let mesh = Mesh::start().await;
+    let own = id("spiffe://cluster.local/ns/shop/sa/waypoint");
+    let token = || pod_token(&mesh, "shop", "waypoint", "n1");
+    let certificate = ask(
+        &client(&mesh, token(), false),
+        &own,
+        Duration::from_secs(600),
+    )
+    .await
+    .expect("issued");
+    assert_eq!(certificate.identity(), &own);
+    // A pod of its own node, for which a ztunnel would get one.
+    let cart = id("spiffe://cluster.local/ns/shop/sa/cart");
+    let refused = ask(
+        &client(&mesh, token(), true),
+        &cart,
+        Duration::from_secs(600),
+    )
+    .await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
 async fn the_maximum_decides_over_what_is_asked_for() {
     let mesh = Mesh::start().await;
     let client = client(&mesh, mesh.node_token("n1"), true);

@@ -68,6 +68,8 @@ pub enum Event<'a> {
     },
     /// The system had no descriptor or memory for a connection; it waits in the backlog.
     AcceptFailed,
+    /// A listener had as many connections as it may; others wait in the backlog.
+    ListenerFull,
     /// A connect to an endpoint failed and another endpoint is tried.
     EndpointRetried,
     /// A message of the control plane arrived.

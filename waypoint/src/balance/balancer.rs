@@ -78,7 +78,7 @@ impl Balancer {
         let core = Arc::new_cyclic(|weak| {
             let limits = Arc::new(Limits::default());
             limits.apply(&update.settings);
-            let (plan, ejections) = Control::plan(update, None, weak, 0);
+            let (plan, ejections) = Control::plan(update, None, weak, now, 0);
             Core {
                 epoch: now,
                 table: ArcSwap::from_pointee(plan.table()),
@@ -99,7 +99,7 @@ impl Balancer {
         core.limits.apply(&update.settings);
         let now = core.nanos(now);
         let weak = Arc::downgrade(core);
-        let (plan, ejections) = Control::plan(update, Some(&control), &weak, now);
+        let (plan, ejections) = Control::plan(update, Some(&control), &weak, core.epoch, now);
         *control = Control { plan, ejections };
         core.publish(&control);
     }
@@ -203,12 +203,8 @@ impl Picked {
     /// still being streamed. At most once for a pick.
     pub fn report(&self, outcome: Outcome, now: Instant) {
         let state = &*self.host.state;
-        // Without a balancer nobody will pick the endpoint again.
-        let Some(core) = state.core.upgrade() else {
-            return;
-        };
         if let Some(latency) = outcome.latency {
-            state.observe(latency, outcome.is_unanswered(), core.millis(now));
+            state.observe(latency, outcome.is_unanswered(), now);
         }
         let count = |counter: &AtomicU32| counter.fetch_add(1, Relaxed) + 1;
         let failures = &state.failures;
@@ -216,6 +212,10 @@ impl Picked {
             failures.reset();
             return;
         }
+        // Without a balancer nobody will pick the endpoint again.
+        let Some(core) = state.core.upgrade() else {
+            return;
+        };
         let table = core.table.load();
         let Some(outlier) = &table.settings.outlier_detection else {
             return;
@@ -322,6 +322,7 @@ impl Control {
         update: Update<'_>,
         before: Option<&Self>,
         core: &Weak<Core>,
+        epoch: Instant,
         now: u64,
     ) -> (Plan, Ejections) {
         let mut update = update;
@@ -349,7 +350,7 @@ impl Control {
                 let ready = endpoint.weight > 0 && (endpoint.healthy || allow_unhealthy);
                 let state = match old {
                     Some(old) => old.state.clone(),
-                    None => Arc::new(EndpointState::new(core.clone())),
+                    None => Arc::new(EndpointState::new(core.clone(), epoch)),
                 };
                 state.set_ready(ready, old.is_some_and(|old| old.ready), now);
                 Arc::new(Host {

@@ -10,14 +10,18 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use adit_shared::model::{Health, Workload, WorkloadUid};
+use adit_shared::model::{Health, ServiceEntry, Workload, WorkloadUid};
 
 use super::balancer::Core;
 
-/// Time in which the memory of a slow answer fades (linkerd's peak EWMA has the same).
-const LATENCY_DECAY_MS: f32 = 10_000.0;
+/// Time over which answers are averaged.
+const AVERAGE_MS: f32 = 2_000.0;
+/// Time in which a latency is forgotten when no answers come, so that an endpoint that
+/// was slow is tried again. Longer than [`AVERAGE_MS`]: a good answer after a pause must
+/// not make the endpoint look worse than the pause has.
+const FORGET_MS: f32 = 5_000.0;
 /// By how much one answer can raise the latency: one hiccup is forgotten within seconds,
 /// a slow endpoint is known after a handful of requests.
 const LATENCY_RISE: f32 = 4.0;
@@ -54,6 +58,29 @@ impl Endpoint {
         }
     }
 
+    /// The endpoints of `service_port` that can be reached from `network`: those with the
+    /// port, and with an address there or a name to look up.
+    pub fn of_service(entry: &ServiceEntry, service_port: u16, network: &str) -> Vec<Self> {
+        let service = entry.service();
+        let port_at = |workload: &Workload| {
+            let own = workload.ports_of(&service.key).into_iter().flatten();
+            own.filter(|port| port.service_port == service_port)
+                .find_map(|port| port.target_port)
+                .or_else(|| service.port(service_port)?.target_port)
+                // An app behind a tunnel that takes any port.
+                .or_else(|| workload.application_tunnel?.port.map(|_| service_port))
+        };
+        let reachable = |workload: &Workload| {
+            let named = !workload.addresses.is_empty() || !workload.hostname.is_empty();
+            &*workload.network == network && named
+        };
+        let workloads = entry.endpoints().iter();
+        workloads
+            .filter(|workload| reachable(workload))
+            .filter_map(|workload| Some(Self::new(workload.clone(), port_at(workload)?)))
+            .collect()
+    }
+
     /// Whether it can be reached at `address`.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
         self.workload.addresses.contains(&address)
@@ -73,6 +100,8 @@ pub(super) struct Host {
 #[derive(Debug)]
 pub(super) struct EndpointState {
     pub(super) core: Weak<Core>,
+    /// What times are counted from.
+    epoch: Instant,
     active: AtomicU32,
     /// Latency in microseconds (`f32`; 0: not known) and the millisecond of the last
     /// answer, in one word so that both change together.
@@ -114,9 +143,10 @@ pub(super) fn clear(counter: &AtomicU32) {
 }
 
 impl EndpointState {
-    pub(super) fn new(core: Weak<Core>) -> Self {
+    pub(super) fn new(core: Weak<Core>, epoch: Instant) -> Self {
         Self {
             core,
+            epoch,
             active: AtomicU32::new(0),
             latency: AtomicU64::new(0),
             ready_since: AtomicU64::new(0),
@@ -151,12 +181,13 @@ impl EndpointState {
     pub(super) fn latency(&self, now_ms: u32) -> f32 {
         let word = self.latency.load(Relaxed);
         let (latency, at) = unpack(word);
-        latency * fade(now_ms.wrapping_sub(at))
+        latency * fade(now_ms.wrapping_sub(at), FORGET_MS)
     }
 
     /// Takes an answer into account: up at once, though not by more than
-    /// [`LATENCY_RISE`], down over [`LATENCY_DECAY_MS`].
-    pub(super) fn observe(&self, latency: Duration, failed: bool, now_ms: u32) {
+    /// [`LATENCY_RISE`], down over [`AVERAGE_MS`] (a peak EWMA, as linkerd's).
+    pub(super) fn observe(&self, latency: Duration, failed: bool, now: Instant) {
+        let now_ms = now.saturating_duration_since(self.epoch).as_millis() as u32;
         let sample = latency.as_micros() as f32;
         let sample = match failed {
             true => sample.max(FAILURE_LATENCY_US),
@@ -165,7 +196,7 @@ impl EndpointState {
         let sample = sample.clamp(1.0, MAX_LATENCY_US);
         // A lost race loses one sample of two that came at the same time.
         let (before, at) = unpack(self.latency.load(Relaxed));
-        let keep = fade(now_ms.wrapping_sub(at));
+        let keep = fade(now_ms.wrapping_sub(at), AVERAGE_MS);
         let after = if before == 0.0 {
             sample
         } else if sample > before {
@@ -205,9 +236,9 @@ fn unpack(word: u64) -> (f32, u32) {
     (f32::from_bits((word >> 32) as u32), word as u32)
 }
 
-/// About `exp(-elapsed / LATENCY_DECAY_MS)`, by the first terms of its series: cheaper,
-/// and products of small steps agree with the large one closely enough.
-fn fade(elapsed_ms: u32) -> f32 {
-    let x = elapsed_ms as f32 / LATENCY_DECAY_MS;
-    1.0 / (1.0 + x * (1.0 + x * (0.5 + x / 6.0)))
+/// About `exp(-elapsed / period)`, by the first terms of its series: cheaper, and no two
+/// endpoints are told apart by the rest.
+fn fade(elapsed_ms: u32, period_ms: f32) -> f32 {
+    let x = elapsed_ms as f32 / period_ms;
+    1.0 / (1.0 + x * (1.0 + x * (0.5 + x * (1.0 / 6.0 + x / 24.0))))
 }

@@ -9,9 +9,9 @@ use xxhash_rust::xxh64::xxh64;
 
 /// Points of a ring beyond which it does not grow, whatever is asked: 12 bytes each.
 const MAX_RING: u64 = 1 << 20;
-/// Points that an endpoint of average weight has at least; with fewer, some endpoints
-/// get twice the load of others.
-const MIN_POINTS: u64 = 64;
+/// Points of the lightest endpoint, as far as [`MAX_RING`] allows: with fewer, its share
+/// would be left to chance.
+const MIN_POINTS: u64 = 16;
 /// Envoy's default size of a Maglev table; a prime.
 const MAGLEV_SIZE: usize = 65_537;
 /// Lookups past unusable endpoints before all are looked at.
@@ -37,7 +37,7 @@ impl HashTable {
 /// Points on a circle; a hash belongs to the owner of the next point (ketama).
 #[derive(Debug)]
 pub(super) struct Ring {
-    points: Vec<u64>,
+    pub(super) points: Vec<u64>,
     owners: Vec<u32>,
     /// `starts[b]` is the first point of those whose upper bits are `b`.
     starts: Vec<u32>,
@@ -47,16 +47,30 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(members: &[(&str, u32)], minimum_size: u32) -> Self {
-        let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        let size = u64::from(minimum_size)
-            .max(MIN_POINTS * members.len() as u64)
-            .min(MAX_RING);
-        let mut points = Vec::with_capacity(size as usize + members.len());
+        // An endpoint's points depend on its own weight, and on what rarely changes when
+        // others come and go: powers of two. Envoy divides a ring of fixed size among
+        // those that are there, and moves some hashes of all of them each time. Of four
+        // endpoints on the ring has the size that was asked for.
+        let weights = || members.iter().map(|(_, weight)| u64::from(*weight).max(1));
+        let heaviest = weights().max().unwrap_or(1).next_power_of_two();
+        let lightest = 1 << weights().min().unwrap_or(1).ilog2();
+        let asked = u64::from(minimum_size).next_power_of_two() / 4;
+        let mut unit = asked
+            .max(MIN_POINTS * heaviest / lightest)
+            // The heaviest alone would have as many.
+            .clamp(1, 2 * MAX_RING);
+        while unit > 1
+            && weights()
+                .map(|w| (unit * w).div_ceil(heaviest))
+                .sum::<u64>()
+                > MAX_RING
+        {
+            unit /= 2;
+        }
+        let mut points = Vec::new();
         let mut key = Vec::new();
         for (at, (uid, weight)) in members.iter().enumerate() {
-            // At least one each, so that nobody is without work.
-            let share = u128::from(size) * u128::from(*weight);
-            let count = share.div_ceil(u128::from(total.max(1))).max(1) as u64;
+            let count = (unit * u64::from(*weight).max(1)).div_ceil(heaviest);
             for n in 0..count {
                 key.clear();
                 key.extend_from_slice(uid.as_bytes());

@@ -79,9 +79,10 @@ pub enum Algorithm {
     Random,
     /// The endpoint whose address the client dialled.
     Passthrough,
-    /// Consistent hashing on a ring of at least that many points.
+    /// Consistent hashing on a ring.
     RingHash {
-        /// Envoy's `minimum_ring_size`.
+        /// Envoy's `minimum_ring_size`: four endpoints of equal weight have as many
+        /// points together, and more have more.
         minimum_ring_size: u32,
     },
     /// Consistent hashing by a Maglev table: faster, evener, somewhat less stable.

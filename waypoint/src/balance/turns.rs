@@ -6,6 +6,9 @@ use std::collections::BinaryHeap;
 /// Turns of a schedule beyond those that every endpoint has; weights are rounded to fit.
 const MAX_TURNS: u64 = 4096;
 
+/// Precision of phases.
+const PHASE_BITS: u32 = 16;
+
 /// A sequence in which each index stands in proportion to its weight and as evenly
 /// spread as can be (earliest deadline first); empty when all weights are equal.
 pub(super) fn schedule(weights: &[u32]) -> Vec<u32> {
@@ -21,9 +24,12 @@ pub(super) fn schedule(weights: &[u32]) -> Vec<u32> {
             *turns = (rounded as u64).max(1);
         }
     }
-    // The kth of n turns is due at (k + 1/2) / n. Compared as fractions with one
-    // denominator, for ties are frequent and floats would break them by chance.
-    let due = |at: usize, k: u64| Reverse((Due(2 * k + 1, turns[at]), at));
+    // The kth of n turns is due at (k + phase) / n. Phases differ, by multiples of the
+    // golden ratio, lest endpoints of one weight stand together.
+    let due = |at: usize, k: u64| {
+        let phase = (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PHASE_BITS);
+        Reverse((Due((k << PHASE_BITS) + phase, turns[at]), at))
+    };
     let mut heap: BinaryHeap<_> = (0..turns.len())
         .filter(|at| turns[*at] > 0)
         .map(|at| due(at, 0))
@@ -31,7 +37,7 @@ pub(super) fn schedule(weights: &[u32]) -> Vec<u32> {
     let mut order = Vec::new();
     while let Some(Reverse((Due(numerator, n), at))) = heap.pop() {
         order.push(at as u32);
-        let k = (numerator - 1) / 2 + 1;
+        let k = (numerator >> PHASE_BITS) + 1;
         if k < n {
             heap.push(due(at, k));
         }

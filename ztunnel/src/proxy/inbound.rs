@@ -23,8 +23,8 @@ use tracing::{debug, warn};
 
 use super::upstream::connect_app;
 use super::{
-    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, certificate_of,
-    enter_judged, reject, workload_of,
+    Accepted, Failed, Judge, Opened, Peer, accept_each, canonical, carry, certificate_of, reject,
+    workload_of,
 };
 use crate::connections::{Closed, Flow, PolicyInput};
 use crate::pod::Pod;
@@ -306,7 +306,8 @@ async fn open(
         source: caller.peer,
         destination,
     };
-    let judged = match authorize(worker, Some(&workload), &input) {
+    let judge = Judge::of(worker);
+    let judged = match judge.authorize(Some(&workload), &input) {
         Ok(version) => version,
         Err(denied) => {
             deny(telemetry, &info, started, incoming, &denied);
@@ -335,7 +336,7 @@ async fn open(
             return None;
         }
     };
-    let entry = match enter_judged(worker, pod, client, input, judged) {
+    let entry = match judge.enter(&worker.connections, pod, client, input, judged) {
         Ok(entry) => entry,
         Err(denied) => {
             reset_on_close(&app);

@@ -253,13 +253,7 @@ async fn open_tunnel(
     let certificate = Box::pin(certificate_of(worker, pod))
         .await
         .map_err(Attempt::Elsewhere)?;
-    let key = TunnelKey {
-        source: pod.incarnation,
-        certificate: certificate.id(),
-        peer: way.peer.uid.clone(),
-        address: way.gateway,
-        identities: way.identities.clone(),
-    };
+    let key = TunnelKey::new(pod, &certificate, way);
     let request = ConnectRequest {
         authority: way.authority.into(),
         forwarded: Some(Forwarded {

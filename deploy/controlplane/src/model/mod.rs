@@ -42,7 +42,8 @@ pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};
 pub use request_authentication::RequestAuthentication;
 pub use route::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
 pub use service::{
-    Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TargetPort, TrafficDistribution,
+    DeclaredProtocol, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TargetPort,
+    TrafficDistribution,
 };
 pub use telemetry::Telemetry;
 pub use unsupported::{ServiceEntry, VirtualService};

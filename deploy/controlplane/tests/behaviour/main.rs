@@ -8,4 +8,5 @@ mod harness;
 mod peer_authentication;
 mod reload;
 mod scale;
+mod waypoints;
 mod workloads;
