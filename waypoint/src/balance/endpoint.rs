@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use adit_shared::model::{Health, ServiceEntry, Workload, WorkloadUid};
 
 use super::balancer::Core;
+use super::group::{LATENCY_FLOOR_US, LATENCY_MARGIN};
 
 /// Time over which answers are averaged.
 const AVERAGE_MS: f32 = 2_000.0;
@@ -185,6 +186,11 @@ impl EndpointState {
         let word = self.latency.load(Relaxed);
         let (latency, at) = unpack(word);
         latency * fade(now_ms.wrapping_sub(at), FORGET_MS)
+    }
+
+    /// It is too fast to count as slower than any other, whatever time has passed.
+    pub(super) fn is_fast(&self) -> bool {
+        unpack(self.latency.load(Relaxed)).0 <= LATENCY_FLOOR_US * LATENCY_MARGIN
     }
 
     /// Takes an answer into account: up at once, though not by more than
