@@ -1,6 +1,13 @@
 //! What the process asks of the system for itself.
 
+use std::time::{Duration, Instant};
+
 pub use adit_shared::process::{notify_ready, raise_descriptor_limit};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+
+/// A process that needs less of a core than this is idle: timers, renewals, reports.
+const IDLE_SHARE: f64 = 0.01;
 
 /// Blocks up to this size come from the heap and go back to it, instead of being mapped and
 /// unmapped each time: the largest frame is 1 MiB.
@@ -36,12 +43,54 @@ pub fn return_free_memory() {
     }
 }
 
+/// Lets go of memory while nothing happens.
+#[derive(Debug)]
+pub struct IdleMemory {
+    looked: Instant,
+    used: Duration,
+}
+
+impl Default for IdleMemory {
+    fn default() -> Self {
+        Self {
+            looked: Instant::now(),
+            used: cpu_time(),
+        }
+    }
+}
+
+impl IdleMemory {
+    /// To be called from time to time: when the process has been idle since the last call, what it
+    /// does not need for that leaves its memory.
+    pub fn look(&mut self) {
+        let (now, used) = (Instant::now(), cpu_time());
+        let elapsed = now.saturating_duration_since(self.looked);
+        let idle = used.saturating_sub(self.used) < elapsed.mul_f64(IDLE_SHARE);
+        (self.looked, self.used) = (now, used);
+        if idle {
+            forget_code();
+        }
+        return_free_memory();
+    }
+}
+
+/// CPU time of the whole process.
+fn cpu_time() -> Duration {
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map(|usage| {
+            let micros = |time: nix::sys::time::TimeVal| time.num_microseconds();
+            let micros = micros(usage.user_time()) + micros(usage.system_time());
+            Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+        })
+        .unwrap_or_default()
+}
+
 /// Forgets which pages of the program's code and constants were touched so far, so that those that
-/// only starting needed do not stay resident. What is used again is mapped again, from the page
-/// cache and not from the disk.
+/// only starting or a burst needed do not stay resident. What is used again is mapped again, from
+/// the page cache and not from the disk: some hundred faults of half a microsecond.
 ///
-/// Once, after the start: a probe that somebody has put into the code meanwhile would be lost.
-pub fn forget_startup_code() {
+/// A probe that somebody has put into the code is lost.
+pub fn forget_code() {
     #[cfg(target_os = "linux")]
     // SAFETY: the callback has the type that is asked for and does not unwind.
     unsafe {
@@ -102,7 +151,7 @@ mod tests {
     #[test]
     fn code_that_was_forgotten_still_runs_and_is_not_resident() {
         let before = resident_files();
-        forget_startup_code();
+        forget_code();
         let after = resident_files();
         assert!(after < before, "{before} -> {after} KiB");
         assert_eq!(format!("{:?}", (1, "text")), "(1, \"text\")");
