@@ -31,6 +31,8 @@ pub mod otlp {
 pub mod ext_authz {
     tonic::include_proto!("envoy.service.auth.v3");
 }
+mod text;
+
 /// What a waypoint is told (`proto/waypoint.proto`).
 pub mod waypoint {
     tonic::include_proto!("adit.waypoint.v1");

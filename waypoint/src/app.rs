@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Received};
 use crate::config::Config;
 use crate::state::{Addresses, Gateway, Resources, State};
 use crate::telemetry::{MAX_SERIES, RequestCollector, RequestMetrics, RequestTableHealth};
@@ -98,6 +98,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         config.trust_domain.clone(),
         &pod_uid(&config.cluster, &config.namespace, &config.pod),
     )));
+    let received = Arc::new(Received::default());
     let (drain_trigger, drain_watcher) = drain::channel();
     let shared = Arc::new(Shared {
         state: state.clone(),
@@ -115,7 +116,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
     let (client, subscriber) = Client::new(
         xds_config(config, trust)?,
-        subscriptions(&state),
+        subscriptions(&state, &received),
         Arc::new(XdsEvents(telemetry.clone())),
     )
     .context("XDS_ADDRESS")?;
@@ -147,6 +148,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let quit = Arc::new(Notify::new());
     let page = Arc::new(Admin {
         shared: shared.clone(),
+        received,
         workers: workers.clone(),
         quit: quit.clone(),
     });
@@ -188,7 +190,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
 }
 
 /// Everything that a waypoint asks for: what is referred to before what refers to it.
-fn subscriptions(state: &Arc<State>) -> Vec<(&'static str, Subscription, Arc<dyn Handler>)> {
+fn subscriptions(
+    state: &Arc<State>,
+    received: &Arc<Received>,
+) -> Vec<(&'static str, Subscription, Arc<dyn Handler>)> {
     let addresses: Arc<dyn Handler> = Arc::new(Addresses(state.clone()));
     let mut all = vec![(ADDRESS_TYPE, Subscription::Wildcard, addresses)];
     for type_url in waypoint::TYPES {
@@ -196,6 +201,7 @@ fn subscriptions(state: &Arc<State>) -> Vec<(&'static str, Subscription, Arc<dyn
             state: state.clone(),
             type_url,
         });
+        let handler = received.keep(type_url, handler);
         all.push((type_url, Subscription::Wildcard, handler));
     }
     all

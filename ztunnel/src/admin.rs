@@ -76,7 +76,7 @@ impl Admin {
             "staticConfig": Value::Null,
             "version": { "version": env!("CARGO_PKG_VERSION"), "component": "adit-ztunnel" },
             "config": self.shared.config,
-            "certificates": dump::certificates(&self.shared.certificates.snapshot()),
+            "certificates": adit_shared::identity::dump_certificates(&self.shared.certificates.snapshot()),
             "workloadState": dump::connections(views, &pods),
         });
         json_response(StatusCode::OK, format!("{dump:#}\n"))

@@ -1,8 +1,12 @@
 //! The administration endpoint (port 15000, loopback): configuration dump, log level, shutdown.
 
+mod received;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_shared::identity::dump_certificates;
+use adit_shared::model::Service;
 use adit_shared::telemetry::admin::{check_origin, parse_query, set_logging};
 use adit_shared::telemetry::http::{
     HttpResponse, html, json as json_response, method_not_allowed, not_found, text,
@@ -12,6 +16,8 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
+
+pub use received::Received;
 
 use crate::state::Protocol;
 use crate::worker::{Shared, WorkerHandle};
@@ -23,6 +29,8 @@ const WORKER_DEADLINE: Duration = Duration::from_secs(2);
 pub struct Admin {
     /// What the workers share.
     pub shared: Arc<Shared>,
+    /// The resources as they came.
+    pub received: Arc<Received>,
     /// The workers.
     pub workers: Arc<[WorkerHandle]>,
     /// Ends the process in good order.
@@ -75,6 +83,7 @@ impl Admin {
                 json!({
                     "namespace": &*service.entry().service().key.namespace,
                     "hostname": &*service.entry().service().key.hostname,
+                    "addresses": addresses(service.entry().service()),
                     "ports": ports.collect::<Vec<_>>(),
                 })
             })
@@ -83,10 +92,18 @@ impl Admin {
             "version": { "version": env!("CARGO_PKG_VERSION"), "component": "adit-waypoint" },
             "config": self.shared.config,
             "services": services,
+            "resources": self.received.dump(),
+            "certificates": dump_certificates(&self.shared.certificates.snapshot()),
             "workers": workers,
         });
         json_response(StatusCode::OK, format!("{dump:#}\n"))
     }
+}
+
+fn addresses(service: &Service) -> Vec<String> {
+    let all = service.addresses.iter();
+    all.map(|address| address.block.addr().to_string())
+        .collect()
 }
 
 fn protocol(protocol: Protocol) -> &'static str {

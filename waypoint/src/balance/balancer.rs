@@ -5,17 +5,20 @@
 //! lock. Returns need no timer: a pick that comes after one is due brings it about.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use adit_shared::model::{Workload, WorkloadUid};
 use arc_swap::ArcSwap;
+use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 use rand::Rng;
 
 use super::endpoint::{Endpoint, EndpointState, Host};
 use super::error::PickError;
+use super::hash_key::Hashed;
 use super::limits::{Limits, Permit};
 use super::outcome::Outcome;
 use super::outlier::{EjectionCause, EjectionEvent, EjectionStatus, Ejections};
@@ -102,6 +105,25 @@ impl Balancer {
         let (plan, ejections) = Control::plan(update, Some(&control), &weak, core.epoch, now);
         *control = Control { plan, ejections };
         core.publish(&control);
+    }
+
+    /// What [`PickRequest::hash`] is for a request, and the cookie that its response has to
+    /// set. `source` is the client's address.
+    pub fn hash<R: Rng + ?Sized>(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        source: IpAddr,
+        rng: &mut R,
+    ) -> Hashed {
+        let table = self.core.table.load();
+        let balancer = &table.settings.load_balancer;
+        match &balancer.hash_key {
+            Some(key) if balancer.algorithm.is_consistent_hash() => {
+                key.hash(headers, uri, source, rng)
+            }
+            _ => Hashed::default(),
+        }
     }
 
     /// Chooses an endpoint for one request.

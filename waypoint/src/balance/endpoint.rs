@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use adit_shared::model::{Health, ServiceEntry, Workload, WorkloadUid};
 
 use super::balancer::Core;
+use super::group::{LATENCY_FLOOR_US, LATENCY_MARGIN};
 
 /// Time over which answers are averaged.
 const AVERAGE_MS: f32 = 2_000.0;
@@ -30,6 +31,10 @@ const LATENCY_RISE: f32 = 4.0;
 const FAILURE_LATENCY_US: f32 = 10_000.0;
 /// Nothing counts as slower.
 const MAX_LATENCY_US: f32 = 60_000_000.0;
+
+/// Where the number of requests begins in [`EndpointState::requests`]. Those in flight are
+/// fewer than 16 million: each has a task and a buffer.
+const REQUEST: u64 = 1 << 24;
 
 /// An endpoint as the configuration has it.
 #[derive(Debug, Clone)]
@@ -96,13 +101,15 @@ pub(super) struct Host {
     pub(super) state: Arc<EndpointState>,
 }
 
-/// What an endpoint does.
+/// What an endpoint does. On cache lines of its own: workers write it with each request.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct EndpointState {
     pub(super) core: Weak<Core>,
     /// What times are counted from.
     epoch: Instant,
-    active: AtomicU32,
+    /// Requests in flight in the lower 24 bits, requests ever above: one write for both.
+    requests: AtomicU64,
     /// Latency in microseconds (`f32`; 0: not known) and the millisecond of the last
     /// answer, in one word so that both change together.
     latency: AtomicU64,
@@ -112,7 +119,6 @@ pub(super) struct EndpointState {
     was_ready: AtomicBool,
     pub(super) ejected: AtomicBool,
     pub(super) failures: Failures,
-    requests: AtomicU64,
 }
 
 /// Failures in a row.
@@ -147,33 +153,31 @@ impl EndpointState {
         Self {
             core,
             epoch,
-            active: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
             latency: AtomicU64::new(0),
             ready_since: AtomicU64::new(0),
             was_ready: AtomicBool::new(false),
             ejected: AtomicBool::new(false),
             failures: Failures::default(),
-            requests: AtomicU64::new(0),
         }
     }
 
     pub(super) fn begin(&self) {
-        self.active.fetch_add(1, Relaxed);
-        self.requests.fetch_add(1, Relaxed);
+        self.requests.fetch_add(REQUEST + 1, Relaxed);
     }
 
     pub(super) fn end(&self) {
-        self.active.fetch_sub(1, Relaxed);
+        self.requests.fetch_sub(1, Relaxed);
     }
 
     /// Requests in flight.
     pub(super) fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        (self.requests.load(Relaxed) % REQUEST) as u32
     }
 
     /// Requests ever.
     pub(super) fn requests(&self) -> u64 {
-        self.requests.load(Relaxed)
+        self.requests.load(Relaxed) / REQUEST
     }
 
     /// Smoothed latency in microseconds, faded by the time since the last answer; 0: not
@@ -182,6 +186,11 @@ impl EndpointState {
         let word = self.latency.load(Relaxed);
         let (latency, at) = unpack(word);
         latency * fade(now_ms.wrapping_sub(at), FORGET_MS)
+    }
+
+    /// It is too fast to count as slower than any other, whatever time has passed.
+    pub(super) fn is_fast(&self) -> bool {
+        unpack(self.latency.load(Relaxed)).0 <= LATENCY_FLOOR_US * LATENCY_MARGIN
     }
 
     /// Takes an answer into account: up at once, though not by more than

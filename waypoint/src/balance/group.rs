@@ -15,10 +15,10 @@ use super::turns;
 /// Draws that may hit an endpoint that must not be taken before all are looked at.
 const REDRAWS: usize = 8;
 /// Latencies below this are equal: what makes them differ is not the endpoint.
-const LATENCY_FLOOR_US: f32 = 1_000.0;
+pub(super) const LATENCY_FLOOR_US: f32 = 1_000.0;
 /// An endpoint up to this much slower than another counts as equally fast, so that
 /// requests one after the other spread by weight.
-const LATENCY_MARGIN: f32 = 2.0;
+pub(super) const LATENCY_MARGIN: f32 = 2.0;
 
 /// Endpoints that share load by weight.
 #[derive(Debug)]
@@ -143,13 +143,15 @@ impl Group {
     /// Whether `a` is strictly better than `b`. Equals go to the one drawn first, which
     /// keeps the weights.
     fn is_better(&self, a: usize, b: usize, chooser: &Chooser<'_>, now_ms: u32) -> bool {
-        let (fast, slow) = (self.state(a).latency(now_ms), self.state(b).latency(now_ms));
-        let (fast, slow) = (fast.max(LATENCY_FLOOR_US), slow.max(LATENCY_FLOOR_US));
-        let cost = |at, latency: f32, other: f32| {
-            let slower = (latency / (other * LATENCY_MARGIN)).max(1.0);
-            (self.load(at, chooser) + 1.0) * slower
-        };
-        cost(a, fast, slow) < cost(b, slow, fast)
+        let (load_a, load_b) = (self.load(a, chooser) + 1.0, self.load(b, chooser) + 1.0);
+        let (state_a, state_b) = (self.state(a), self.state(b));
+        if state_a.is_fast() && state_b.is_fast() {
+            return load_a < load_b;
+        }
+        let a = state_a.latency(now_ms).max(LATENCY_FLOOR_US);
+        let b = state_b.latency(now_ms).max(LATENCY_FLOOR_US);
+        // load * max(1, own / (margin * other)), without the divisions.
+        load_a * a.max(b * LATENCY_MARGIN) * a < load_b * b.max(a * LATENCY_MARGIN) * b
     }
 
     fn state(&self, at: usize) -> &super::endpoint::EndpointState {

@@ -37,7 +37,7 @@ fn model() -> SharedModel {
         name: "web-1".into(),
         namespace: "shop".into(),
         service_account: "web".into(),
-        addresses: vec![vec![10, 0, 0, 7].into()],
+        addresses: vec![vec![10, 0, 0, 7]],
         tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
         ..wire::Workload::default()
     };

@@ -27,7 +27,7 @@ pub use authorization::{
     MAX_TARGETS, Operation, PolicyAction, PolicyScope, PolicySpec, Rule, Source, StringMatch,
     TargetRef, Values,
 };
-pub use backend_tls::BackendTlsPolicy;
+pub use backend_tls::{BackendTlsPolicy, BackendTlsTarget, CaReference};
 pub use config_map::{CA_KEY, ConfigMap, Secret};
 pub use destination_rule::DestinationRule;
 pub use field::{At, FieldError, FieldPath, Segment};
@@ -40,7 +40,10 @@ pub use peer_authentication::{MutualTls, PeerAuthentication};
 pub use pod::{NamedPort, Namespace, Node, Phase, Pod, ServiceAccount};
 pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};
 pub use request_authentication::RequestAuthentication;
-pub use route::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
+pub use route::{
+    BackendRef, Filter, GrpcRoute, GrpcRule, HttpRoute, HttpRule, L4Rule, ParentRef, Route,
+    RouteRule, TcpRoute, TlsRoute,
+};
 pub use service::{
     DeclaredProtocol, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TargetPort,
     TrafficDistribution,

@@ -8,14 +8,19 @@ use super::*;
 /// exceeded; no pick returns an endpoint that was gone before the pick began.
 #[test]
 fn counts_are_right_under_churn() {
-    let mut settings = TrafficSettings::default();
-    settings.outlier_detection = Some(OutlierDetection {
-        base_ejection_time: Duration::from_millis(2),
-        interval: Duration::from_millis(1),
-        max_ejection_percent: 50,
-        ..touchy()
-    });
-    settings.connection_pool.max_requests = std::num::NonZeroU32::new(64);
+    let settings = TrafficSettings {
+        outlier_detection: Some(OutlierDetection {
+            base_ejection_time: Duration::from_millis(2),
+            interval: Duration::from_millis(1),
+            max_ejection_percent: 50,
+            ..touchy()
+        }),
+        connection_pool: ConnectionPool {
+            max_requests: std::num::NonZeroU32::new(64),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
     let fixture = Fixture::new(settings, many(8));
     let balancer = &fixture.balancer;
     let done = AtomicBool::new(false);

@@ -213,6 +213,24 @@ fn a_ring_is_bounded() {
 }
 
 #[test]
+fn a_balancer_hashes_only_where_it_is_asked_to() {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("x-user", http::HeaderValue::from_static("a"));
+    let uri = http::Uri::from_static("/");
+    for (algorithm, hashes) in [(Algorithm::Maglev, true), (Algorithm::Random, false)] {
+        let mut settings = super::algorithm(algorithm);
+        let name = http::HeaderName::from_static("x-user");
+        settings.load_balancer.hash_key = Some(HashKey::Header(name));
+        let mut fixture = Fixture::new(settings, many(3));
+        let source = [10, 0, 0, 1].into();
+        let hashed = fixture
+            .balancer
+            .hash(&headers, &uri, source, &mut fixture.rng);
+        assert_eq!(hashed.hash.is_some(), hashes);
+    }
+}
+
+#[test]
 fn without_a_hash_requests_go_anywhere() {
     let mut fixture = Fixture::new(algorithm(Algorithm::Maglev), many(3));
     let shares = ["pod-0", "pod-1", "pod-2"].map(|name| (name, 1.0));

@@ -9,6 +9,7 @@ mod hashing;
 mod least_request;
 mod locality;
 mod outlier;
+mod scan;
 mod simple;
 mod slow_start;
 

@@ -6,15 +6,21 @@
 //! to. Those are noted as they are looked at ([`View`]), so that the compiler knows when
 //! to do it again. A resource goes to each waypoint that needs it and to no other.
 
+mod attachment;
+mod backend_tls;
+mod backends;
 mod binding;
 mod gateways;
+mod reach;
 mod resource;
+mod routes;
+mod rules;
 mod services;
 mod settings;
 mod view;
 mod waypoints;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use binding::{
@@ -41,6 +47,8 @@ pub struct Part {
     pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
     /// Status of objects.
     pub statuses: BTreeMap<ObjectRef, ObjectStatus>,
+    /// Waypoints with the services, by namespace and name, that they send to.
+    reached: BTreeSet<(WaypointName, Arc<str>, Arc<str>)>,
 }
 
 impl Part {
@@ -61,5 +69,7 @@ pub fn compile_namespace(objects: &NamespaceObjects, view: &View<'_>) -> Part {
     let mut part = Part::default();
     gateways::compile(objects, view, &mut part);
     services::compile(objects, view, &mut part);
+    routes::compile(objects, view, &mut part);
+    backend_tls::compile(objects, view, &mut part);
     part
 }

@@ -4,6 +4,7 @@ use adit_shared::proto::waypoint as wire;
 use adit_shared::xds::VersionedResource;
 
 use super::waypoints::WaypointName;
+use crate::model::{Kind, Meta};
 
 /// A resource and the waypoint that gets it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +29,7 @@ pub enum Resource {
     AuthorizationPolicy(wire::AuthorizationPolicy),
     Telemetry(wire::Telemetry),
     Service(wire::Service),
-    TrafficPolicy(wire::TrafficPolicy),
+    TrafficPolicy(Box<wire::TrafficPolicy>),
     BackendTls(wire::BackendTls),
     Route(wire::Route),
 }
@@ -81,10 +82,20 @@ impl Resource {
             Self::AuthorizationPolicy(of) => VersionedResource::encode(of),
             Self::Telemetry(of) => VersionedResource::encode(of),
             Self::Service(of) => VersionedResource::encode(of),
-            Self::TrafficPolicy(of) => VersionedResource::encode(of),
+            Self::TrafficPolicy(of) => VersionedResource::encode(&**of),
             Self::BackendTls(of) => VersionedResource::encode(of),
             Self::Route(of) => VersionedResource::encode(of),
         }
+    }
+}
+
+/// The user's object that a resource is made from.
+pub(super) fn object(meta: &Meta, kind: Kind) -> wire::ObjectRef {
+    wire::ObjectRef {
+        kind: kind.as_str().into(),
+        namespace: meta.namespace.to_string(),
+        name: meta.name.to_string(),
+        created: meta.age.micros(),
     }
 }
 

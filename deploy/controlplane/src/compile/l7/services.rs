@@ -8,7 +8,7 @@ use adit_shared::proto::waypoint::service_port::Protocol;
 use super::binding::Outcome;
 use super::resource::Resource;
 use super::view::View;
-use super::{Part, WaypointName};
+use super::{Part, WaypointName, reach};
 use crate::compile::mesh::MeshConfig;
 use crate::model::{DeclaredProtocol, Kind, NamespaceObjects, Service};
 
@@ -23,6 +23,8 @@ pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Pa
         if let Some(waypoint) = serving(service, view) {
             let resource = Resource::Service(convert(service, view.mesh));
             part.give(&waypoint, &Arc::new(resource));
+            let meta = &service.meta;
+            reach::compile(&waypoint, &meta.namespace, &meta.name, view, part);
         }
     }
 }
