@@ -1,6 +1,7 @@
 //! Puts the waypoint together, in the order in which its parts need each other, and takes it
 //! apart again.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,13 @@ use adit_shared::identity::{
     CaClient, CaClientOptions, CacheOptions, CertificateCache, ControlPlaneEndpoint, TokenSource,
     TrustBundle,
 };
+use adit_shared::model::pod_uid;
 use adit_shared::net::drain::{self, DrainMode};
 use adit_shared::process;
 use adit_shared::proto::{ADDRESS_TYPE, waypoint};
-use adit_shared::telemetry::{LogWriter, Metrics, Readiness, Telemetry, http as status_http};
+use adit_shared::telemetry::{
+    LogWriter, Metrics, Readiness, Telemetry, WorkloadLabels, http as status_http,
+};
 use adit_shared::xds::client::handlers::XdsEvents;
 use adit_shared::xds::client::{
     Client, ClientConfig, Handler, NodeMetadata, NodeType, Subscription, TransportConfig,
@@ -27,10 +31,14 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, Received};
 use crate::config::Config;
 use crate::state::{Addresses, Gateway, Resources, State};
+use crate::telemetry::{MAX_SERIES, RequestCollector, RequestMetrics, RequestTableHealth};
 use crate::worker::{Shared, WorkerHandle};
 
 /// How often readiness is looked at until it is there for the first time.
 const READY_POLL: Duration = Duration::from_millis(20);
+/// Series of workloads that have been gone for so long are dropped.
+const SERIES_IDLE: Duration = Duration::from_secs(600);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Pause between tries to get the first certificate.
 const CERTIFICATE_RETRY: Duration = Duration::from_millis(500);
 /// After the drain the last log lines get so long to be written.
@@ -41,7 +49,11 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 /// # Errors
 /// What keeps it from starting; nothing that happens later.
 pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::new("waypoint", env!("CARGO_PKG_VERSION")));
+    let requests = Arc::new(RequestMetrics::new(MAX_SERIES));
+    let mut metrics = Metrics::new("waypoint", env!("CARGO_PKG_VERSION"));
+    metrics.register("istio", Box::new(RequestCollector(requests.clone())));
+    metrics.register("adit", Box::new(RequestTableHealth(requests.clone())));
+    let metrics = Arc::new(metrics);
     metrics.watch_log(log.clone());
     let telemetry = Telemetry::new(metrics.clone(), Some(log.clone()), Vec::new());
     let readiness = Readiness::new();
@@ -83,6 +95,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         &config.namespace,
         &config.cluster_domain,
         &config.network,
+        config.trust_domain.clone(),
+        &pod_uid(&config.cluster, &config.namespace, &config.pod),
     )));
     let received = Arc::new(Received::default());
     let (drain_trigger, drain_watcher) = drain::channel();
@@ -90,6 +104,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         state: state.clone(),
         certificates: certificates.clone(),
         telemetry: telemetry.clone(),
+        requests: requests.clone(),
+        log: Some(log.clone()),
         drain: drain_watcher,
         config,
     });
@@ -127,6 +143,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         .with_context(|| format!("listen on {}", config.hbone_address))?;
     let workers: Arc<[WorkerHandle]> = workers.into();
     tokio::spawn(notify_when_ready(readiness));
+    tokio::spawn(sweep(requests, metrics, state));
 
     let quit = Arc::new(Notify::new());
     let page = Arc::new(Admin {
@@ -245,6 +262,26 @@ fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<Client
             extra,
         },
     })
+}
+
+/// Drops the series of workloads that are gone, from time to time.
+async fn sweep(requests: Arc<RequestMetrics>, metrics: Arc<Metrics>, state: Arc<State>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let view = state.load_full();
+        let workloads = view.model().workloads();
+        let names: HashSet<_> = workloads
+            .map(|w| (w.namespace.clone(), w.workload_name.clone()))
+            .collect();
+        let keep = |side: &WorkloadLabels| {
+            side.workload.is_empty()
+                || names.contains(&(side.namespace.clone(), side.workload.clone()))
+        };
+        requests.sweep(SERIES_IDLE, &keep);
+        metrics.sweep(SERIES_IDLE, &|labels| {
+            keep(&labels.source) && keep(&labels.destination)
+        });
+    }
 }
 
 async fn notify_when_ready(readiness: Readiness) {

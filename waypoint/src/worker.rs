@@ -21,7 +21,7 @@ use adit_shared::identity::{CertificateCache, WorkloadCertificate};
 use adit_shared::model::Workload;
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::drain::{DrainMode, DrainWatcher};
-use adit_shared::telemetry::{Event, Telemetry};
+use adit_shared::telemetry::{Event, LogWriter, Telemetry};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,6 +36,7 @@ use crate::proxy::http::{Downstream, SWEEP};
 use crate::proxy::tunnel;
 use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
 use crate::state::State;
+use crate::telemetry::{RequestMetrics, RequestTelemetry};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -52,8 +53,12 @@ pub struct Shared {
     pub state: Arc<State>,
     /// Our own certificate.
     pub certificates: CertificateCache,
-    /// Metrics and access log.
+    /// Metrics and access log of connections.
     pub telemetry: Telemetry,
+    /// Metrics of requests.
+    pub requests: Arc<RequestMetrics>,
+    /// Where access logs go.
+    pub log: Option<LogWriter>,
     /// Says when to stop.
     pub drain: DrainWatcher,
 }
@@ -217,6 +222,7 @@ pub struct Worker {
     index: usize,
     peers: Vec<Peer>,
     downstreams: Rc<RefCell<Slab<Rc<Downstream>>>>,
+    telemetry: RefCell<RequestTelemetry>,
     description: RefCell<Option<(Arc<Workload>, Baggage)>>,
     draining: Cell<bool>,
 }
@@ -235,6 +241,10 @@ impl Worker {
             index,
             peers,
             downstreams: Rc::default(),
+            telemetry: RefCell::new(RequestTelemetry::new(
+                shared.requests.clone(),
+                shared.log.clone(),
+            )),
             description: RefCell::new(None),
             draining: Cell::new(false),
             shared,
@@ -360,8 +370,9 @@ impl Worker {
 
     /// A request has ended.
     pub fn ended(&self, exchange: &Exchange) {
-        let _ = exchange;
         self.load().requests.fetch_add(1, Ordering::Relaxed);
+        let view = self.shared.state.load();
+        exchange.record(&self.telemetry.borrow(), &view.mesh().telemetry);
     }
 
     /// The time.
@@ -538,6 +549,7 @@ async fn sweep(worker: Rc<Worker>) {
         worker.upstreams.sweep(now);
         if now.saturating_duration_since(trimmed) >= TRIM_INTERVAL {
             trimmed = now;
+            worker.telemetry.borrow().forget_series();
             BufferPool::local().trim();
         }
     }

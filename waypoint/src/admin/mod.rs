@@ -74,7 +74,7 @@ impl Admin {
                         "port": port.port,
                         "name": &*port.name,
                         "protocol": protocol(port.protocol),
-                        "endpoints": port.endpoints.iter().map(|e| json!({
+                        "endpoints": port.backend.reaches().map(|e| json!({
                             "workload": &*e.endpoint.uid,
                             "address": e.endpoint.address,
                         })).collect::<Vec<_>>(),

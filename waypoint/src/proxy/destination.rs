@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use adit_shared::hbone::Authority;
-use adit_shared::model::{ServiceName, Workload, WorkloadUid};
+use adit_shared::model::{ServiceName, WorkloadUid};
+use adit_shared::policy::http::HttpPolicySet;
 use http::StatusCode;
 
-use crate::state::{PortView, Protocol, View};
+use crate::state::{Mesh, PortView, Protocol, Reach, View};
+use crate::telemetry::TelemetrySettings;
 
 /// Where a tunnel leads. It is looked up anew for each request, as configuration changes
 /// under open tunnels.
@@ -42,12 +44,14 @@ pub enum Target {
     Service(Arc<PortView>),
     /// A workload.
     Workload {
-        /// Which.
-        workload: Arc<Workload>,
-        /// Where.
-        address: SocketAddr,
+        /// Which, and where.
+        reach: Box<Reach>,
         /// What is spoken there.
         protocol: Protocol,
+        /// Policies of the waypoint.
+        policies: Arc<HttpPolicySet>,
+        /// What holds for the whole mesh.
+        mesh: Arc<Mesh>,
     },
 }
 
@@ -144,10 +148,14 @@ impl Destination {
             Self::Workload { uid, address } => {
                 let workload = view.model().workload(uid)?;
                 let protocol = view.protocol_of(workload, *address);
+                let gateway = view.gateway();
+                let policies = view.policies();
+                let set = policies.for_address(&gateway.key, &workload.namespace);
                 Some(Target::Workload {
-                    workload: workload.clone(),
-                    address: *address,
+                    reach: Box::new(Reach::direct(workload, *address, policies)),
                     protocol,
+                    policies: Arc::new(set),
+                    mesh: view.mesh().clone(),
                 })
             }
         }
@@ -176,6 +184,22 @@ impl Target {
         match self {
             Self::Service(port) => port.protocol,
             Self::Workload { protocol, .. } => *protocol,
+        }
+    }
+
+    /// Policies for what is sent there.
+    pub fn policies(&self) -> &HttpPolicySet {
+        match self {
+            Self::Service(port) => &port.policies,
+            Self::Workload { policies, .. } => policies,
+        }
+    }
+
+    /// What is measured and logged.
+    pub fn telemetry(&self) -> &Arc<TelemetrySettings> {
+        match self {
+            Self::Service(port) => &port.telemetry,
+            Self::Workload { mesh, .. } => &mesh.telemetry,
         }
     }
 }

@@ -14,8 +14,6 @@ use http::{Method, Uri, Version, request};
 
 /// Set where we answer ourselves: why.
 pub const REASON: HeaderName = HeaderName::from_static("x-adit-reason");
-/// One id for a request on all its ways.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Who has forwarded the request, and for whom.
 pub const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// The scheme that the client used.
@@ -225,24 +223,6 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// A new random request id (a UUID of version 4).
-pub fn new_request_id() -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut random = rand::random::<u128>();
-    random = (random & !(0xf << 76)) | (0x4 << 76);
-    random = (random & !(0x3 << 62)) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (at, byte) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *byte = HEX[(random >> shift) as usize & 0xf];
-        }
-    }
-    // Digits and dashes are legal.
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
 /// The form that a request of HTTP/2 wants: with scheme and authority in its URI.
 ///
 /// # Errors
@@ -392,18 +372,5 @@ mod tests {
         assert_eq!(websocket.headers[UPGRADE], "websocket");
         assert_eq!(websocket.headers[CONNECTION], "upgrade");
         assert!(!wants_upgrade(&ask("h2c")));
-    }
-
-    #[test]
-    fn request_ids_are_uuids_of_version_4() {
-        let id = new_request_id();
-        let id = id.to_str().expect("ASCII");
-        assert_eq!(id.len(), 36);
-        assert_eq!(id.as_bytes()[14], b'4', "{id}");
-        assert!(
-            matches!(id.as_bytes()[19], b'8' | b'9' | b'a' | b'b'),
-            "{id}"
-        );
-        assert_ne!(new_request_id(), id);
     }
 }

@@ -7,9 +7,11 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use arc_swap::Guard;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -23,6 +25,7 @@ use super::io::Io;
 use super::request;
 use super::tunnel::Caller;
 use super::upgrade::Upgrade;
+use crate::state::View;
 use crate::worker::Worker;
 
 /// Bytes of a request's headers, names and values (431 beyond).
@@ -111,17 +114,21 @@ impl Downstream {
         })
     }
 
-    /// What it leads to now. Looked up once for each state of the configuration.
-    pub fn target(&self) -> Option<Target> {
+    /// The configuration as it is, and what the connection leads to in it. Looked up once for
+    /// each state of the configuration.
+    pub fn target(&self) -> (Guard<Arc<View>>, Option<Target>) {
         let view = self.worker.shared.state.load();
         if let Some((version, target)) = &*self.target.borrow()
             && *version == view.version()
         {
-            return Some(target.clone());
+            let target = target.clone();
+            return (view, Some(target));
         }
-        let target = self.destination.target(&view)?;
-        self.target.replace(Some((view.version(), target.clone())));
-        Some(target)
+        let target = self.destination.target(&view);
+        if let Some(target) = &target {
+            self.target.replace(Some((view.version(), target.clone())));
+        }
+        (view, target)
     }
 
     /// A request begins.

@@ -1,62 +1,111 @@
-//! Which endpoint a request or a connection goes to.
+//! Which endpoint a request or a connection goes to: what the balancer says, for a service;
+//! the workload itself, where that was dialled.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use adit_shared::model::{Health, ServiceEntry, Workload, WorkloadUid};
-use rand::Rng as _;
+use adit_shared::model::WorkloadUid;
+use http::StatusCode;
 
 use super::destination::Target;
-use super::upstream::Endpoint;
+use super::reply::Reply;
+use crate::balance::{self, PickError, PickRequest};
+use crate::state::{Backend, Reach};
+use crate::telemetry::ResponseFlags;
 
-/// An endpoint and the workload that it belongs to.
+/// Where requests may go.
 #[derive(Clone)]
+pub enum Choice {
+    /// To one of a service's endpoints.
+    Backend(Arc<Backend>),
+    /// To a workload.
+    Workload(Box<Reach>),
+}
+
+/// An endpoint for one request.
 pub struct Picked {
-    /// The workload.
-    pub workload: Arc<Workload>,
-    /// How to reach it.
-    pub endpoint: Arc<Endpoint>,
+    /// The endpoint.
+    pub reach: Reach,
+    /// The request counts as active at it while this is held, and is told of.
+    pub held: Option<balance::Picked>,
 }
 
-/// The endpoints of a service's port that may be given requests.
-pub fn endpoints(entry: &ServiceEntry, service_port: u16) -> Box<[Picked]> {
-    let service = entry.service();
-    let all = entry.endpoints().iter();
-    all.filter(|workload| {
-        let usable = service.load_balancing.allow_unhealthy || workload.health == Health::Healthy;
-        usable && workload.capacity > 0
-    })
-    .filter_map(|workload| {
-        let own = workload.ports_of(&service.key).into_iter().flatten();
-        let target = own
-            .filter(|port| port.service_port == service_port)
-            .find_map(|port| port.target_port)
-            .or_else(|| service.port(service_port)?.target_port)?;
-        Some(Picked {
-            workload: workload.clone(),
-            endpoint: Arc::new(Endpoint::new(workload, target, Some(entry))?),
-        })
-    })
-    .collect()
-}
-
-/// An endpoint of `target` that is not among `tried`; `None`: there is none.
-pub fn endpoint(target: &Target, tried: &[WorkloadUid]) -> Option<Picked> {
-    match target {
-        Target::Service(port) => {
-            let all = &port.endpoints;
-            if all.is_empty() {
-                return None;
-            }
-            let start = rand::rng().random_range(0..all.len());
-            let mut from = all[start..].iter().chain(&all[..start]);
-            from.find(|picked| !tried.contains(&picked.endpoint.uid))
-                .cloned()
+impl Choice {
+    /// What a destination without routes leads to.
+    pub fn of(target: &Target) -> Self {
+        match target {
+            Target::Service(port) => Self::Backend(port.backend.clone()),
+            Target::Workload { reach, .. } => Self::Workload(reach.clone()),
         }
-        Target::Workload {
-            workload, address, ..
-        } => (!tried.contains(&workload.uid)).then(|| Picked {
-            workload: workload.clone(),
-            endpoint: Arc::new(Endpoint::at(workload, *address, None)),
-        }),
     }
+
+    /// The cluster's name in telemetry.
+    pub fn cluster(&self) -> Arc<str> {
+        match self {
+            Self::Backend(backend) => backend.cluster.clone(),
+            Self::Workload(_) => Arc::default(),
+        }
+    }
+
+    /// Chooses an endpoint; of those that were `tried`, only if there is no other.
+    ///
+    /// # Errors
+    /// What the request is answered with, and why.
+    pub fn pick(&self, request: &PickRequest<'_>) -> Result<Picked, (Reply, PickError)> {
+        match self {
+            Self::Backend(backend) => {
+                let now = Instant::now();
+                let picked = backend.balancer.pick(request, now, &mut rand::rng());
+                let held = picked.map_err(|error| (reply(&error), error))?;
+                // The balancer can be a moment ahead of the view.
+                let reach = backend.reach(held.uid()).cloned();
+                let unknown = PickError::NoHealthyEndpoints;
+                let reach = reach.ok_or_else(|| (reply(&unknown), unknown))?;
+                Ok(Picked {
+                    reach,
+                    held: Some(held),
+                })
+            }
+            Self::Workload(reach) => Ok(Picked {
+                reach: (**reach).clone(),
+                held: None,
+            }),
+        }
+    }
+
+    /// Whether another try can go elsewhere than to those that were `tried`.
+    pub fn has_more(&self, tried: &[WorkloadUid]) -> bool {
+        match self {
+            Self::Backend(backend) => backend
+                .reaches()
+                .any(|reach| !tried.contains(&reach.endpoint.uid)),
+            Self::Workload(_) => tried.is_empty(),
+        }
+    }
+}
+
+/// What a client gets when no endpoint could be had.
+pub fn reply(error: &PickError) -> Reply {
+    let flags = match error.response_flag() {
+        "UO" => ResponseFlags::UPSTREAM_OVERFLOW,
+        "URX" => ResponseFlags::RETRY_LIMIT_EXCEEDED,
+        "NC" => ResponseFlags::NO_CLUSTER,
+        _ => ResponseFlags::NO_HEALTHY_UPSTREAM,
+    };
+    Reply {
+        status: error.status(),
+        flags,
+        reason: error.reason(),
+        grpc: None,
+        text: match error.status() {
+            StatusCode::SERVICE_UNAVAILABLE => "no healthy upstream",
+            _ => error.reason(),
+        },
+    }
+}
+
+/// The address that the client dialled, for balancers that pass it through.
+pub fn dialled(address: Option<SocketAddr>) -> Option<std::net::IpAddr> {
+    address.map(|address| address.ip())
 }

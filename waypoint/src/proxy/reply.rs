@@ -6,8 +6,8 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 
 use super::body::ResponseBody;
-use super::flags::ResponseFlags;
 use super::headers::REASON;
+use crate::telemetry::ResponseFlags;
 
 /// An answer of our own, by its cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

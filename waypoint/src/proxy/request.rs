@@ -1,57 +1,47 @@
 //! One request, from its head to the head of its response, in the order in which things
 //! happen to it.
 
+use std::borrow::Cow;
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
 
-use adit_shared::model::WorkloadUid;
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::uri::Scheme;
-use http::{Request, Response, StatusCode, Version, request};
+use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 
+use super::authorize::{Asked, authorize};
 use super::body::{RequestBody, RequestProgress, ResponseBody};
 use super::destination::Target;
 use super::exchange::Exchange;
-use super::flags::ResponseFlags;
-use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO, REQUEST_ID};
+use super::forward::{self, Forwarded, Plan};
+use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
-use super::pick::{self, Picked};
 use super::reply::Reply;
 use super::upgrade::Upgrade;
-use super::upstream::{self, Answer, HttpVersion, Reached};
-use crate::state::Protocol;
-
-/// Endpoints that are tried for one request before it has been processed anywhere.
-const ATTEMPTS: usize = 3;
+use super::upstream::Answer;
+use crate::state::View;
+use crate::telemetry::{ResponseFlags, TraceContext, ensure_request_id};
 
 /// Answers one request.
 pub async fn serve(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let (mut head, incoming) = request.into_parts();
+    let (head, incoming) = request.into_parts();
     let grpc = headers::is_grpc(&head.headers);
     let upgrade = headers::wants_upgrade(&head);
     let progress = RequestProgress::new(grpc);
-    let mut exchange = Exchange::new(downstream.clone(), &head, grpc, progress.clone());
-    let answered = match prepare(&downstream, &mut head, upgrade) {
-        Ok(()) => {
-            let body = if incoming.is_end_stream() {
-                progress.finished.set(true);
-                RequestBody::Empty
-            } else {
-                RequestBody::Stream {
-                    incoming,
-                    progress: progress.clone(),
-                }
-            };
-            forward(&mut exchange, head, body).await
-        }
-        Err(reply) => Err(reply),
+    let mut exchange = Exchange::new(downstream, &head, grpc, progress.clone());
+    let body = if incoming.is_end_stream() {
+        progress.finished.set(true);
+        RequestBody::Empty
+    } else {
+        RequestBody::Stream { incoming, progress }
     };
-    let mut response = match answered {
-        Ok(answer) => return pass_on(exchange, answer, upgrade),
+    let mut response = match handle(&mut exchange, head, body, upgrade).await {
+        Ok(forwarded) => return pass_on(exchange, forwarded, upgrade),
         Err(reply) => {
             exchange.answer(&reply);
             reply.response(grpc)
@@ -61,93 +51,128 @@ pub async fn serve(
     response.map(|body| body.with_exchange(exchange))
 }
 
-/// Brings the head into form and puts in what the mesh says of the request.
-fn prepare(downstream: &Downstream, head: &mut request::Parts, upgrade: bool) -> Result<(), Reply> {
-    headers::normalise(head, upgrade).map_err(|malformed| malformed.reply())?;
+/// Everything that happens before the endpoint's answer.
+async fn handle(
+    exchange: &mut Exchange,
+    mut head: request::Parts,
+    body: RequestBody,
+    upgrade: bool,
+) -> Result<Forwarded, Reply> {
+    let downstream = exchange.downstream.clone();
+    headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
+    let plan = {
+        let (view, target) = downstream.target();
+        // Logged and sent from here on, whatever becomes of it.
+        let target = target.inspect(|target| exchange.addressed(target));
+        trace(exchange, &mut head);
+        introduce(&downstream, &mut head);
+        let decided = match &target {
+            Some(target) => decide(exchange, &view, target, &mut head),
+            None => Err(Reply::GONE),
+        };
+        exchange.headers = head.headers;
+        let decided = decided?;
+        // `decide` fails without a target.
+        let target = target.ok_or(Reply::GONE)?;
+        Plan::new(&target, &view, head.uri, decided)
+    };
+    forward::forward(exchange, plan, body).await
+}
+
+/// What was decided about a request that may pass.
+pub struct Decided;
+
+/// Path, authorization and route: everything that is decided without waiting for anybody.
+fn decide(
+    exchange: &mut Exchange,
+    view: &View,
+    target: &Target,
+    head: &mut request::Parts,
+) -> Result<Decided, Reply> {
+    let path = normal_path(view, head)?;
+    let policies = target.policies();
+    if !policies.is_empty() {
+        let caller = exchange.downstream.caller.clone();
+        let destination = exchange.downstream.destination.dialled();
+        let asked = Asked {
+            caller: &caller,
+            destination: destination.unwrap_or(caller.peer),
+        };
+        let request = asked.request(Some(fields(head, &path)));
+        if let Err(denied) = authorize(policies, &request, &view.mesh().trust) {
+            exchange.policy = denied.policy;
+            return Err(Reply::DENIED);
+        }
+    }
+    Ok(Decided)
+}
+
+/// Makes the path comparable; the request goes on with it.
+fn normal_path(view: &View, head: &mut request::Parts) -> Result<NormalizedPath<'static>, Reply> {
+    let mode = view.mesh().path_normalization;
+    let path = normalize(head.uri.path(), mode)
+        .map_err(|_| Reply::bad_request("invalid_path"))?
+        .into_owned();
+    if path.as_str() != head.uri.path() {
+        let text: Cow<'_, str> = match head.uri.query() {
+            Some(query) => format!("{}?{query}", path.as_str()).into(),
+            None => path.as_str().into(),
+        };
+        let changed = PathAndQuery::try_from(&*text);
+        let changed = changed.map_err(|_| Reply::bad_request("invalid_path"))?;
+        head.uri = Uri::from(changed);
+    }
+    Ok(path)
+}
+
+/// The HTTP part of what policies are asked.
+fn fields<'a>(head: &'a request::Parts, path: &'a NormalizedPath<'a>) -> HttpFields<'a> {
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    HttpFields {
+        method: head.method.as_str(),
+        path,
+        query: head.uri.query(),
+        host: host.unwrap_or_default(),
+        headers: &head.headers,
+        claims: None,
+    }
+}
+
+/// Finds or begins the request's trace, and gives it an id.
+fn trace(exchange: &mut Exchange, head: &mut request::Parts) {
+    let random: [u64; 3] = rand::random();
+    ensure_request_id(&mut head.headers, [random[2], random[0]]);
+    if let Some(telemetry) = &exchange.telemetry {
+        let tracing = &telemetry.tracing;
+        exchange.trace = TraceContext::begin(
+            &mut head.headers,
+            tracing.sampling,
+            !tracing.no_propagation && !tracing.providers.is_empty(),
+            random,
+        );
+    }
+}
+
+/// Puts in what the mesh says of the request.
+fn introduce(downstream: &Downstream, head: &mut request::Parts) {
     let headers = &mut head.headers;
     // What the client says of its certificate is nothing; its certificate is known.
     headers.insert(
         CLIENT_CERTIFICATE,
         downstream.caller.certificate_header.clone(),
     );
-    if !headers.contains_key(REQUEST_ID) {
-        headers.insert(REQUEST_ID, headers::new_request_id());
-    }
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    Ok(())
-}
-
-/// Finds an endpoint and sends the request to it; to another one if that has not processed it.
-async fn forward(
-    exchange: &mut Exchange,
-    head: request::Parts,
-    body: RequestBody,
-) -> Result<Answer, Reply> {
-    let downstream = exchange.downstream.clone();
-    let target = downstream.target().ok_or(Reply::GONE)?;
-    let version = upstream_version(&target, &head);
-    let mut request = Some(Box::new(outgoing(&head, version, body)?));
-    exchange.uri = head.uri;
-    exchange.headers = head.headers;
-    let mut tried: Vec<WorkloadUid> = Vec::new();
-    let mut last = Reply::NO_HEALTHY_ENDPOINTS;
-    while let Some(sending) = request.take() {
-        if tried.len() == ATTEMPTS {
-            break;
-        }
-        let Some(Picked { workload, endpoint }) = pick::endpoint(&target, &tried) else {
-            break;
-        };
-        exchange.endpoint = Some(workload);
-        exchange.upstream_host = Some(endpoint.address);
-        exchange.sent = Some(Instant::now());
-        match upstream::send(&downstream.worker, &endpoint, version, *sending).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                last = error.reply;
-                exchange.upstream_failure = Some(error.error);
-                if error.reached != Reached::Sent {
-                    request = error.request;
-                }
-                tried.push(endpoint.uid.clone());
-                exchange.retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            }
-        }
-    }
-    Err(last)
-}
-
-fn upstream_version(target: &Target, head: &request::Parts) -> HttpVersion {
-    let http2 = matches!(target.protocol(), Protocol::Http2 | Protocol::Grpc)
-        || head.version == Version::HTTP_2;
-    if http2 && !head.headers.contains_key(UPGRADE) {
-        HttpVersion::Http2
-    } else {
-        HttpVersion::Http1
-    }
-}
-
-/// The request as it goes out.
-fn outgoing(
-    head: &request::Parts,
-    version: HttpVersion,
-    body: RequestBody,
-) -> Result<Request<RequestBody>, Reply> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    *request.headers_mut() = head.headers.clone();
-    *request.uri_mut() = match version {
-        HttpVersion::Http1 => head.uri.clone(),
-        HttpVersion::Http2 => headers::to_absolute(&head.uri, request.headers_mut(), Scheme::HTTP)
-            .map_err(|malformed| malformed.reply())?,
-    };
-    Ok(request)
 }
 
 /// The endpoint's answer, as the client gets it.
-fn pass_on(mut exchange: Box<Exchange>, answer: Answer, upgrade: bool) -> Response<ResponseBody> {
+fn pass_on(
+    mut exchange: Box<Exchange>,
+    forwarded: Forwarded,
+    upgrade: bool,
+) -> Response<ResponseBody> {
+    let Forwarded { answer, deadline } = forwarded;
     let Answer {
         response,
         lease,
@@ -155,7 +180,6 @@ fn pass_on(mut exchange: Box<Exchange>, answer: Answer, upgrade: bool) -> Respon
     } = answer;
     let (mut head, incoming) = response.into_parts();
     exchange.upstream_local = local;
-    exchange.upstream_time = exchange.sent.map(|sent| sent.elapsed());
     exchange.status = head.status.as_u16();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         if !upgrade {
@@ -180,8 +204,11 @@ fn pass_on(mut exchange: Box<Exchange>, answer: Answer, upgrade: bool) -> Respon
     if exchange.grpc {
         exchange.see_grpc_status(&head.headers);
     }
+    if exchange.wants_response_headers() {
+        exchange.response_headers = head.headers.clone();
+    }
     let request = exchange.request.clone();
-    let body = ResponseBody::upstream(incoming, Some(lease), request, None);
+    let body = ResponseBody::upstream(incoming, Some(lease), request, deadline);
     let mut response = plain(head, body);
     say_last(&exchange, &mut response);
     response.map(|body| body.with_exchange(exchange))
@@ -229,4 +256,9 @@ impl headers::Malformed {
             _ => reply,
         }
     }
+}
+
+/// The name of a route in telemetry where none decides.
+pub fn no_route() -> Arc<str> {
+    Arc::from("default")
 }

@@ -9,13 +9,15 @@ use adit_shared::hbone::server::Responder;
 use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseFlag};
 use http::StatusCode;
 
+use super::authorize::{Asked, authorize};
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
 use super::io::Io;
-use super::pick::{self, Picked};
+use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::tunnel::Caller;
-use super::upstream::{self, Connected};
+use super::upstream::{self, Connected, Connecting};
+use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
@@ -82,8 +84,8 @@ async fn open(
     client: SocketAddr,
 ) -> Result<(Connected, ConnectionInfo), Reply> {
     let started = Instant::now();
-    let dialled = destination.dialled().unwrap_or(caller.peer);
-    let mut info = ConnectionInfo::new(Reporter::Destination, client, dialled);
+    let asked_for = destination.dialled().unwrap_or(caller.peer);
+    let mut info = ConnectionInfo::new(Reporter::Waypoint, client, asked_for);
     info.labels.source = (*caller.labels).clone();
     let fail = |info: &ConnectionInfo, reply: Reply, error: &dyn std::fmt::Display| {
         let flag = if reply == Reply::DENIED {
@@ -98,16 +100,44 @@ async fn open(
     let mut tried = Vec::new();
     let mut last = Reply::NO_HEALTHY_ENDPOINTS;
     while tried.len() < ATTEMPTS {
-        let target = destination.target(&worker.shared.state.load());
+        let (target, trust) = {
+            let view = worker.shared.state.load();
+            (destination.target(&view), view.mesh().trust.clone())
+        };
         let Some(target) = target else {
             return Err(fail(&info, Reply::GONE, &Reply::GONE.reason));
         };
         if let Target::Service(port) = &target {
             info = info.with_service(port.service.service());
         }
-        let Some(Picked { workload, endpoint }) = pick::endpoint(&target, &tried) else {
-            break;
+        let mut asked = Asked {
+            caller,
+            destination: asked_for,
         };
+        if let Err(denied) = authorize(target.policies(), &asked.request(None), &trust) {
+            return Err(fail(&info, Reply::DENIED, &denied.error));
+        }
+        let choice = Choice::of(&target);
+        let request = PickRequest {
+            tried: &tried,
+            destination: dialled(destination.dialled()),
+            ..PickRequest::default()
+        };
+        let Picked { reach, held } = match choice.pick(&request) {
+            Ok(picked) if !tried.contains(&picked.reach.endpoint.uid) => picked,
+            Ok(_) => break,
+            Err((reply, error)) => {
+                last = fail(&info, reply, &error);
+                return Err(last);
+            }
+        };
+        let (workload, endpoint) = (reach.workload, reach.endpoint);
+        asked.destination = endpoint.address;
+        if let Some(policies) = &reach.policies
+            && let Err(denied) = authorize(policies, &asked.request(None), &trust)
+        {
+            return Err(fail(&info, Reply::DENIED, &denied.error));
+        }
         info = info.with_destination(&workload);
         info.destination_address = endpoint.address;
         if matches!(endpoint.way, upstream::Way::Hbone { .. }) {
@@ -118,9 +148,20 @@ async fn open(
                 authority,
             );
         }
-        match upstream::open_tcp(worker, &endpoint, Some(client)).await {
-            Ok(connected) => return Ok((connected, info)),
+        let connecting = Connecting::default();
+        let begun = Instant::now();
+        let opening = upstream::open_tcp(worker, &endpoint, Some(client), None, &connecting);
+        match opening.await {
+            Ok(mut connected) => {
+                connected.held = held;
+                return Ok((connected, info));
+            }
             Err(error) => {
+                if let Some(held) = held {
+                    let now = Instant::now();
+                    let failed = RequestResult::ConnectFailed;
+                    held.finish(Outcome::new(failed, now - begun), now);
+                }
                 last = fail(&info, error.reply, &error);
                 tried.push(endpoint.uid.clone());
             }
@@ -134,7 +175,9 @@ async fn open(
 
 async fn carry(worker: &Worker, client: Io, endpoint: Connected, info: ConnectionInfo) {
     let record = worker.shared.telemetry.open(info);
-    match between(client, endpoint.io, &Counted(&record), None).await {
+    let ended = between(client, endpoint.io, &Counted(&record), None).await;
+    drop((endpoint.held, endpoint.permit));
+    match ended {
         Ok(()) => record.close(),
         Err(error @ CopyError::Endpoint(_)) => record.fail(ResponseFlag::None, &error),
         Err(error) => record.fail(ResponseFlag::None, &error),

@@ -10,9 +10,9 @@ use tracing::debug;
 
 use super::copy::{Traffic, between};
 use super::exchange::Exchange;
-use super::flags::ResponseFlags;
 use super::io::Io;
 use super::upstream::Lease;
+use crate::telemetry::ResponseFlags;
 
 /// How long hyper may take to give the endpoint's stream up after its 101.
 const HAND_OVER: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@
 //! rest of a view is shared with the one before. What a user got wrong is kept as such and
 //! fails closed; what cannot be decoded is rejected, and its last good version stays.
 
+mod backend;
 mod handler;
 mod resources;
 mod view;
@@ -13,14 +14,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use adit_shared::model::{ServiceName, SharedModel, Update};
+use adit_shared::policy::http::HttpTarget;
+use adit_shared::proto::waypoint as pb;
 use adit_shared::xds::client::{Rejected, Resource};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+pub use backend::{Backend, Reach};
 pub use handler::{Addresses, Resources};
 use resources::Store;
-pub use view::{Gateway, PortView, Protocol, ServiceView, View};
+pub use view::{Gateway, Mesh, PortView, Protocol, ServiceView, View};
 
 /// Which services a change touches.
 #[derive(Debug, Default)]
@@ -29,6 +33,71 @@ struct Touched {
     everything: bool,
     /// These.
     services: HashSet<ServiceName>,
+    /// Those of these hosts, which may begin with `*.`.
+    hosts: Vec<Arc<str>>,
+    /// Those that have one of these workloads.
+    workloads: bool,
+}
+
+impl Touched {
+    fn is_empty(&self) -> bool {
+        !self.everything && !self.workloads && self.services.is_empty() && self.hosts.is_empty()
+    }
+
+    /// Whether `service` has to be compiled anew.
+    fn contains(&self, service: &ServiceName) -> bool {
+        self.everything
+            // Which services a workload belongs to may have changed meanwhile.
+            || self.workloads
+            || self.services.contains(service)
+            || self.hosts.iter().any(|host| host_matches(host, &service.hostname))
+    }
+
+    fn targets<'a>(&mut self, targets: impl IntoIterator<Item = &'a pb::Target>) {
+        let mut any = false;
+        for target in targets {
+            any = true;
+            match &target.kind {
+                Some(pb::target::Kind::Service(service)) => {
+                    self.services.insert(resources::service_name(service));
+                }
+                _ => self.everything = true,
+            }
+        }
+        // No target at all is everything.
+        self.everything |= !any;
+    }
+
+    fn policy_targets(&mut self, targets: &[HttpTarget]) {
+        for target in targets {
+            match target {
+                HttpTarget::Service {
+                    namespace,
+                    hostname,
+                } => {
+                    self.services.insert(ServiceName {
+                        namespace: namespace.clone(),
+                        hostname: hostname.clone(),
+                    });
+                }
+                HttpTarget::Workload(_) => self.workloads = true,
+                _ => self.everything = true,
+            }
+        }
+    }
+
+    fn backends(&mut self, resource: &pb::BackendTls) {
+        let services = resource.targets.iter().filter_map(|t| t.service.as_ref());
+        self.services.extend(services.map(resources::service_name));
+    }
+}
+
+/// Whether a host of a traffic policy, `*.` prefix allowed, is or covers `hostname`.
+fn host_matches(host: &str, hostname: &str) -> bool {
+    match host.strip_prefix('*') {
+        Some(suffix) => hostname.len() > suffix.len() && hostname.ends_with(suffix),
+        None => host == hostname,
+    }
 }
 
 /// Everything that is known, and the view of it that requests read.

@@ -86,6 +86,6 @@ fn without_an_endpoint_the_answer_says_so() {
         let client = mesh.client("default", "curl").await;
         let answer = client.get(&web, "/").await;
         assert_eq!(answer.status, 503);
-        assert_eq!(answer.header("x-adit-reason"), "no_healthy_endpoints");
+        assert_eq!(answer.header("x-adit-reason"), "no_endpoints");
     });
 }

@@ -3,4 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod http1;
+mod http2;
+mod policies;
 mod support;
+mod tcp;
+mod workers;

@@ -27,6 +27,7 @@ use adit_shared::xds::client::Resource;
 use adit_waypoint::config::{Config, http2_settings};
 use adit_waypoint::proxy::http::LocalExecutor;
 use adit_waypoint::state::{Gateway, State};
+use adit_waypoint::telemetry::{RequestCollector, RequestMetrics};
 use adit_waypoint::worker::{Counts, Shared, WorkerHandle};
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -35,7 +36,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use prost::Message as _;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
@@ -120,8 +120,13 @@ impl Mesh {
             "shop",
             "cluster.local",
             "",
+            trust_domain(),
+            "Kubernetes//Pod/shop/waypoint",
         )));
-        let metrics = Arc::new(Metrics::new("waypoint", "test"));
+        let requests = Arc::new(RequestMetrics::new(1000));
+        let mut metrics = Metrics::new("waypoint", "test");
+        metrics.register("istio", Box::new(RequestCollector(requests.clone())));
+        let metrics = Arc::new(metrics);
         let (trigger, watcher) = drain::channel();
         let mut config = config();
         change(&mut config);
@@ -130,6 +135,8 @@ impl Mesh {
             state: state.clone(),
             certificates: certificates.clone(),
             telemetry: Telemetry::new(metrics, None, Vec::new()),
+            requests,
+            log: None,
             drain: watcher,
         });
         let (workers, address) = WorkerHandle::start_all(&shared).expect("workers");

@@ -14,9 +14,12 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::{Endpoint, TunnelKey, Way};
+use super::{Connecting, Endpoint, HttpVersion, TunnelKey, Way};
+use crate::balance::{Permit, Picked, Resource};
 use crate::proxy::io::Io;
+use crate::proxy::pick;
 use crate::proxy::reply::Reply;
 use crate::worker::Worker;
 
@@ -61,9 +64,14 @@ pub struct Connected {
     pub io: Io,
     /// Our address towards it, where it is a socket of its own.
     pub local: Option<SocketAddr>,
+    /// Its place among the connections that are allowed.
+    pub permit: Option<Permit>,
+    /// For who wants to count it as active at its endpoint.
+    pub held: Option<Picked>,
 }
 
 /// Opens a byte stream to `endpoint` for `client`, who is named to the endpoint's node.
+/// `version` is what it will carry, if that is HTTP.
 ///
 /// # Errors
 /// [`ConnectError`]; nothing has been sent.
@@ -71,28 +79,79 @@ pub async fn open_tcp(
     worker: &Worker,
     endpoint: &Endpoint,
     client: Option<SocketAddr>,
+    version: Option<HttpVersion>,
+    connecting: &Connecting,
 ) -> Result<Connected, ConnectError> {
+    let permit = match &connecting.limits {
+        None => None,
+        Some(limits) => Some(
+            limits
+                .acquire(Resource::Connections)
+                .map_err(|error| ConnectError::new(pick::reply(&error), error.to_string()))?,
+        ),
+    };
     match &endpoint.way {
         Way::Plain => {
-            let stream = connect(endpoint.address).await?;
+            let stream = connect(endpoint.address, connecting.deadline).await?;
             let local = stream.local_addr().ok();
             Ok(Connected {
                 io: Io::tcp(stream),
                 local,
+                permit,
+                held: None,
+            })
+        }
+        Way::Tls(originate) => {
+            let invalid = |why: std::sync::Arc<str>| {
+                let error = format!("TLS settings for {}: {why}", endpoint.address);
+                ConnectError::new(Reply::TLS_FAILED, error)
+            };
+            let (config, name) = originate.config(version).map_err(invalid)?;
+            let stream = connect(endpoint.address, connecting.deadline).await?;
+            let local = stream.local_addr().ok();
+            let handshake = TlsConnector::from(config).connect(name, stream);
+            let shaken = timeout(HANDSHAKE_DEADLINE, handshake).await;
+            let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let stream = shaken.map_err(|error| {
+                let error = format!("TLS with {}: {error}", endpoint.address);
+                ConnectError::new(Reply::TLS_FAILED, error)
+            })?;
+            let agreed = stream.get_ref().1.alpn_protocol();
+            if version == Some(HttpVersion::Http2) && agreed.is_some_and(|name| name != b"h2") {
+                let error = format!("{} does not speak HTTP/2", endpoint.address);
+                return Err(ConnectError::new(Reply::TLS_FAILED, error));
+            }
+            Ok(Connected {
+                io: Io::tls(stream),
+                local,
+                permit,
+                held: None,
             })
         }
         Way::Hbone {
             gateway,
             identities,
         } => {
-            let io = open_tunnel(worker, endpoint, *gateway, identities, client).await?;
-            Ok(Connected { io, local: None })
+            let tunnel = open_tunnel(
+                worker,
+                endpoint,
+                *gateway,
+                identities,
+                client,
+                connecting.deadline,
+            );
+            Ok(Connected {
+                io: tunnel.await?,
+                local: None,
+                permit,
+                held: None,
+            })
         }
     }
 }
 
-async fn connect(target: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let connected = timeout(CONNECT_DEADLINE, TcpStream::connect(target)).await;
+async fn connect(target: SocketAddr, deadline: Duration) -> Result<TcpStream, ConnectError> {
+    let connected = timeout(deadline, TcpStream::connect(target)).await;
     let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let stream = connected.map_err(|error| ConnectError::of_socket(target, &error))?;
     // It fails only for what is no socket.
@@ -106,6 +165,7 @@ async fn open_tunnel(
     gateway: SocketAddr,
     identities: &ExpectedIdentities,
     client: Option<SocketAddr>,
+    deadline: Duration,
 ) -> Result<Io, ConnectError> {
     let key = TunnelKey {
         peer: endpoint.uid.clone(),
@@ -115,7 +175,7 @@ async fn open_tunnel(
     let mut request = ConnectRequest::new(endpoint.address);
     request.forwarded = client.map(|source| Forwarded { source, host: None });
     request.baggage = worker.description();
-    let connect = async || connect_tunnel(worker, gateway, identities).await;
+    let connect = async || connect_tunnel(worker, gateway, identities, deadline).await;
     let deadline = Instant::now() + OPEN_DEADLINE;
     let opened = worker
         .tunnels
@@ -155,11 +215,12 @@ async fn connect_tunnel(
     worker: &Worker,
     gateway: SocketAddr,
     identities: &ExpectedIdentities,
+    deadline: Duration,
 ) -> Result<Connection, ConnectError> {
     let shared = &worker.shared;
     let certificate = worker.certificate(HANDSHAKE_DEADLINE).await;
     let certificate = certificate.map_err(|error| ConnectError::new(Reply::TLS_FAILED, error))?;
-    let stream = connect(gateway).await?;
+    let stream = connect(gateway, deadline).await?;
     let started = Instant::now();
     let name = ServerName::IpAddress(gateway.ip().into());
     let config = certificate.client_config().clone();

@@ -7,9 +7,11 @@
 
 mod connect;
 mod pool;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use adit_shared::hbone::{Pool, PoolSettings};
 use adit_shared::model::route::{ExpectedIdentities, HBONE_PORT};
@@ -19,9 +21,11 @@ use hyper::body::Incoming;
 
 pub use connect::{ConnectError, Connected, open_tcp};
 pub use pool::{Lease, Upgraded, Upstreams};
+pub use tls::Originate;
 
 use super::body::RequestBody;
 use super::reply::Reply;
+use crate::balance::Limits;
 use crate::config::Config;
 use crate::worker::Worker;
 
@@ -71,23 +75,39 @@ pub enum Way {
     },
     /// Without encryption.
     Plain,
+    /// Over TLS that begins here.
+    Tls(Arc<Originate>),
 }
 
 impl Endpoint {
     /// `workload` at `port`, as it says that it can be reached.
-    pub fn new(workload: &Workload, port: u16, service: Option<&ServiceEntry>) -> Option<Self> {
+    pub fn new(
+        workload: &Workload,
+        port: u16,
+        service: Option<&ServiceEntry>,
+        originate: Option<&Arc<Originate>>,
+    ) -> Option<Self> {
         let ip = *workload.addresses.first()?;
-        Some(Self::at(workload, SocketAddr::new(ip, port), service))
+        let address = SocketAddr::new(ip, port);
+        Some(Self::at(workload, address, service, originate))
     }
 
     /// `workload` at `address`, which is its own.
-    pub fn at(workload: &Workload, address: SocketAddr, service: Option<&ServiceEntry>) -> Self {
+    pub fn at(
+        workload: &Workload,
+        address: SocketAddr,
+        service: Option<&ServiceEntry>,
+        originate: Option<&Arc<Originate>>,
+    ) -> Self {
         Self {
             uid: workload.uid.clone(),
             address,
-            way: match workload.tunnel_protocol {
-                TunnelProtocol::None => Way::Plain,
-                TunnelProtocol::Hbone => Way::Hbone {
+            way: match (originate, workload.tunnel_protocol) {
+                // A TLS server stays one behind its node's tunnel; the tunnel is not used then,
+                // for who asks for TLS names the server that it has to be.
+                (Some(originate), _) => Way::Tls(originate.clone()),
+                (None, TunnelProtocol::None) => Way::Plain,
+                (None, TunnelProtocol::Hbone) => Way::Hbone {
                     gateway: SocketAddr::new(address.ip(), HBONE_PORT),
                     identities: ExpectedIdentities::new(workload, service),
                 },
@@ -135,8 +155,29 @@ pub enum Reached {
     /// There was, but the endpoint has not looked at it: nothing was sent, or it said so
     /// (REFUSED_STREAM, GOAWAY beyond the stream).
     NotProcessed,
+    /// It may have been acted upon; but its connection had lain idle and ended without a word,
+    /// which most likely is all that was in the way.
+    Stale,
     /// It may have been acted upon.
     Sent,
+}
+
+/// How a connection is made where one is needed.
+#[derive(Clone)]
+pub struct Connecting {
+    /// How long a TCP connect may take.
+    pub deadline: Duration,
+    /// Bounds their number; `None`: a workload that was dialled itself.
+    pub limits: Option<Arc<Limits>>,
+}
+
+impl Default for Connecting {
+    fn default() -> Self {
+        Self {
+            deadline: connect::CONNECT_DEADLINE,
+            limits: None,
+        }
+    }
 }
 
 /// Sends a request to an endpoint, on a pooled connection or on a new one.
@@ -148,9 +189,10 @@ pub async fn send(
     endpoint: &Arc<Endpoint>,
     version: HttpVersion,
     request: Request<RequestBody>,
+    connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     match version {
-        HttpVersion::Http1 => pool::send_http1(worker, endpoint, request).await,
-        HttpVersion::Http2 => pool::send_http2(worker, endpoint, request).await,
+        HttpVersion::Http1 => pool::send_http1(worker, endpoint, request, connecting).await,
+        HttpVersion::Http2 => pool::send_http2(worker, endpoint, request, connecting).await,
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::connect::{ConnectError, Connected, open_tcp};
-use super::{Answer, Endpoint, Reached, SendError};
+use super::{Answer, Connecting, Endpoint, HttpVersion, Reached, SendError};
 use crate::proxy::body::RequestBody;
 use crate::proxy::http::LocalExecutor;
 use crate::proxy::io::Io;
@@ -75,6 +75,9 @@ struct Idle {
 struct Shared {
     connections: RefCell<Vec<Rc<Multiplexed>>>,
     connecting: Cell<bool>,
+    /// Attempts that have ended, and how the last of them failed.
+    attempts: Cell<u64>,
+    failed: RefCell<Option<ConnectError>>,
     changed: Notify,
 }
 
@@ -241,6 +244,7 @@ pub(super) async fn send_http1(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     mut request: Request<RequestBody>,
+    connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_11;
     let upgrade = request.headers().contains_key(http::header::UPGRADE);
@@ -255,7 +259,7 @@ pub(super) async fn send_http1(
                 }
                 (idle.sender, idle.local, None)
             }
-            None => match connect_http1(worker, endpoint).await {
+            None => match connect_http1(worker, endpoint, connecting).await {
                 Ok((sender, local, upgraded)) => (sender, local, Some(upgraded)),
                 Err(error) => return Err(not_connected(error, request)),
             },
@@ -291,7 +295,7 @@ fn again(
         Some(request) if !fresh => Ok(request),
         unsent => {
             let unsent = unsent.map(Box::new);
-            Err(judge(&error.into_error(), unsent))
+            Err(judge(&error.into_error(), unsent, fresh))
         }
     }
 }
@@ -306,7 +310,11 @@ fn no_connection(request: Request<RequestBody>) -> SendError {
 }
 
 /// What an error of hyper's client means.
-fn judge(error: &hyper::Error, unsent: Option<Box<Request<RequestBody>>>) -> SendError {
+fn judge(
+    error: &hyper::Error,
+    unsent: Option<Box<Request<RequestBody>>>,
+    fresh: bool,
+) -> SendError {
     use std::error::Error as _;
     let mut text = error.to_string();
     let mut source = error.source();
@@ -331,6 +339,8 @@ fn judge(error: &hyper::Error, unsent: Option<Box<Request<RequestBody>>>) -> Sen
     });
     let reached = if unsent.is_some() || refused {
         Reached::NotProcessed
+    } else if !fresh && h2.is_none() && (error.is_incomplete_message() || error.is_canceled()) {
+        Reached::Stale
     } else {
         Reached::Sent
     };
@@ -353,9 +363,17 @@ fn judge(error: &hyper::Error, unsent: Option<Box<Request<RequestBody>>>) -> Sen
 
 type Made1 = (Sender1, Option<SocketAddr>, oneshot::Receiver<Upgraded>);
 
-async fn connect_http1(worker: &Worker, endpoint: &Endpoint) -> Result<Made1, ConnectError> {
+async fn connect_http1(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    connecting: &Connecting,
+) -> Result<Made1, ConnectError> {
+    let version = Some(HttpVersion::Http1);
     // Boxed: making a connection is large and rare, and every request would carry its size.
-    let Connected { io, local } = Box::pin(open_tcp(worker, endpoint, None)).await?;
+    let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
+    let Connected {
+        io, local, permit, ..
+    } = opening.await?;
     let handshake = http1::Builder::new()
         .writev(false)
         .max_headers(MAX_HEADERS)
@@ -383,6 +401,7 @@ async fn connect_http1(worker: &Worker, endpoint: &Endpoint) -> Result<Made1, Co
             }
             Err(error) => debug!(%address, "upstream HTTP/1: {error}"),
         }
+        drop(permit);
     });
     Ok((sender, local, upgraded))
 }
@@ -391,11 +410,12 @@ pub(super) async fn send_http2(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     mut request: Request<RequestBody>,
+    connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_2;
     for stale in 0.. {
         let shared = worker.upstreams.shared(endpoint);
-        let acquired = acquire(worker, endpoint, &shared, stale >= STALE).await;
+        let acquired = acquire(worker, endpoint, &shared, stale >= STALE, connecting).await;
         let (stream, fresh) = match acquired {
             Ok(acquired) => acquired,
             Err(error) => return Err(not_connected(error, request)),
@@ -429,27 +449,36 @@ async fn acquire(
     endpoint: &Endpoint,
     shared: &Rc<Shared>,
     mut only_new: bool,
+    connecting: &Connecting,
 ) -> Result<(Stream, bool), ConnectError> {
     loop {
         if !only_new && let Some(stream) = shared.pick() {
             return Ok((stream, false));
         }
         if !shared.connecting.get() {
-            let connecting = Connecting::new(shared);
-            let made = connect_http2(worker, endpoint).await;
-            drop(connecting);
+            let attempt = Attempt::new(shared);
+            let made = connect_http2(worker, endpoint, connecting).await;
+            shared.failed.replace(made.as_ref().err().cloned());
+            drop(attempt);
             let connection = Rc::new(made?);
             let stream = Stream::new(&connection, shared);
             shared.connections.borrow_mut().push(connection);
             return Ok((stream, true));
         }
         only_new = false;
+        let attempts = shared.attempts.get();
         let changed = shared.changed.notified();
         if timeout(SHARED_CONNECT, changed).await.is_err() {
             return Err(ConnectError {
                 reply: Reply::CONNECT_TIMEOUT,
                 error: format!("no connection to {} in time", endpoint.address),
             });
+        }
+        // Those who waited for an attempt fail with it, rather than one after the other.
+        if shared.attempts.get() != attempts
+            && let Some(error) = &*shared.failed.borrow()
+        {
+            return Err(error.clone());
         }
     }
 }
@@ -467,24 +496,33 @@ impl Shared {
 }
 
 /// Says that an attempt is under way, until it is dropped.
-struct Connecting<'a>(&'a Shared);
+struct Attempt<'a>(&'a Shared);
 
-impl<'a> Connecting<'a> {
+impl<'a> Attempt<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.connecting.set(true);
         Self(shared)
     }
 }
 
-impl Drop for Connecting<'_> {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         self.0.connecting.set(false);
+        self.0.attempts.set(self.0.attempts.get() + 1);
         self.0.changed.notify_waiters();
     }
 }
 
-async fn connect_http2(worker: &Worker, endpoint: &Endpoint) -> Result<Multiplexed, ConnectError> {
-    let Connected { io, local } = Box::pin(open_tcp(worker, endpoint, None)).await?;
+async fn connect_http2(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    connecting: &Connecting,
+) -> Result<Multiplexed, ConnectError> {
+    let version = Some(HttpVersion::Http2);
+    let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
+    let Connected {
+        io, local, permit, ..
+    } = opening.await?;
     let handshake = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST)
@@ -511,6 +549,7 @@ async fn connect_http2(worker: &Worker, endpoint: &Endpoint) -> Result<Multiplex
         if let Err(error) = ended.await {
             debug!(%address, "upstream HTTP/2: {error}");
         }
+        drop(permit);
     });
     Ok(Multiplexed {
         sender,
