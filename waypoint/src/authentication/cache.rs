@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use adit_shared::policy::http::Claims;
 
@@ -18,7 +18,8 @@ const MAX_BYTES: usize = 2 * 1024 * 1024;
 /// A token that was good by these keys.
 #[derive(Debug, Clone)]
 pub(super) struct Verified {
-    pub(super) rule: Arc<JwtRule>,
+    /// Not kept alive: a rule that is gone must not go on fetching keys.
+    pub(super) rule: Weak<JwtRule>,
     /// The very keys: once others are in force the signature is checked again.
     pub(super) keys: Arc<KeySet>,
     pub(super) claims: Arc<Claims>,
@@ -41,22 +42,20 @@ struct Generations {
 }
 
 impl TokenCache {
-    /// What is known of the token, if `still` holds of it.
+    /// What is known of the token, if `current` finds the rule by which it is still good.
     pub(super) fn get(
         &self,
         token: &str,
-        still: impl FnOnce(&Verified) -> bool,
-    ) -> Option<Verified> {
+        current: impl FnOnce(&Verified) -> Option<Arc<JwtRule>>,
+    ) -> Option<(Arc<JwtRule>, Verified)> {
         let mut generations = self.generations.borrow_mut();
         if let Some(known) = generations.young.get(token) {
-            return still(known).then(|| known.clone());
+            return current(known).map(|rule| (rule, known.clone()));
         }
         let (token, known) = generations.old.remove_entry(token)?;
-        if !still(&known) {
-            return None;
-        }
+        let rule = current(&known)?;
         generations.insert(token, known.clone());
-        Some(known)
+        Some((rule, known))
     }
 
     pub(super) fn insert(&self, token: &str, verified: Verified) {

@@ -147,19 +147,19 @@ impl Authenticator {
         let mut accepted = Vec::with_capacity(found.len());
         for (location, token) in found {
             match self.verify(set, &location, &token, now).await {
-                Ok(verified) => accepted.push((location, verified)),
+                Ok((rule, verified)) => accepted.push((location, rule, verified)),
                 Err(reason) => return Err(Unauthenticated::new(reason, parts)),
             }
         }
-        for (location, verified) in &accepted {
-            if !verified.rule.forward {
+        for (location, rule, _) in &accepted {
+            if !rule.forward {
                 location.remove(parts);
             }
         }
-        let Some((_, identity)) = accepted.into_iter().next() else {
+        let Some((_, rule, identity)) = accepted.into_iter().next() else {
             return Ok(None);
         };
-        identity.rule.output.write(
+        rule.output.write(
             &identity.payload_text,
             identity.claims.payload(),
             &mut parts.headers,
@@ -173,13 +173,13 @@ impl Authenticator {
         location: &Location,
         text: &str,
         now: f64,
-    ) -> Result<Verified, Reason> {
+    ) -> Result<(Arc<JwtRule>, Verified), Reason> {
         if set.is_invalid_at(location) {
             return Err(Reason::Configuration);
         }
         let looking = || set.rules().filter(|rule| rule.locations.contains(location));
-        if let Some(known) = self.cache.get(text, |known| known.is_current(looking())) {
-            known.lifetime.check(now)?;
+        if let Some(known) = self.cache.get(text, |known| known.current(looking())) {
+            known.1.lifetime.check(now)?;
             return Ok(known);
         }
         let token = Token::parse(text)?;
@@ -195,14 +195,14 @@ impl Authenticator {
                 Ok(keys) => {
                     let words = rule.space_delimited.iter().map(String::as_str);
                     let verified = Verified {
-                        rule: rule.clone(),
+                        rule: Arc::downgrade(rule),
                         keys,
                         payload_text: token.payload_text.into(),
                         lifetime: token.lifetime,
                         claims: Arc::new(Claims::new(token.payload, words)),
                     };
                     self.cache.insert(text, verified.clone());
-                    return Ok(verified);
+                    return Ok((rule.clone(), verified));
                 }
             }
         }
@@ -300,13 +300,14 @@ impl JwtRule {
 }
 
 impl Verified {
-    /// Whether one of `rules` would accept it again without looking.
-    fn is_current<'a>(&self, mut rules: impl Iterator<Item = &'a Arc<JwtRule>>) -> bool {
-        rules.any(|rule| Arc::ptr_eq(rule, &self.rule))
-            && self
-                .rule
-                .current_keys()
-                .is_some_and(|keys| Arc::ptr_eq(&keys, &self.keys))
+    /// The one of `rules` that would accept it again without looking.
+    fn current<'a>(
+        &self,
+        mut rules: impl Iterator<Item = &'a Arc<JwtRule>>,
+    ) -> Option<Arc<JwtRule>> {
+        let rule = rules.find(|rule| std::ptr::eq(Arc::as_ptr(rule), self.rule.as_ptr()))?;
+        let keys = rule.current_keys()?;
+        Arc::ptr_eq(&keys, &self.keys).then(|| rule.clone())
     }
 }
 
