@@ -65,7 +65,7 @@ pub enum Verdict {
 /// Proof that a connection was evaluated and may be served. Only evaluation makes it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Permitted {
-    by: Option<(PolicyKey, usize)>,
+    pub(super) by: Option<(PolicyKey, usize)>,
 }
 
 /// Why a connection may not be served.

@@ -19,11 +19,35 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
-    fn matches(&self, value: &str) -> bool {
+    /// The pattern that a user wrote: a leading `*` is looked at first, and no other `*`
+    /// means anything (Istio AuthorizationPolicy).
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "" => return Err("the text is empty".to_owned()),
+            "*" => Self::Presence,
+            text => match (text.strip_prefix('*'), text.strip_suffix('*')) {
+                (Some(suffix), _) => Self::Suffix(suffix.into()),
+                (None, Some(prefix)) => Self::Prefix(prefix.into()),
+                (None, None) => Self::Exact(text.into()),
+            },
+        })
+    }
+
+    /// The same pattern of another text.
+    pub(super) fn map(self, change: impl Fn(&str) -> Box<str>) -> Self {
         match self {
-            Self::Exact(text) => value == &**text,
-            Self::Prefix(text) => value.starts_with(&**text),
-            Self::Suffix(text) => value.ends_with(&**text),
+            Self::Exact(text) => Self::Exact(change(&text)),
+            Self::Prefix(text) => Self::Prefix(change(&text)),
+            Self::Suffix(text) => Self::Suffix(change(&text)),
+            Self::Presence => Self::Presence,
+        }
+    }
+
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => value == text.as_bytes(),
+            Self::Prefix(text) => value.starts_with(text.as_bytes()),
+            Self::Suffix(text) => value.ends_with(text.as_bytes()),
             Self::Presence => !value.is_empty(),
         }
     }
@@ -75,23 +99,34 @@ impl StringSet {
     }
 
     pub(super) fn contains(&self, value: &str) -> bool {
+        self.contains_bytes(value.as_bytes())
+    }
+
+    /// Like [`Self::contains`], for what need not be text.
+    pub(super) fn contains_bytes(&self, value: &[u8]) -> bool {
         self.has_exact(value) || self.patterns.iter().any(|pattern| pattern.matches(value))
+    }
+
+    /// Whether `*` is listed.
+    pub(super) fn has_presence(&self) -> bool {
+        self.patterns.contains(&Pattern::Presence)
     }
 
     /// Like [`Self::contains`], for a trust domain: one that is listed exactly and is
     /// the mesh's own, or an alias of it, stands for all of those.
     pub(super) fn contains_trust_domain(&self, peer: &TrustDomain, trust: &TrustDomains) -> bool {
+        let text = peer.as_str().as_bytes();
         if !trust.is_own(peer.as_str()) {
-            return self.patterns.iter().any(|p| p.matches(peer.as_str()))
-                || (!trust.means_own(peer.as_str()) && self.has_exact(peer.as_str()));
+            return self.patterns.iter().any(|p| p.matches(text))
+                || (!trust.means_own(peer.as_str()) && self.has_exact(text));
         }
-        self.patterns.iter().any(|p| p.matches(peer.as_str()))
+        self.patterns.iter().any(|p| p.matches(text))
             || self.exact.iter().any(|text| trust.means_own(text))
     }
 
-    fn has_exact(&self, value: &str) -> bool {
+    fn has_exact(&self, value: &[u8]) -> bool {
         self.exact
-            .binary_search_by(|text| (**text).cmp(value))
+            .binary_search_by(|text| text.as_bytes().cmp(value))
             .is_ok()
     }
 }
@@ -176,6 +211,12 @@ impl PrincipalSet {
             PrincipalPattern::Unmatchable(text) => text.to_string(),
         });
         exact.chain(patterns).collect()
+    }
+
+    /// Namespace and service account of each value, if every one is exact.
+    pub(super) fn only_accounts(&self) -> Option<impl Iterator<Item = (&str, &str)>> {
+        let exact = self.exact.iter().map(ExactPrincipal::account);
+        self.patterns.is_empty().then_some(exact)
     }
 
     pub(super) fn contains(&self, peer: &SpiffeId, trust: &TrustDomains) -> bool {
@@ -297,6 +338,10 @@ impl ServiceAccountSet {
     pub fn values(&self) -> Vec<String> {
         let accounts = self.accounts.iter();
         accounts.map(|(ns, sa)| format!("{ns}/{sa}")).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.accounts.iter().map(|(ns, sa)| (&**ns, &**sa))
     }
 
     pub(super) fn contains(&self, peer: &SpiffeId) -> bool {

@@ -11,6 +11,7 @@
 
 mod convert;
 mod evaluate;
+pub mod http;
 mod matching;
 #[cfg(test)]
 mod tests;
