@@ -11,6 +11,9 @@ mod cluster;
 mod completion;
 mod local;
 mod output;
+mod proxy;
+mod proxy_config;
+mod proxy_status;
 mod table;
 mod version;
 mod waypoint;
@@ -40,6 +43,10 @@ enum Command {
     Check(check::Args),
     Completion(completion::Args),
     Local(local::Args),
+    #[command(visible_alias = "pc")]
+    ProxyConfig(proxy_config::Args),
+    #[command(visible_alias = "ps")]
+    ProxyStatus(proxy_status::Args),
     Version(version::Args),
     Waypoint(waypoint::Args),
     #[command(visible_alias = "zc")]
@@ -53,6 +60,8 @@ impl Command {
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
             Self::Local(args) => local::run(args, out),
+            Self::ProxyConfig(args) => proxy_config::run(args, out),
+            Self::ProxyStatus(args) => proxy_status::run(&args, out),
             Self::Version(args) => version::run(args, out),
             Self::Waypoint(args) => waypoint::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),

@@ -43,5 +43,5 @@ pub use mesh::{Mesh, Output, Place};
 pub use objects::read_manifests;
 pub use overlay::{Applied, Labels};
 pub use state::{ComponentStatus, ContainerStatus, MeshStatus, NodeStatus, PodStatus, ProcessId};
-pub use system::http::{HttpAnswer, http_request};
+pub use system::http::{HttpAnswer, http_request, request as http_request_in};
 pub use system::teardown::{down, sweep};
