@@ -143,6 +143,7 @@ fn invalid_http(id: &Arc<RouteId>, reason: Arc<str>) -> Rule {
     let everything = PathMatch::Prefix("".into());
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, 0, ""),
         index: 0,
         name: None,
         matches: Box::new([RequestMatch::everything(everything)]),
@@ -215,6 +216,7 @@ fn read_http(
     }
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, index, &rule.name),
         index,
         name: name(&rule.name),
         matches: matches.into(),
@@ -257,6 +259,7 @@ fn read_grpc(
     }
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, index, &rule.name),
         index,
         name: name(&rule.name),
         matches: matches.into(),

@@ -69,6 +69,8 @@ pub(super) struct Parent {
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub(super) route: Arc<RouteId>,
+    /// As telemetry names it.
+    pub(super) label: Arc<str>,
     pub(super) index: usize,
     pub(super) name: Option<Box<str>>,
     pub(super) matches: Box<[RequestMatch]>,
@@ -136,6 +138,23 @@ impl Rule {
     /// The user's object.
     pub fn route(&self) -> &Arc<RouteId> {
         &self.route
+    }
+
+    /// As telemetry names it: `namespace/route.rule`, the rule by its name or else its place.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    pub(super) fn make_label(id: &RouteId, index: usize, name: &str) -> Arc<str> {
+        let RouteId {
+            namespace,
+            name: route,
+            ..
+        } = id;
+        match name {
+            "" => format!("{namespace}/{route}.{index}").into(),
+            name => format!("{namespace}/{route}.{name}").into(),
+        }
     }
 
     /// Place among the rules of its route, from 0.
