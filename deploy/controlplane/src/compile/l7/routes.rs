@@ -127,17 +127,14 @@ fn each<R: RouteRule>(
 
 /// The waypoints of the services that the route is in force at.
 fn waypoints(attachments: &[(&ParentRef, Attachment<'_>)], view: &View<'_>) -> Vec<WaypointName> {
-    let in_force = attachments
-        .iter()
-        .filter_map(|(_, attachment)| match attachment {
-            Attachment::Service { service, verdict }
-                if !matches!(verdict, Verdict::Rejected { .. }) =>
-            {
-                serving(service, view)
-            }
-            _ => None,
-        });
-    let mut found: Vec<WaypointName> = in_force.collect();
+    let mut found = Vec::new();
+    for (_, attachment) in attachments {
+        if let Attachment::Service { service, verdict } = attachment
+            && !matches!(verdict, Verdict::Rejected { .. })
+        {
+            found.extend(serving(service, view));
+        }
+    }
     found.sort();
     found.dedup();
     found
