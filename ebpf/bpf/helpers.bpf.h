@@ -42,7 +42,9 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
+#define SOCK_STREAM 1
 #define SOL_SOCKET 1
+#define SO_REUSEADDR 2
 #define SO_MARK 36
 #define ECONNREFUSED 111
 

@@ -5,6 +5,8 @@
  *
  * The liveness of ztunnel is decided here and not where the SYN arrives: the kernel sends no RST from an
  * address that is not its own, so a refused SYN of a looped IPv4 connection would leave the app waiting.
+ *
+ * And bind(): what ztunnel holds open in the pod must not take ports from the app.
  */
 #include "mesh.bpf.h"
 
@@ -113,6 +115,40 @@ int adit_connect6(struct bpf_sock_addr *ctx)
 	};
 
 	return steer(ctx, &destination);
+}
+
+/*
+ * An accepted connection is filed under the port of its destination, and ztunnel's connection to the app
+ * under its source port. To an app that binds such a port it looks taken, for whichever address, unless both
+ * sockets have SO_REUSEADDR and none of them listens. ztunnel's have it; most servers set it, and here the
+ * others get it. Two listeners of one port still exclude each other.
+ *
+ * Not when the kernel is to choose the port: it would choose one that another such socket has.
+ */
+INLINE int share_port(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	int on = 1;
+
+	if (!bpf_map_lookup_elem(&adit_cookies, &cookie))
+		return ALLOW;
+	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !FIELD(ctx, user_port))
+		return ALLOW;
+	/* Refused, the app meets the port as it is. */
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	return ALLOW;
+}
+
+SEC("cgroup/bind4")
+int adit_bind4(struct bpf_sock_addr *ctx)
+{
+	return share_port(ctx);
+}
+
+SEC("cgroup/bind6")
+int adit_bind6(struct bpf_sock_addr *ctx)
+{
+	return share_port(ctx);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -28,6 +28,8 @@ const LINK_UPDATE: libc::c_long = 29;
 #[repr(u32)]
 pub(crate) enum AttachType {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
     SkLookup = 36,

@@ -89,7 +89,7 @@ pub fn capabilities(config: &NodeConfig) -> Vec<Capability> {
             "bpf_setsockopt(SO_MARK) in connect hooks",
             "steering a connection",
             "5.8",
-            outcome(connect4(&set_mark())),
+            outcome(connect4(&set_option(libc::SO_MARK))),
         ),
         required(
             "bpf_set_retval",
@@ -175,6 +175,15 @@ pub fn capabilities(config: &NodeConfig) -> Vec<Capability> {
     found.push(Capability {
         required: false,
         ..required(
+            "bpf_setsockopt(SO_REUSEADDR) in bind hooks",
+            "apps without SO_REUSEADDR that bind a port which captured connections use",
+            "6.1",
+            shared_ports(),
+        )
+    });
+    found.push(Capability {
+        required: false,
+        ..required(
             "sockops",
             "letting the kubelet's probes through",
             "4.13",
@@ -195,6 +204,18 @@ pub fn capabilities(config: &NodeConfig) -> Vec<Capability> {
         )
     });
     found
+}
+
+/// Whether the programs of bind() can do their work.
+pub(crate) fn shared_ports() -> Result<String, String> {
+    let code = set_option(libc::SO_REUSEADDR);
+    outcome(
+        [AttachType::Bind4, AttachType::Bind6]
+            .into_iter()
+            .try_for_each(|attach_type| {
+                bpf::load_program(ProgramType::CgroupSockAddr, attach_type, &code).map(drop)
+            }),
+    )
 }
 
 fn required(
@@ -352,8 +373,8 @@ fn with_call(arguments: &[Instruction], helper: i32) -> Vec<Instruction> {
     [arguments, &[call(helper)], &allow()].concat()
 }
 
-/// `u32 mark = 0; bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, 4); return 1`
-fn set_mark() -> Vec<Instruction> {
+/// `u32 value = 0; bpf_setsockopt(ctx, SOL_SOCKET, option, &value, 4); return 1`
+fn set_option(option: i32) -> Vec<Instruction> {
     let store_zero = Instruction {
         code: 0x62,
         registers: 10,
@@ -377,7 +398,7 @@ fn set_mark() -> Vec<Instruction> {
         frame_to_4,
         minus_4,
         move_immediate(2, libc::SOL_SOCKET),
-        move_immediate(3, libc::SO_MARK),
+        move_immediate(3, option),
         move_immediate(5, 4),
     ];
     with_call(&arguments, SETSOCKOPT)

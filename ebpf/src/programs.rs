@@ -50,6 +50,8 @@ pub enum LoadError {
 pub(crate) struct NodePrograms {
     pub(crate) connect4: OwnedFd,
     pub(crate) connect6: OwnedFd,
+    /// Those of bind(), where the kernel has them.
+    pub(crate) bind: Option<[OwnedFd; 2]>,
     pub(crate) probe: OwnedFd,
 }
 
@@ -75,12 +77,20 @@ impl Loader {
         Self(loader)
     }
 
-    pub(crate) fn node_programs(&mut self) -> Result<NodePrograms, LoadError> {
+    /// `bind` says whether the kernel has what the programs of bind() need.
+    pub(crate) fn node_programs(&mut self, bind: bool) -> Result<NodePrograms, LoadError> {
         let mut sock = self.object("sock", SOCK)?;
         let mut probe = self.object("probe", PROBE)?;
         Ok(NodePrograms {
             connect4: program(&mut sock, "adit_connect4")?,
             connect6: program(&mut sock, "adit_connect6")?,
+            bind: match bind {
+                true => Some([
+                    program(&mut sock, "adit_bind4")?,
+                    program(&mut sock, "adit_bind6")?,
+                ]),
+                false => None,
+            },
             probe: program(&mut probe, "adit_probe")?,
         })
     }

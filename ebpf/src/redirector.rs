@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::SockRef;
 
@@ -20,13 +21,14 @@ use crate::abi::{
     POD_OUTBOUND_ONLY, SLOTS_PER_POD, Slot,
 };
 use crate::bpf::{AttachType, Map};
-use crate::capabilities::capabilities;
+use crate::capabilities::{capabilities, shared_ports};
 use crate::links::PinnedLink;
 use crate::netns::{self, NetnsFd};
 use crate::pins::{NodeConfig, Pins};
 use crate::programs::{LoadError, Loader};
 use crate::routing::{self, Established, RoutingError};
 use crate::sysctl::{SYSCTLS, UNKNOWN};
+use crate::watch::SteeringWatch;
 
 /// Why capture could not be set up, for the node or for a pod.
 #[derive(Debug, thiserror::Error)]
@@ -205,6 +207,7 @@ pub struct Redirector {
     hooks: Vec<Hook>,
     pods: BTreeMap<String, Pod>,
     outdated: Vec<PathBuf>,
+    watch: Arc<SteeringWatch>,
 }
 
 struct Maps {
@@ -275,7 +278,13 @@ impl Redirector {
                 .map_err(io_error("removing the maps of another version"))?;
         }
         let mut loader = Loader::new(pins.maps());
-        let programs = loader.node_programs()?;
+        let bind = shared_ports().inspect_err(|reason| {
+            tracing::warn!(
+                reason,
+                "apps without SO_REUSEADDR may find ports of theirs in use"
+            );
+        });
+        let programs = loader.node_programs(bind.is_ok())?;
         let maps = Maps::open(&pins)?;
         let mut hooks = vec![
             Hook::establish(
@@ -293,6 +302,15 @@ impl Redirector {
                 &config.cgroup,
             )?,
         ];
+        if let Some([bind4, bind6]) = programs.bind {
+            for (name, attach_type, program) in [
+                ("bind4", AttachType::Bind4, bind4),
+                ("bind6", AttachType::Bind6, bind6),
+            ] {
+                let hook = Hook::establish(&pins, name, attach_type, program, &config.cgroup)?;
+                hooks.push(hook);
+            }
+        }
         if let Some(kubelet) = &config.kubelet_cgroup {
             let probe =
                 Hook::establish(&pins, "probe", AttachType::SockOps, programs.probe, kubelet)?;
@@ -318,7 +336,13 @@ impl Redirector {
             hooks,
             pods,
             outdated,
+            watch: Arc::new(SteeringWatch::new().map_err(io_error("watching pods"))?),
         })
+    }
+
+    /// Tells of rules and routes that others remove from the pods that this process enrols.
+    pub fn watch(&self) -> Arc<SteeringWatch> {
+        self.watch.clone()
     }
 
     /// Captures a pod, or gives a pod that is captured new listeners, addresses or a new namespace. When
@@ -349,11 +373,20 @@ impl Redirector {
             .map_err(io_error(what.clone()))?;
         let cookie = netns.cookie().map_err(io_error(what))?;
         self.vacate(uid, cookie)?;
-        let established =
-            routing::establish(&netns, redirection.addresses).map_err(|source| Error::Routing {
-                uid: uid.to_owned(),
-                source,
-            })?;
+        if let Err(error) = self.watch.follow(uid, &netns, redirection.addresses) {
+            tracing::warn!(uid, %error, "rules that others remove will be noticed late");
+        }
+        let establish = || routing::establish(&netns, redirection.addresses);
+        let established = match self.watch.exclusively(uid, establish) {
+            Ok(established) => established,
+            Err(source) => {
+                self.unwatch_changes(uid);
+                return Err(Error::Routing {
+                    uid: uid.to_owned(),
+                    source,
+                });
+            }
+        };
         let known = self.pods.remove(uid);
         let new = known.is_none();
         let mut pod = match known {
@@ -362,6 +395,7 @@ impl Redirector {
                 index: match self.free_index() {
                     Some(index) => index,
                     None => {
+                        self.watch.forget(uid);
                         self.undo_routing(uid, &netns, established.sysctls_before);
                         return Err(Error::TooManyPods);
                     }
@@ -549,11 +583,14 @@ impl Redirector {
         let Some(netns) = &pod.netns else {
             return Ok(());
         };
+        let establish = || routing::establish(netns, &pod.given);
         let established =
-            routing::establish(netns, &pod.given).map_err(|source| Error::Routing {
-                uid: uid.to_owned(),
-                source,
-            })?;
+            self.watch
+                .exclusively(uid, establish)
+                .map_err(|source| Error::Routing {
+                    uid: uid.to_owned(),
+                    source,
+                })?;
         report.restored_rules += established.changed.rules;
         report.restored_routes += established.changed.routes;
         report.restored_sysctls += established.changed.sysctls;
@@ -669,6 +706,7 @@ impl Redirector {
             return Err(error);
         }
         self.maps.forget(uid, &pod)?;
+        self.watch.forget(uid);
         let netns = pod.netns.take().or_else(|| {
             netns::find(pod.netns_inode).filter(|found| found.cookie().ok() == Some(pod.cookie))
         });
@@ -680,6 +718,18 @@ impl Redirector {
                     source,
                 })
             }
+        }
+    }
+
+    /// After an attempt to enrol that failed: a pod that is captured stays watched as it was captured.
+    fn unwatch_changes(&self, uid: &str) {
+        let captured = self.pods.get(uid);
+        let followed = captured.and_then(|pod| {
+            let netns = pod.netns.as_ref()?;
+            (pod.state != PodState::Left).then(|| self.watch.follow(uid, netns, &pod.given))
+        });
+        if !matches!(followed, Some(Ok(()))) {
+            self.watch.forget(uid);
         }
     }
 

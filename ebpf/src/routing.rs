@@ -34,7 +34,7 @@ use crate::sysctl::{self, SYSCTLS, SysctlError};
 use crate::{MARK_OUT, MARK_UP, ROUTE_TABLE, RULE_PREFERENCE_OUT, RULE_PREFERENCE_UP};
 
 /// Who made a rule or a route (`RTPROT`, `FRA_PROTOCOL`): an unassigned number.
-const PROTOCOL: u8 = 173;
+pub(crate) const PROTOCOL: u8 = 173;
 const LO: u32 = 1;
 const LO_METRIC: u32 = 1;
 const INTERFACE_METRIC: u32 = 10;
@@ -100,7 +100,15 @@ pub(crate) struct Changed {
 /// Makes the namespace steer: settings, rules, routes. Changes only what differs.
 pub(crate) fn establish(netns: &NetnsFd, given: &[IpAddr]) -> Result<Established, RoutingError> {
     inside(netns.as_fd(), async |netlink| {
-        netlink.establish(given).await
+        netlink.establish(given, ADDRESS_DEADLINE).await
+    })?
+}
+
+/// [`establish`] for a namespace that had everything: waits for no address.
+pub(crate) fn repair(netns: &NetnsFd, given: &[IpAddr]) -> Result<Changed, RoutingError> {
+    inside(netns.as_fd(), async |netlink| {
+        let established = netlink.establish(given, Duration::ZERO).await?;
+        Ok(established.changed)
     })?
 }
 
@@ -238,14 +246,18 @@ fn failed(request: &'static str) -> impl Fn(rtnetlink::Error) -> RoutingError {
 }
 
 impl Netlink {
-    async fn establish(&self, given: &[IpAddr]) -> Result<Established, RoutingError> {
+    async fn establish(
+        &self,
+        given: &[IpAddr],
+        patience: Duration,
+    ) -> Result<Established, RoutingError> {
         let ipv6 = sysctl::ipv6_enabled();
         let wanted: Vec<IpAddr> = given
             .iter()
             .map(|address| address.to_canonical())
             .filter(|address| address.is_ipv4() || ipv6)
             .collect();
-        let interfaces = self.interfaces(&wanted).await?;
+        let interfaces = self.interfaces(&wanted, patience).await?;
         let source4 = wanted.iter().find_map(|address| match address {
             IpAddr::V4(v4) => Some(*v4),
             IpAddr::V6(_) => None,
@@ -277,8 +289,12 @@ impl Netlink {
     }
 
     /// The interfaces, once all wanted addresses are usable.
-    async fn interfaces(&self, wanted: &[IpAddr]) -> Result<Interfaces, RoutingError> {
-        let deadline = tokio::time::Instant::now() + ADDRESS_DEADLINE;
+    async fn interfaces(
+        &self,
+        wanted: &[IpAddr],
+        patience: Duration,
+    ) -> Result<Interfaces, RoutingError> {
+        let deadline = tokio::time::Instant::now() + patience;
         loop {
             let found = self.list_interfaces().await?;
             let unusable = wanted

@@ -100,6 +100,8 @@ fn listen(address: SocketAddr, direction: Direction) -> io::Result<Socket> {
 pub fn outbound_socket(family: Domain) -> io::Result<Socket> {
     let socket = Socket::new(family, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_mark(MARK_OWN)?;
+    // The pod has one address for ztunnel and the app: the app may want to bind this port.
+    socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)

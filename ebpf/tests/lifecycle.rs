@@ -3,7 +3,8 @@
 mod common;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use adit_ebpf::{Error, PodRedirection, PodState, RoutingError};
 use common::*;
@@ -330,6 +331,60 @@ fn what_others_removed_is_put_back_and_counted() {
     converse(&mut client, &mut accept(&trap.plaintext).stream);
     close(trap);
     assert_eq!(redirector.reconcile().empty_slots, 3);
+}
+
+/// Waits until the watch has something to tell.
+fn is_told(watch: &adit_ebpf::SteeringWatch, patience: Duration) -> bool {
+    let mut fd = libc::pollfd {
+        fd: watch.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one element, alive during the call.
+    let ready = unsafe { libc::poll(&mut fd, 1, patience.as_millis() as i32) };
+    assert!(ready >= 0, "{}", std::io::Error::last_os_error());
+    ready == 1
+}
+
+#[test]
+fn what_others_remove_is_told_of_at_once_and_put_back_without_the_redirector() {
+    let lab = Lab::new();
+    let (pod, other) = (lab.pod(), lab.pod());
+    let mut redirector = lab.redirector();
+    let watch = redirector.watch();
+    let _trap = pod.enrol(&mut redirector);
+    let _others = other.enrol(&mut redirector);
+    // Links that have just come up.
+    while is_told(&watch, SHORT) {
+        let repairs = watch.repair();
+        assert_eq!((repairs.rules, repairs.routes), (0, 0), "{repairs:?}");
+    }
+    for (removal, expected) in [
+        ("rule del pref 5", (1, 0)),
+        ("-6 rule del pref 6", (1, 0)),
+        ("route del local default dev lo table 44311", (0, 1)),
+        ("-6 route del local default dev lo table 44311", (0, 1)),
+        ("route flush table 44311", (0, 2)),
+    ] {
+        pod.netns.ip(removal);
+        assert!(is_told(&watch, PATIENCE), "{removal}");
+        let repairs = watch.repair();
+        assert_eq!((repairs.rules, repairs.routes), expected, "{removal}");
+        assert!(repairs.failures.is_empty(), "{repairs:?}");
+        assert_eq!(redirector.reconcile().restored(), 0, "{removal}");
+        // What was put back tells of nothing.
+        let repairs = watch.repair();
+        assert_eq!((repairs.rules, repairs.routes), (0, 0), "{removal}");
+        assert!(!is_told(&watch, Duration::from_millis(50)), "{removal}");
+    }
+
+    // A pod that has left is left alone.
+    redirector.withdraw(&pod.uid).expect("withdrawn");
+    watch.repair();
+    assert_clean(&pod);
+    other.netns.ip("rule del pref 5");
+    assert!(is_told(&watch, PATIENCE));
+    assert_eq!(watch.repair().rules, 1);
 }
 
 #[test]

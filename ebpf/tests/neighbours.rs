@@ -176,7 +176,15 @@ fn two_nodes_share_a_kernel() {
 #[test]
 fn this_kernel_has_all_that_is_required() {
     let lab = Lab::new();
-    for capability in capabilities(&lab.config()) {
+    let found = capabilities(&lab.config());
+    // What is good to have is listed as such, so that `adit check` can warn.
+    let optional = |feature: &str| {
+        let capability = found.iter().find(|found| found.feature == feature);
+        capability.is_some_and(|found| !found.required && found.present)
+    };
+    assert!(optional("bpf_setsockopt(SO_REUSEADDR) in bind hooks"));
+    assert!(optional("sockops"));
+    for capability in found {
         assert!(
             capability.present || !capability.required,
             "{} (since {}): {}",

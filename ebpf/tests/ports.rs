@@ -4,34 +4,97 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use adit_ebpf::socket::{PortRotor, retry_with_next_port, upstream_socket};
+use adit_ebpf::socket::{PortRotor, outbound_socket, retry_with_next_port, upstream_socket};
 use common::*;
+use socket2::{Domain, Socket, Type};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
 
-/// istio#52260: an accepted connection sits under the port of its destination.
+/// istio#52260: an accepted connection sits under the port of its destination, and ztunnel's own ones under
+/// ports of the pod's address. `strict` is a server that does not set SO_REUSEADDR: the hook of bind() does.
 #[test]
-fn an_app_may_bind_the_port_of_a_captured_connection_if_it_reuses_addresses() {
+fn an_app_may_bind_every_port_of_ztunnels_connections() {
     let lab = Lab::new();
     let pod = lab.pod();
     let mut redirector = lab.redirector();
     let trap = pod.enrol(&mut redirector);
-    // Outbound to somebody's 8080, and plaintext that arrives for 9090.
+    let server = pod.serve(pod.v4, 8081);
+    // Outbound to somebody's 8080 over either family, and plaintext that arrives for 9090.
     let _app = pod.app(|| connect(([192, 0, 2, 10], 8080)).expect("captured"));
     let outbound = accept(&trap.outbound);
+    let beyond: SocketAddr = "[2001:db8::10]:8090".parse().expect("an address");
+    let _app6 = pod.app(|| connect(beyond).expect("captured"));
+    let outbound6 = accept(&trap.outbound);
     let _client = lab.out(|| connect((pod.v4, 9090)).expect("captured"));
     let plaintext = accept(&trap.plaintext);
-    for port in [outbound.local.port(), plaintext.local.port()] {
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        // What is left of the problem: a server that does not set SO_REUSEADDR.
-        let strict = pod.app(|| bind_as(any, false));
-        assert_eq!(errno(strict), Some(libc::EADDRINUSE), "port {port}");
-        pod.app(|| bind(any))
-            .unwrap_or_else(|error| panic!("port {port}: {error}"));
+    // ztunnel to another node, and to the app with the client's address.
+    let elsewhere = lab.out(|| bind((CLIENT, 15008).into()).expect("bound"));
+    let own = pod.ztunnel(|| {
+        let socket = outbound_socket(Domain::IPV4).expect("a socket");
+        socket.set_nonblocking(false).expect("blocking");
+        connect_from(socket, (CLIENT, 15008).into()).expect("connected")
+    });
+    let _there = accept(&elsewhere);
+    let up = pod.ztunnel(|| {
+        let socket = upstream_socket(CLIENT.into(), &PortRotor::default()).expect("bound");
+        connect_from(socket, (pod.v4, 8081).into()).expect("connected")
+    });
+    let _accepted = accept(&server);
+    let port = |stream: &std::net::TcpStream| stream.local_addr().expect("connected").port();
+
+    let v4 = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    let v6 = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    for (what, ip, port) in [
+        ("outbound", v4, outbound.local.port()),
+        ("outbound, a dual-stack server", v6, outbound.local.port()),
+        ("outbound over IPv6", v6, outbound6.local.port()),
+        ("plaintext", v4, plaintext.local.port()),
+        ("to another node", v4, port(&own)),
+        ("to the app", v4, port(&up)),
+    ] {
+        let address = SocketAddr::new(ip, port);
+        // The problem is real: the hook leaves a pod alone that has been released.
+        redirector.release(&pod.uid).expect("released");
+        let helpless = pod.app(|| bind_as(address, false));
+        assert_eq!(errno(helpless), Some(libc::EADDRINUSE), "{what}, {address}");
+        pod.enrol_with(&mut redirector, &trap).expect("enrolled");
+        let strict = pod
+            .app(|| bind_as(address, false))
+            .unwrap_or_else(|error| panic!("{what}, {address}: {error}"));
+        // Two listeners exclude each other as ever.
+        let second = pod.app(|| bind_as(address, false));
+        assert_eq!(errno(second), Some(libc::EADDRINUSE), "{what}, {address}");
+        close(strict);
+        pod.app(|| bind(address))
+            .unwrap_or_else(|error| panic!("{what}, {address}: {error}"));
     }
+}
+
+/// A port that the kernel chooses must be the socket's alone, else its connect or listen may fail.
+#[test]
+fn sockets_without_a_port_of_their_own_choice_are_left_as_they_are() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let other = lab.pod();
+    let mut redirector = lab.redirector();
+    let _trap = pod.enrol(&mut redirector);
+    let shares = |pod: &Pod, kind: Type, port: u16| {
+        pod.app(|| {
+            let socket = Socket::new(Domain::IPV4, kind, None).expect("a socket");
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            socket.bind(&address.into()).expect("bound");
+            socket.reuse_address().expect("the option")
+        })
+    };
+    assert!(shares(&pod, Type::STREAM, 7000));
+    assert!(!shares(&pod, Type::STREAM, 0));
+    // UDP servers would steal each other's datagrams.
+    assert!(!shares(&pod, Type::DGRAM, 7000));
+    // Not enrolled.
+    assert!(!shares(&other, Type::STREAM, 7000));
 }
 
 #[test]
@@ -124,6 +187,7 @@ fn ports_are_taken_in_turn_and_taken_ones_are_passed_over() {
             socket
                 .bind(&SocketAddr::new(own, 61001).into())
                 .expect("bound");
+            socket.listen(1).expect("listening");
             let first = upstream_socket(client, &ports).expect("bound");
             // The same port of another address does not matter.
             let second = upstream_socket(client, &ports).expect("bound");

@@ -188,6 +188,22 @@ fn both_reporters_agree_on_what_a_connection_carried() -> anyhow::Result<()> {
     ] {
         assert!(metrics.text().contains(name), "no {name}");
     }
+    // What the workers' pools did reaches the metrics within seconds.
+    mesh.eventually("counts of the tunnels", || {
+        let metrics = mesh.metrics("node1")?;
+        for name in [
+            "adit_tunnel_pool_connections",
+            "adit_tunnel_pool_connected_total",
+            "adit_buffer_pool_bytes",
+        ] {
+            anyhow::ensure!(metrics.sum(name, &[]) > 0.0, "{name}");
+        }
+        assert_eq!(
+            metrics.sum("workload_manager_pending_proxy_count", &[]),
+            0.0
+        );
+        Ok(())
+    })?;
     assert_eq!(mesh.get("node1", 15020, "/stats/prometheus")?.status, 200);
     assert_eq!(mesh.get("node1", 15020, "/nothing")?.status, 404);
     Ok(())

@@ -23,6 +23,16 @@ pub mod ca {
 pub mod enrolment {
     tonic::include_proto!("adit.mesh.v1");
 }
+/// OpenTelemetry's trace exports (`proto/otlp.proto`).
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+}
+/// Envoy's external authorization (`proto/ext_authz.proto`).
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
+mod text;
+
 /// What a waypoint is told (`proto/waypoint.proto`).
 pub mod waypoint {
     tonic::include_proto!("adit.waypoint.v1");

@@ -17,7 +17,9 @@ use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::EnrolmentReport;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
 use adit_shared::telemetry::{LogWriter, Metrics, Readiness, Telemetry, http as status_http};
-use adit_shared::xds::client::{Client, ClientConfig, NodeMetadata, Subscription, TransportConfig};
+use adit_shared::xds::client::{
+    Client, ClientConfig, NodeMetadata, NodeType, Subscription, TransportConfig,
+};
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -36,6 +38,9 @@ use crate::worker::{Shared, WorkerHandle};
 /// Series of workloads that have been gone for so long are dropped.
 const SERIES_IDLE: Duration = Duration::from_secs(600);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// What starting has left is looked at after so long, and then what bursts leave so often.
+const TIDY_FIRST: Duration = Duration::from_secs(1);
+const TIDY_INTERVAL: Duration = Duration::from_secs(15);
 /// How often readiness is looked at until it is there for the first time.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// After the drain the last log lines get so long to be written.
@@ -52,6 +57,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let mut synced = readiness.task("xds");
     let mut settled = readiness.task("enrolment");
+    let accepted = readiness.task("acceptance by the control plane");
 
     // The status ports first: whoever waits for readiness gets an answer from the start.
     let stats = listen(config.stats_address, "STATS_ADDRESS").await?;
@@ -124,7 +130,6 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         settled: Box::new(move || {
             if let Some(mut done) = first.lock().take() {
                 done();
-                process::return_free_memory();
             }
         }),
     };
@@ -180,9 +185,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     });
     essential.spawn(named(
         "enrolment reports",
-        report_enrolments(xds, token, report_reader),
+        report_enrolments(xds, token, telemetry.clone(), accepted, report_reader),
     ));
     tokio::spawn(notify_when_ready(readiness));
+    tokio::spawn(tidy());
     tokio::spawn(sweep(metrics, model));
 
     let quit = Arc::new(Notify::new());
@@ -290,6 +296,7 @@ fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<Client
         token: Some(TokenSource::File(config.auth_token.clone())),
         headers: vec![(HeaderName::from_static("clusterid"), cluster)],
         node: NodeMetadata {
+            node_type: NodeType::Ztunnel,
             pod_name: config.own_pod.name.clone(),
             namespace: config.own_pod.namespace.clone(),
             service_account: config.own_pod.service_account.clone(),
@@ -309,11 +316,21 @@ async fn notify_when_ready(readiness: Readiness) {
     process::notify_ready();
 }
 
-/// Drops the series of workloads that are gone, and the memory that is free, from time to time.
+/// Lets go of what only starting needed, and later of what a burst has left.
+async fn tidy() {
+    tokio::time::sleep(TIDY_FIRST).await;
+    let mut memory = process::IdleMemory::default();
+    loop {
+        process::return_free_memory();
+        tokio::time::sleep(TIDY_INTERVAL).await;
+        memory.look();
+    }
+}
+
+/// Drops the series of workloads that are gone from time to time.
 async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        process::return_free_memory();
         let snapshot = model.load_full();
         let names: std::collections::HashSet<_> = snapshot
             .workloads()

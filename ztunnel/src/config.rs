@@ -5,12 +5,15 @@
 //! runs on a default nobody asked for is worse than one that does not run.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
+pub use adit_shared::environment::ConfigError;
+use adit_shared::environment::{
+    as_text, duration, metadata, optional, parsed, parsed_with, positive, share_of_cores,
+    termination_deadline, text,
+};
 use adit_shared::hbone::Settings;
 use adit_shared::identity::TrustDomain;
 
@@ -100,24 +103,6 @@ pub struct OwnPod {
     pub ip: Option<IpAddr>,
 }
 
-/// A variable that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A required variable is not set.
-    #[error("{0} is required and not set")]
-    Missing(&'static str),
-    /// A value that does not parse or is out of range.
-    #[error("{variable}={value:?}: {reason}")]
-    Invalid {
-        /// The variable's name.
-        variable: &'static str,
-        /// Its value.
-        value: String,
-        /// What it should have been.
-        reason: String,
-    },
-}
-
 impl Config {
     /// Reads the environment.
     ///
@@ -194,97 +179,7 @@ impl Config {
     }
 }
 
-fn optional(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|v| !v.is_empty())
-}
-
-fn text(name: &str, default: &str) -> String {
-    optional(name).unwrap_or_else(|| default.into())
-}
-
-fn parsed<T>(variable: &'static str, default: T) -> Result<T, ConfigError>
-where
-    T: FromStr<Err: std::fmt::Display>,
-{
-    parsed_with(variable, default, |v| {
-        v.parse().map_err(|e: T::Err| e.to_string())
-    })
-}
-
-fn parsed_with<T>(
-    variable: &'static str,
-    default: T,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<T, ConfigError> {
-    match optional(variable) {
-        None => Ok(default),
-        Some(value) => parse(&value).map_err(|reason| ConfigError::Invalid {
-            variable,
-            value,
-            reason,
-        }),
-    }
-}
-
-fn duration(variable: &'static str, default: Duration) -> Result<Duration, ConfigError> {
-    parsed_with(variable, default, |v| {
-        humantime::parse_duration(v).map_err(|e| format!("{e}; write for example 30s or 24h"))
-    })
-}
-
-fn positive(value: &str) -> Result<usize, String> {
-    match value.parse() {
-        Ok(n) if n > 0 => Ok(n),
-        _ => Err("a whole number of at least 1 is needed".into()),
-    }
-}
-
 fn workers() -> Result<usize, ConfigError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let default = (cores / 4).max(2);
-    parsed_with("ZTUNNEL_WORKER_THREADS", default, |v| {
-        let wrong = |_| "a number, a percentage as 50%, or 0 for all cores is needed".to_string();
-        let count = match v.strip_suffix('%') {
-            Some(percent) => cores * percent.parse::<usize>().map_err(wrong)? / 100,
-            None => match v.parse().map_err(wrong)? {
-                0 => cores,
-                n => n,
-            },
-        };
-        Ok(count.clamp(1, 256))
-    })
-}
-
-/// A grace period leaves room for the rest of the shutdown: 5 s, 1 s of a short one.
-fn termination_deadline() -> Result<Duration, ConfigError> {
-    let default = Duration::from_secs(5);
-    if optional("CONNECTION_TERMINATION_DEADLINE").is_some() {
-        return duration("CONNECTION_TERMINATION_DEADLINE", default);
-    }
-    let grace: u64 = match optional("TERMINATION_GRACE_PERIOD_SECONDS") {
-        None => return Ok(default),
-        Some(_) => parsed("TERMINATION_GRACE_PERIOD_SECONDS", 0)?,
-    };
-    Ok(Duration::from_secs(grace.saturating_sub(if grace > 10 {
-        5
-    } else {
-        1
-    })))
-}
-
-fn metadata() -> BTreeMap<String, serde_json::Value> {
-    env::vars()
-        .filter_map(|(name, value)| {
-            if let Some(key) = name.strip_prefix("ISTIO_METAJSON_") {
-                serde_json::from_str(&value).ok().map(|v| (key.into(), v))
-            } else {
-                let key = name.strip_prefix("ISTIO_META_")?;
-                Some((key.into(), value.into()))
-            }
-        })
-        .collect()
-}
-
-fn as_text<T: ToString, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&value.to_string())
+    share_of_cores("ZTUNNEL_WORKER_THREADS", (cores / 4).max(2))
 }

@@ -21,6 +21,9 @@ pub enum Closed {
     /// A policy changed and denies it now.
     #[error("closed: no longer allowed by policy")]
     Denied,
+    /// The certificate that its caller proved itself with is not valid any more.
+    #[error("closed: the caller's certificate has expired")]
+    CertificateExpired,
     /// Its pod left the mesh or the node, and the drain deadline has passed.
     #[error("closed: the pod is no longer enrolled")]
     PodGone,

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_shared::identity::{ControlPlaneEndpoint, TokenSource, TrustDomain};
-use adit_shared::model::{SharedModel, Update, address_from_resource};
+use adit_shared::model::{SharedModel, Update};
 use adit_shared::policy::Policy;
 use adit_shared::proto::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport};
 use adit_shared::proto::security::Authorization;
-use adit_shared::proto::workload::Address;
-use adit_shared::telemetry::{Event, Telemetry, TerminationReason};
-use adit_shared::xds::client::{Handler, Observer, Rejected, Resource, Termination};
+use adit_shared::telemetry::{Event, ReadinessTask, Telemetry};
+use adit_shared::xds::client::handlers::log_rejected;
+pub use adit_shared::xds::client::handlers::{Addresses, XdsEvents};
+use adit_shared::xds::client::{Handler, Rejected, Resource};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tonic::Request;
-use tracing::warn;
+use tonic::{Code, Request, Status};
+use tracing::{error, warn};
 
 use crate::enrolment::Wanted;
 use crate::pod::PodSpec;
@@ -27,36 +28,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 /// After a report that did not arrive.
 const REPORT_RETRY: Duration = Duration::from_secs(1);
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Workloads and services.
-pub struct Addresses(pub Arc<SharedModel>);
-
-impl Handler for Addresses {
-    fn apply(&self, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
-        let mut rejected = Vec::new();
-        let mut batch = Vec::with_capacity(updates.len() + removed.len());
-        for resource in updates {
-            let decoded = Address::decode(resource.body)
-                .map_err(|e| e.to_string())
-                .and_then(|a| address_from_resource(&resource.name, &a).map_err(|e| e.to_string()));
-            match decoded {
-                Ok(update) => batch.push(update),
-                Err(reason) => rejected.push(Rejected {
-                    name: resource.name,
-                    reason,
-                }),
-            }
-        }
-        batch.extend(
-            removed
-                .into_iter()
-                .map(|name| Update::RemoveAddress(name.into())),
-        );
-        self.0.apply(batch);
-        log_rejected("address", &rejected);
-        rejected
-    }
-}
 
 /// Policies. One that is not understood is in force all the same: it fails closed.
 pub struct Policies(pub Arc<SharedModel>);
@@ -128,68 +99,81 @@ impl Handler for Enrolments {
     }
 }
 
-fn log_rejected(kind: &str, rejected: &[Rejected]) {
-    for Rejected { name, reason } in rejected {
-        warn!(target: "xds", kind, name, "resource rejected: {reason}");
-    }
+/// Why a report was not taken.
+enum ReportError {
+    /// The control plane said no: this node's enrolments are for another account.
+    Refused(String),
+    /// It could not be asked.
+    Unavailable(String),
 }
 
-/// Counts what happens on the xDS stream.
-pub struct XdsEvents(pub Telemetry);
-
-impl Observer for XdsEvents {
-    fn connection_terminated(&self, reason: Termination) {
-        let reason = match reason {
-            Termination::ConnectionError => TerminationReason::ConnectionError,
-            Termination::Error => TerminationReason::Error,
-            Termination::Reconnect => TerminationReason::Reconnect,
-            Termination::Complete => TerminationReason::Complete,
-        };
-        self.0.emit(&Event::XdsTerminated { reason });
-    }
-
-    fn message(&self, type_url: &str, bytes: usize) {
-        self.0.emit(&Event::XdsMessage { type_url, bytes });
+impl From<Status> for ReportError {
+    fn from(status: Status) -> Self {
+        let text = format!("{:?}: {}", status.code(), status.message());
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => Self::Refused(text),
+            _ => Self::Unavailable(text),
+        }
     }
 }
 
 /// Tells the control plane what is enrolled: each change at once, and everything again from
 /// time to time. Runs until dropped.
+///
+/// The first report that is taken makes `accepted` done: a proxy that the control plane does
+/// not take for this node's gets an answer over xDS like any other, but no pods.
 pub async fn report_enrolments(
     endpoint: ControlPlaneEndpoint,
     token: TokenSource,
+    telemetry: Telemetry,
+    mut accepted: ReadinessTask,
     mut reports: watch::Receiver<EnrolmentReport>,
 ) {
     let mut client = EnrolmentServiceClient::new(endpoint.channel());
-    let mut complained = false;
+    let mut complained = None;
     loop {
         let report = reports.borrow_and_update().clone();
         let sent = async {
             let mut request = Request::new(report);
-            let bearer = token.authorization().map_err(|e| e.to_string())?;
+            let bearer = token
+                .authorization()
+                .map_err(|e| ReportError::Unavailable(e.to_string()))?;
             request.metadata_mut().insert("authorization", bearer);
-            client
-                .report_enrolment(request)
-                .await
-                .map_err(|e| e.message().to_owned())
+            client.report_enrolment(request).await?;
+            Ok::<(), ReportError>(())
         };
-        let outcome = timeout(REPORT_DEADLINE, sent)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {REPORT_DEADLINE:?}")));
-        match outcome {
-            Ok(_) => {
-                complained = false;
+        let late = |_| {
+            let error = format!("no answer within {REPORT_DEADLINE:?}");
+            Err(ReportError::Unavailable(error))
+        };
+        let error = match timeout(REPORT_DEADLINE, sent).await.unwrap_or_else(late) {
+            Ok(()) => {
+                accepted.done();
+                complained = None;
                 // Also when the sender is gone there is nothing more to report.
                 if let Ok(Err(_)) = timeout(REPORT_INTERVAL, reports.changed()).await {
                     return;
                 }
+                continue;
             }
-            Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
-                    warn!(target: "enrolment", "report not accepted, will be repeated: {error}");
-                }
-                sleep(REPORT_RETRY).await;
+            Err(error) => error,
+        };
+        let refused = matches!(error, ReportError::Refused(_));
+        telemetry.emit(&Event::ReportFailed { refused });
+        // Once for each kind: they need different people.
+        if complained.replace(refused) != Some(refused) {
+            match error {
+                ReportError::Refused(error) => error!(
+                    target: "enrolment",
+                    "the control plane does not accept this proxy for its node, which gets no pods \
+                     to enrol (is its service account among the trusted node accounts?): {error}"
+                ),
+                ReportError::Unavailable(error) => warn!(
+                    target: "enrolment",
+                    "report not accepted, will be repeated: {error}"
+                ),
             }
         }
+        sleep(REPORT_RETRY).await;
     }
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_ebpf::{Listeners, PodRedirection, Redirector};
+use adit_ebpf::{Listeners, PodRedirection, Redirector, Repairs, SteeringChanges};
 use adit_shared::identity::{CertificateCache, SpiffeId};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
 use adit_shared::telemetry::{Event, Telemetry};
@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::listeners::PodListeners;
@@ -38,6 +38,8 @@ const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
 const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// How often failed enrolments are tried again and the capture of all pods is checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+/// The least time between two repairs of what somebody else removes.
+const REPAIR_PAUSE: Duration = Duration::from_millis(20);
 
 /// The pods that the control plane wants on this node; written by the xDS handler.
 #[derive(Debug, Default)]
@@ -170,9 +172,68 @@ enum EnrolmentError {
     Capture(String),
 }
 
+/// How many of the wanted pods are not enrolled (yet).
+fn pending(wanted: &[Arc<str>], entries: &HashMap<Arc<str>, Entry>) -> usize {
+    wanted
+        .iter()
+        .filter(|uid| entries.get(*uid).is_none_or(|entry| entry.status.is_err()))
+        .count()
+}
+
 impl EnrolmentManager {
     /// Works until the task is dropped.
     pub async fn run(self) {
+        tokio::join!(self.manage(), self.keep_steering());
+    }
+
+    /// Puts back at once what somebody removes from the pods' rules and routes: without them
+    /// new connections leave in plaintext.
+    async fn keep_steering(&self) {
+        let watch = self.redirector.lock().watch();
+        let late = |e| warn!(target: "enrolment", "rules that others remove are noticed late: {e}");
+        let changes = match SteeringChanges::new(watch.clone()) {
+            Ok(changes) => changes,
+            Err(e) => return late(e),
+        };
+        loop {
+            if let Err(e) = changes.changed().await {
+                return late(e);
+            }
+            loop {
+                let watch = watch.clone();
+                let Ok(repairs) = spawn_blocking(move || watch.repair()).await else {
+                    break;
+                };
+                self.report_repairs(&repairs);
+                // Who removes them again and again must not keep us from everything else.
+                sleep(REPAIR_PAUSE).await;
+                if !repairs.again {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn report_repairs(&self, repairs: &Repairs) {
+        let repaired = [
+            ("rule", repairs.rules),
+            ("route", repairs.routes),
+            ("sysctl", repairs.sysctls),
+        ];
+        for (kind, count) in repaired {
+            if count > 0 {
+                warn!(target: "enrolment", kind, count, "somebody had removed what captures pods; put back");
+            }
+            for _ in 0..count {
+                self.telemetry.emit(&Event::RedirectionRepaired { kind });
+            }
+        }
+        for (uid, error) in &repairs.failures {
+            warn!(target: "enrolment", %uid, "capture changed by somebody else: {error}");
+        }
+    }
+
+    async fn manage(&self) {
         let mut state = State::default();
         let mut tick = interval(RECONCILE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,6 +286,12 @@ impl EnrolmentManager {
             }
         }
 
+        let wanted_uids: Vec<_> = wanted.keys().cloned().collect();
+        let count_pending = |entries: &HashMap<Arc<str>, Entry>| {
+            let count = pending(&wanted_uids, entries);
+            self.telemetry.metrics().set_pending_proxies(count);
+        };
+        count_pending(entries);
         let open: Vec<PodSpec> = wanted
             .into_values()
             .filter(|spec| {
@@ -266,6 +333,7 @@ impl EnrolmentManager {
                 self.telemetry.emit(&Event::ProxyStarted);
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
+            count_pending(entries);
         }
     }
 
@@ -530,5 +598,45 @@ impl EnrolmentManager {
             last.node.clone_from(&self.node);
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adit_shared::identity::TrustDomain;
+    use adit_shared::proto::enrolment::Enrolment;
+
+    fn entry(uid: &str, status: Result<Option<NetnsId>, EnrolmentError>) -> Entry {
+        let enrolment = Enrolment {
+            uid: uid.to_owned(),
+            name: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+            addresses: vec![vec![10, 0, 0, 7]],
+            outbound_only: false,
+        };
+        let spec = PodSpec::new(&enrolment, &TrustDomain::default(), "Kubernetes");
+        Entry {
+            spec: spec.expect("valid"),
+            status,
+        }
+    }
+
+    #[test]
+    fn a_pod_is_pending_until_it_is_enrolled() {
+        let failed = EnrolmentError::Netns("not there".into());
+        let wanted: Vec<Arc<str>> = ["new", "failed", "enrolled"].map(Arc::from).into();
+        let entries: HashMap<Arc<str>, Entry> = [
+            ("failed", Err(failed.clone())),
+            ("enrolled", Ok(None)),
+            // Not wanted any more.
+            ("leaving", Err(failed)),
+        ]
+        .map(|(uid, status)| (Arc::from(uid), entry(uid, status)))
+        .into();
+        assert_eq!(pending(&wanted, &entries), 2);
+        assert_eq!(pending(&wanted[2..], &entries), 0);
+        assert_eq!(pending(&[], &entries), 0);
     }
 }

@@ -7,11 +7,16 @@
 
 mod analyze;
 mod check;
+mod cluster;
 mod completion;
 mod local;
 mod output;
+mod proxy;
+mod proxy_config;
+mod proxy_status;
 mod table;
 mod version;
+mod waypoint;
 mod ztunnel;
 mod ztunnel_config;
 
@@ -38,7 +43,12 @@ enum Command {
     Check(check::Args),
     Completion(completion::Args),
     Local(local::Args),
+    #[command(visible_alias = "pc")]
+    ProxyConfig(proxy_config::Args),
+    #[command(visible_alias = "ps")]
+    ProxyStatus(proxy_status::Args),
     Version(version::Args),
+    Waypoint(waypoint::Args),
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::Args),
 }
@@ -50,7 +60,10 @@ impl Command {
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
             Self::Local(args) => local::run(args, out),
+            Self::ProxyConfig(args) => proxy_config::run(args, out),
+            Self::ProxyStatus(args) => proxy_status::run(&args, out),
             Self::Version(args) => version::run(args, out),
+            Self::Waypoint(args) => waypoint::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
         }
     }

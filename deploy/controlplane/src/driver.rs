@@ -16,7 +16,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::auth::Caller;
 use crate::ca::PodDirectory;
+use crate::compile::l7::gateway_of_pod;
 use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
 use crate::model::{Finding, Objects};
 use crate::serve::{EnrolmentSink, ResourceSnapshot};
@@ -172,6 +174,16 @@ impl PodDirectory for Pods {
             })
         })
     }
+
+    fn gateway_of(&self, caller: &Caller) -> Option<String> {
+        let objects = self.objects.load();
+        let of = objects.namespaces.get(caller.namespace.as_str())?;
+        let pod = of.pods.get(caller.pod_name.as_str())?;
+        let same = *pod.meta.uid == *caller.pod_uid
+            && *pod.service_account == *caller.service_account
+            && !pod.phase.is_terminal();
+        gateway_of_pod(pod).filter(|_| same).map(ToOwned::to_owned)
+    }
 }
 
 /// The latest report of each node that has not been taken into account yet.
@@ -294,7 +306,7 @@ impl Engine {
         self.snapshot = builder.build();
         let written = written.and(
             self.status
-                .set_conditions(self.compiler.conditions(), wall_clock),
+                .set_statuses(self.compiler.statuses(), wall_clock),
         );
         self.status_failed = match written {
             Ok(()) => false,

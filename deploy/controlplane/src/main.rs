@@ -72,6 +72,10 @@ struct Args {
         value_delimiter = ','
     )]
     exclude_namespaces: Vec<String>,
+    /// What is bound to a waypoint that is not ready is reached without it (Istio's
+    /// behaviour), past the policies that the waypoint enforces.
+    #[arg(long, env = "ADIT_WAYPOINT_FAIL_OPEN")]
+    waypoint_fail_open: bool,
     /// How long clients get to follow an opt-out before the pod is released.
     #[arg(long, env = "ADIT_WITHDRAW_DELAY", value_parser = parse_duration)]
     withdraw_delay: Option<Duration>,
@@ -195,6 +199,7 @@ fn options(args: &Args) -> Options {
                 .filter(|namespace| !namespace.is_empty())
                 .map(|namespace| namespace.as_str().into())
                 .collect(),
+            waypoint_fail_open: args.waypoint_fail_open,
         },
         ..Options::default()
     };

@@ -2,16 +2,20 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use adit_shared::identity::{
-    CaClient, CaClientOptions, CertificateAuthority, CertificateRequest, SignError, SpiffeId,
-    TokenSource, WorkloadCertificate,
+    CaClient, CaClientOptions, CacheOptions, CertificateAuthority, CertificateCache,
+    CertificateError, CertificateRequest, CertificateState, SignError, SpiffeId, TokenSource,
+    WorkloadCertificate,
 };
 use adit_shared::proto::ca::IstioCertificateRequest;
 use adit_shared::proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use adit_shared::proto::enrolment::enrolment_service_client::EnrolmentServiceClient;
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
+use adit_shared::telemetry::Metrics;
+use parking_lot::Mutex;
 use support::Mesh;
 use tonic::Code;
 
@@ -62,6 +66,111 @@ async fn a_node_gets_certificates_for_its_own_pods() {
         .expect("valid");
     assert!(left <= Duration::from_secs(600) && left > Duration::from_secs(500));
     assert_eq!(mesh.serving().metrics().certificates_issued.get(), 1);
+}
+
+/// One thread, so that what the cache's task logs is logged here.
+#[tokio::test]
+async fn a_refusal_is_told_by_name_and_disturbs_no_other_identity() {
+    let log = Log::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || sink.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let mesh = Mesh::start().await;
+    let authority = client(&mesh, mesh.node_token("n1"), true);
+    let cache = CertificateCache::new(Arc::new(authority), CacheOptions::default());
+    let metrics = Metrics::new("ztunnel", "test");
+    metrics.watch_certificates(cache.clone());
+    let cart = id("spiffe://cluster.local/ns/shop/sa/cart");
+    // Its pods are on the other node.
+    let pay = id("spiffe://cluster.local/ns/shop/sa/pay");
+    let (allowed, refused) = tokio::join!(cache.get(&cart), cache.get(&pay));
+    let certificate = allowed.expect("issued");
+    let error = refused.expect_err("not on this node");
+    assert!(
+        matches!(&error, CertificateError::Sign(SignError::Refused(_))),
+        "{error}"
+    );
+
+    for status in cache.snapshot() {
+        match status.state {
+            CertificateState::Available => assert_eq!(status.identity, cart),
+            CertificateState::Unavailable(why) => {
+                assert_eq!(status.identity, pay);
+                assert_eq!(why.to_string(), error.to_string());
+            }
+            CertificateState::Initializing => panic!("{} is still waited for", status.identity),
+        }
+    }
+    let text = metrics.encode();
+    let count = |reason: &str| {
+        let name = format!("adit_certificate_fetch_failures_total{{reason=\"{reason}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name));
+        line.and_then(|count| count.parse::<u64>().ok())
+    };
+    assert!(count("refused") >= Some(1), "{text}");
+    assert_eq!(count("unreachable"), Some(0));
+    let log = log.text();
+    let mut lines = log
+        .lines()
+        .filter(|l| l.contains("certificate not fetched"));
+    assert!(
+        lines.next().is_some_and(|l| l.contains("WARN")
+            && l.contains(&pay.to_string())
+            && l.contains("refused")),
+        "{log}"
+    );
+    // The same one is still in use, and nothing of the other one's trouble is its own.
+    let again = cache.try_get(&cart).expect("still there");
+    assert_eq!(again.facts().serial, certificate.facts().serial);
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_waypoint_gets_its_own_identity_and_no_other() {
+    let mesh = Mesh::start().await;
+    let own = id("spiffe://cluster.local/ns/shop/sa/waypoint");
+    let token = || pod_token(&mesh, "shop", "waypoint", "n1");
+    let certificate = ask(
+        &client(&mesh, token(), false),
+        &own,
+        Duration::from_secs(600),
+    )
+    .await
+    .expect("issued");
+    assert_eq!(certificate.identity(), &own);
+    // A pod of its own node, for which a ztunnel would get one.
+    let cart = id("spiffe://cluster.local/ns/shop/sa/cart");
+    let refused = ask(
+        &client(&mesh, token(), true),
+        &cart,
+        Duration::from_secs(600),
+    )
+    .await;
+    assert!(refused.is_err());
 }
 
 #[tokio::test]

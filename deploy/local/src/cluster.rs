@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
@@ -272,6 +272,7 @@ pub(crate) fn publish(
     pods: &[PodView],
     services: &[ServiceView],
     namespaces: &BTreeSet<String>,
+    accounts: &BTreeMap<Key, ServiceAccount>,
 ) -> BTreeMap<&'static str, String> {
     let namespaces = namespaces.iter().map(|name| {
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
@@ -280,6 +281,10 @@ pub(crate) fn publish(
     let slices = services.iter().flat_map(|s| endpoint_slices(s, pods));
     BTreeMap::from([
         ("adit-local-namespaces.yaml", documents(namespaces)),
+        (
+            "adit-local-serviceaccounts.yaml",
+            documents(accounts.values().map(account_object)),
+        ),
         (
             "adit-local-nodes.yaml",
             documents(nodes.iter().map(node_object)),
@@ -367,6 +372,13 @@ fn pod_object(pod: &PodView) -> Value {
         ],
         "containerStatuses": containers.collect::<Vec<_>>(),
     });
+    object
+}
+
+fn account_object(account: &ServiceAccount) -> Value {
+    let mut object = to_value(account);
+    object["apiVersion"] = "v1".into();
+    object["kind"] = "ServiceAccount".into();
     object
 }
 
@@ -547,7 +559,13 @@ pub(crate) mod tests {
             pod_cidrs: address::pod_cidrs(0),
             object: None,
         }];
-        let files = publish(&nodes, &pods, &views, &["shop".into()].into());
+        let files = publish(
+            &nodes,
+            &pods,
+            &views,
+            &["shop".into()].into(),
+            &BTreeMap::new(),
+        );
         let parse = |name: &str| {
             let text = files.get(name).cloned().unwrap_or_default();
             let documents = serde_yaml_ng::Deserializer::from_str(&text);

@@ -40,10 +40,14 @@ pub struct MeshConfig {
     pub aditd_env: BTreeMap<String, String>,
     /// Added to the arguments of `aditd`.
     pub aditd_args: Vec<String>,
+    /// Added to the environment of every waypoint.
+    pub waypoint_env: BTreeMap<String, String>,
     /// Program to run as ztunnel.
     pub ztunnel: String,
     /// Program to run as control plane.
     pub aditd: String,
+    /// Program to run as waypoint, for every Gateway of class `istio-waypoint`.
+    pub waypoint: String,
     /// The first congestion control of these that the kernel allows is used where the
     /// machine defaults to `bbr`, whose pacing halves every figure on a veth.
     pub congestion_control: Vec<String>,
@@ -73,8 +77,10 @@ impl MeshConfig {
             ztunnel_env: BTreeMap::new(),
             aditd_env: BTreeMap::new(),
             aditd_args: Vec::new(),
+            waypoint_env: BTreeMap::new(),
             ztunnel: "ztunnel".into(),
             aditd: "aditd".into(),
+            waypoint: "waypoint".into(),
             congestion_control: vec!["cubic".into(), "reno".into()],
             ephemeral: false,
             ready_timeout: Duration::from_secs(30),

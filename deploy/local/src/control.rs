@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{default_state_root, validate_name};
 use crate::error::LocalError;
 use crate::mesh::Place;
+use crate::overlay::{Applied, Labels};
 use crate::state::MeshStatus;
 use crate::system::http::{self, HttpAnswer};
 use crate::system::layout::Layout;
@@ -22,10 +23,13 @@ use crate::system::{cgroup, teardown};
 
 /// A request takes at most a stop with its grace, and a start.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// The longest answer of a supervisor.
+const MAX_ANSWER: u64 = 4 << 20;
 /// How often a condition that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a supervisor can be asked for. A component is `aditd` or `ztunnel-<node>`.
+/// What a supervisor can be asked for. A component is `aditd`, `ztunnel-<node>`, or
+/// `<gateway>.<namespace>` for a waypoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
@@ -62,13 +66,53 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Put objects over the manifests, as `kubectl apply` does. The answer is a list of
+    /// [`ApplyOutcome`].
+    Apply {
+        /// Each with `apiVersion`, `kind` and `metadata.name`.
+        objects: Vec<serde_json::Value>,
+    },
+    /// Take an applied object away.
+    Delete {
+        /// Its kind, as a user names it.
+        kind: String,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Change labels of an object, as `kubectl label` does. The answer is an
+    /// [`Applied`].
+    Label {
+        /// Its kind, as a user names it.
+        kind: String,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What to set, and with `null` to remove.
+        labels: Labels,
+        /// Whether a label with another value may be changed.
+        overwrite: bool,
+    },
     /// Read the manifests now; answered when what follows from them has been started.
     Reload,
+}
+
+/// What became of one object of [`Request::Apply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyOutcome {
+    /// As `kubectl` names it, for example `gateway.gateway.networking.k8s.io/waypoint`.
+    pub object: String,
+    /// What became of it.
+    pub outcome: Applied,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) error: Option<String>,
+    #[serde(default)]
+    pub(crate) value: serde_json::Value,
 }
 
 /// A handle to a mesh that is up, possibly in another process.
@@ -117,6 +161,11 @@ impl Running {
     /// Where the mesh keeps its state.
     pub fn state_directory(&self) -> &Path {
         &self.layout.root
+    }
+
+    /// The directory from which `aditd` reads what the mesh is.
+    pub fn cluster_directory(&self) -> PathBuf {
+        self.layout.cluster_dir()
     }
 
     /// The directory in which `aditd` writes the status of pods and policies.
@@ -187,6 +236,26 @@ impl Running {
     /// [`LocalError::Refused`] with the supervisor's reason, or
     /// [`LocalError::SupervisorGone`].
     pub fn request(&self, request: &Request) -> Result<(), LocalError> {
+        self.ask(request).map(drop)
+    }
+
+    /// [`Self::request`] with the answer of the requests that have one.
+    ///
+    /// # Errors
+    /// As [`Self::request`], and [`LocalError::File`] when the answer is not of that type.
+    pub fn request_for<T: serde::de::DeserializeOwned>(
+        &self,
+        request: &Request,
+    ) -> Result<T, LocalError> {
+        let value = self.ask(request)?;
+        serde_json::from_value(value).map_err(|error| {
+            LocalError::file("understand the answer of", &self.layout.control_socket())(
+                error.into(),
+            )
+        })
+    }
+
+    fn ask(&self, request: &Request) -> Result<serde_json::Value, LocalError> {
         let path = self.layout.control_socket();
         let mut stream = UnixStream::connect(&path)
             .map_err(|_| LocalError::SupervisorGone(self.name.clone()))?;
@@ -198,7 +267,7 @@ impl Running {
         line.push(b'\n');
         stream.write_all(&line).map_err(io)?;
         let mut answer = String::new();
-        BufReader::new(stream.take(64 * 1024))
+        BufReader::new(stream.take(MAX_ANSWER))
             .read_line(&mut answer)
             .map_err(io)?;
         if answer.is_empty() {
@@ -207,7 +276,7 @@ impl Running {
         let reply: Reply = serde_json::from_str(&answer).map_err(|e| io(e.into()))?;
         match reply.error {
             Some(error) => Err(LocalError::Refused(error)),
-            None => Ok(()),
+            None => Ok(reply.value),
         }
     }
 

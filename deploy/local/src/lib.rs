@@ -12,7 +12,10 @@
 //!   addresses, object status, names, service addresses, credentials (pure).
 //! - `system`: namespaces, links, cgroups, sandboxes, clean-up: all that touches the
 //!   kernel.
-//! - `supervisor`: follows the manifests, runs pods, probes, `aditd` and ztunnels.
+//! - `supervisor`: follows the manifests, runs pods, probes, `aditd`, ztunnels and
+//!   waypoints.
+//! - `overlay`, `objects`: what was applied to a running mesh, and what its control
+//!   plane sees.
 //! - `control`, `mesh`, `state`: the handle for tests, the same over a socket for
 //!   other processes, and the file that both describe the mesh with.
 
@@ -25,6 +28,8 @@ mod hosts;
 pub mod kubelet;
 pub mod manifest;
 mod mesh;
+mod objects;
+mod overlay;
 mod state;
 mod supervisor;
 mod system;
@@ -32,9 +37,11 @@ pub mod token;
 mod vip;
 
 pub use config::{DataPlane, MeshConfig};
-pub use control::{Request, Running};
+pub use control::{ApplyOutcome, Request, Running};
 pub use error::LocalError;
 pub use mesh::{Mesh, Output, Place};
+pub use objects::read_manifests;
+pub use overlay::{Applied, Labels};
 pub use state::{ComponentStatus, ContainerStatus, MeshStatus, NodeStatus, PodStatus, ProcessId};
-pub use system::http::{HttpAnswer, http_request};
+pub use system::http::{HttpAnswer, http_request, request as http_request_in};
 pub use system::teardown::{down, sweep};

@@ -37,8 +37,11 @@ pub struct MeshStatus {
     pub nodes: Vec<NodeStatus>,
     /// Pods by namespace and name.
     pub pods: Vec<PodStatus>,
-    /// `aditd` and the ztunnels.
+    /// `aditd`, the ztunnels and the waypoints.
     pub components: Vec<ComponentStatus>,
+    /// Objects that were applied over the manifests, for people.
+    #[serde(default)]
+    pub applied: Vec<String>,
     /// Sentences about manifests that cannot be used.
     pub problems: Vec<String>,
 }
@@ -100,13 +103,16 @@ pub struct ContainerStatus {
     pub log: PathBuf,
 }
 
-/// `aditd` or a ztunnel.
+/// `aditd`, a ztunnel or a waypoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComponentStatus {
-    /// `aditd`, `ztunnel-<node>`.
+    /// `aditd`, `ztunnel-<node>`, or `<gateway>.<namespace>` for a waypoint.
     pub name: String,
-    /// The node, for a ztunnel.
+    /// The node, for a ztunnel and a waypoint.
     pub node: Option<String>,
+    /// The pod that a waypoint runs in, by its uid.
+    #[serde(default)]
+    pub pod: Option<String>,
     /// Its process, while it runs.
     pub process: Option<ProcessId>,
     /// Whether it answers on its readiness port.
@@ -144,7 +150,7 @@ impl MeshStatus {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// `aditd` or `ztunnel-<node>`.
+    /// `aditd`, `ztunnel-<node>` or `<gateway>.<namespace>`.
     pub fn component(&self, name: &str) -> Option<&ComponentStatus> {
         self.components.iter().find(|c| c.name == name)
     }

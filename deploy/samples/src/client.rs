@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::echo;
+use crate::requests::parse_header;
 use crate::serve::addresses;
 use crate::socket::resolve;
 
@@ -40,8 +40,8 @@ pub(crate) struct CallOptions {
     #[arg(long)]
     http2: bool,
     /// Request header, `name: value`; may be repeated
-    #[arg(long = "header", short = 'H')]
-    headers: Vec<String>,
+    #[arg(long = "header", short = 'H', value_parser = parse_header)]
+    headers: Vec<(HeaderName, HeaderValue)>,
     /// Method
     #[arg(long, short = 'X', default_value = "GET")]
     method: Method,
@@ -56,16 +56,111 @@ pub(crate) struct CallOptions {
     timeout: u64,
 }
 
-enum Sender {
+/// Where requests go.
+pub(crate) struct HttpTarget {
+    /// `host:port`.
+    pub(crate) address: String,
+    /// As the URL has it.
+    pub(crate) authority: String,
+    /// With its query.
+    pub(crate) path: String,
+}
+
+/// An answer, read to its end.
+pub(crate) struct HttpAnswer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// A connection that takes requests.
+pub(crate) enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
+impl HttpTarget {
+    pub(crate) fn of(url: &Uri) -> anyhow::Result<Self> {
+        let authority = url.authority().context("the URL needs a host")?;
+        let path = url.path_and_query().map_or("/", |p| p.as_str());
+        Ok(Self {
+            address: format!(
+                "{}:{}",
+                authority.host(),
+                authority.port_u16().unwrap_or(80)
+            ),
+            authority: authority.to_string(),
+            path: path.into(),
+        })
+    }
+}
+
+impl Sender {
+    /// Whether it may take another request.
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Self::Http1(sender) => !sender.is_closed(),
+            Self::Http2(sender) => !sender.is_closed(),
+        }
+    }
+}
+
+/// Sends a request without body.
+pub(crate) async fn fetch(
+    sender: &mut Sender,
+    target: &HttpTarget,
+    method: &Method,
+    headers: &HeaderMap,
+) -> anyhow::Result<HttpAnswer> {
+    exchange(sender, target, method, headers, Bytes::new()).await
+}
+
+async fn exchange(
+    sender: &mut Sender,
+    target: &HttpTarget,
+    method: &Method,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> anyhow::Result<HttpAnswer> {
+    // HTTP/2 takes the authority from the URI, HTTP/1.1 from the header.
+    let uri = match sender {
+        Sender::Http1(_) => target.path.clone(),
+        Sender::Http2(_) => format!("http://{}{}", target.authority, target.path),
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .body(Full::new(body))?;
+    *request.headers_mut() = headers.clone();
+    if matches!(sender, Sender::Http1(_)) && !headers.contains_key(http::header::HOST) {
+        let host = HeaderValue::from_str(&target.authority)?;
+        request.headers_mut().insert(http::header::HOST, host);
+    }
+    let response = match sender {
+        Sender::Http1(sender) => {
+            sender.ready().await?;
+            sender.send_request(request).await?
+        }
+        Sender::Http2(sender) => {
+            sender.ready().await?;
+            sender.send_request(request).await?
+        }
+    };
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error))?;
+    Ok(HttpAnswer {
+        status: parts.status,
+        headers: parts.headers,
+        trailers: body.trailers().cloned(),
+        body: body.to_bytes(),
+    })
+}
+
 /// Ends with an error when any call got no answer (of whatever status).
 pub(crate) async fn call(options: CallOptions) -> anyhow::Result<()> {
-    let authority = options.url.authority().context("the URL needs a host")?;
-    let host = authority.host();
-    let target = format!("{host}:{}", authority.port_u16().unwrap_or(80));
+    let target = HttpTarget::of(&options.url)?;
     let limit = Duration::from_millis(options.timeout);
     let mut connection: Option<(Sender, SocketAddr)> = None;
     let mut failed = 0;
@@ -105,70 +200,46 @@ pub(crate) async fn call(options: CallOptions) -> anyhow::Result<()> {
 
 async fn one_call(
     options: &CallOptions,
-    target: &str,
+    target: &HttpTarget,
     connection: Option<(Sender, SocketAddr)>,
 ) -> anyhow::Result<(Value, Option<(Sender, SocketAddr)>)> {
     let (mut sender, local) = match connection {
         Some(connection) => connection,
-        None => open(target, options.http2).await?,
+        None => open(&target.address, options.http2).await?,
     };
-    let path = options.url.path_and_query().map_or("/", |p| p.as_str());
-    let authority = options.url.authority().map_or("", |a| a.as_str());
-    // HTTP/2 takes the authority from the URI, HTTP/1.1 from the header.
-    let uri = match sender {
-        Sender::Http1(_) => path.to_owned(),
-        Sender::Http2(_) => format!("http://{authority}{path}"),
-    };
-    let mut request = Request::builder().method(options.method.clone()).uri(uri);
-    if matches!(sender, Sender::Http1(_)) {
-        request = request.header(http::header::HOST, authority);
-        if !options.keepalive {
-            request = request.header(http::header::CONNECTION, "close");
-        }
+    let mut headers = HeaderMap::new();
+    if matches!(sender, Sender::Http1(_)) && !options.keepalive {
+        headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
-    for header in &options.headers {
-        let (name, value) = header
-            .split_once(':')
-            .with_context(|| format!("header {header:?} has no colon"))?;
-        request = request.header(name.trim(), value.trim());
+    for (name, value) in &options.headers {
+        headers.append(name.clone(), value.clone());
     }
-    let request = request.body(Full::new(Bytes::from(options.data.clone())))?;
-    let response = match &mut sender {
-        Sender::Http1(sender) => {
-            sender.ready().await?;
-            sender.send_request(request).await?
-        }
-        Sender::Http2(sender) => {
-            sender.ready().await?;
-            sender.send_request(request).await?
-        }
-    };
-    let (parts, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-    let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let named = parts
-        .headers
-        .get("x-adit-sample")
-        .and_then(|v| v.to_str().ok());
+    let data = Bytes::from(options.data.clone());
+    let answered = exchange(&mut sender, target, &options.method, &headers, data).await?;
+    let answer: Value = serde_json::from_slice(&answered.body).unwrap_or(Value::Null);
+    let text = |name: &str| answered.headers.get(name).and_then(|v| v.to_str().ok());
     let mut line = json!({
-        "status": parts.status.as_u16(),
-        "server": named,
-        "version": answer["version"],
+        "status": answered.status.as_u16(),
+        "server": text("x-adit-sample"),
+        "version": text("x-adit-version"),
         "peer": answer["peer"],
         "local": local,
-        "bytes": body.len(),
+        "bytes": answered.body.len(),
     });
     if options.json {
+        line["headers"] = json!(crate::answer::headers(&answered.headers));
+        if let Some(trailers) = &answered.trailers {
+            line["trailers"] = json!(crate::answer::headers(trailers));
+        }
         line["answer"] = match answer {
-            Value::Null => String::from_utf8_lossy(&body).into_owned().into(),
+            Value::Null => String::from_utf8_lossy(&answered.body).into_owned().into(),
             answer => answer,
         };
     }
     Ok((line, Some((sender, local))))
 }
 
-async fn open(target: &str, h2: bool) -> anyhow::Result<(Sender, SocketAddr)> {
+pub(crate) async fn open(target: &str, h2: bool) -> anyhow::Result<(Sender, SocketAddr)> {
     let address = resolve(target).await?;
     let stream = TcpStream::connect(address)
         .await
@@ -185,59 +256,6 @@ async fn open(target: &str, h2: bool) -> anyhow::Result<(Sender, SocketAddr)> {
     let (sender, connection) = http1::handshake(io).await?;
     tokio::spawn(connection);
     Ok((Sender::Http1(sender), local))
-}
-
-/// Options of `grpc`.
-#[derive(Args)]
-pub(crate) struct GrpcOptions {
-    /// `http://host:port`
-    url: String,
-    /// Calls to make, all on one connection
-    #[arg(long, default_value_t = 1)]
-    count: u64,
-    /// Milliseconds between calls
-    #[arg(long, default_value_t = 0)]
-    interval: u64,
-    /// What to say
-    #[arg(long, default_value = "hello")]
-    message: String,
-    /// Milliseconds for a whole call
-    #[arg(long, default_value_t = 5000)]
-    timeout: u64,
-}
-
-/// Ends with an error when any call failed.
-pub(crate) async fn grpc(options: GrpcOptions) -> anyhow::Result<()> {
-    let limit = Duration::from_millis(options.timeout);
-    let endpoint = tonic::transport::Endpoint::from_shared(options.url.clone())?;
-    let channel = endpoint.connect_timeout(limit).connect_lazy();
-    let mut failed = 0;
-    for index in 0..options.count {
-        if index > 0 {
-            sleep(Duration::from_millis(options.interval)).await;
-        }
-        let begin = Instant::now();
-        let call = echo::call(channel.clone(), options.message.clone());
-        let mut line = match timeout(limit, call).await {
-            Ok(Ok(answer)) => json!({"status": 0, "server": answer.server,
-                "version": answer.version, "peer": answer.peer, "message": answer.message}),
-            Ok(Err(status)) => {
-                failed += 1;
-                json!({"status": status.code() as i32, "error": status.message()})
-            }
-            Err(_) => {
-                failed += 1;
-                json!({"error": format!("no answer within {} ms", options.timeout)})
-            }
-        };
-        line["call"] = (index + 1).into();
-        line["latency_ms"] = (begin.elapsed().as_micros() as f64 / 1000.0).into();
-        println!("{line}");
-    }
-    if failed > 0 {
-        bail!("{failed} of {} calls failed", options.count);
-    }
-    Ok(())
 }
 
 /// Options of `tcp`.

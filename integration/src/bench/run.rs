@@ -83,6 +83,9 @@ impl Options {
     }
 }
 
+/// Proxies that have just started are not idle yet; they look themselves over every 15 s.
+const UNTIL_IDLE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Runs everything; says on standard error what it does.
 ///
 /// # Errors
@@ -98,6 +101,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     let direct = Ground::direct().context("pods without a mesh")?;
     let mesh = Ground::meshed(log).context("pods in a mesh")?;
     let pids = mesh.proxies()?;
+    std::thread::sleep(UNTIL_IDLE);
     let idle = memories(&pids)?;
     mesh.verify()?;
     let congestion_control = mesh.congestion_control()?;

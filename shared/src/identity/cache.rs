@@ -8,6 +8,7 @@
 //! try if the last one is more than a second old.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -74,8 +75,33 @@ struct Shared {
     /// What workers read, without a lock.
     available: ArcSwap<Available>,
     state: Mutex<State>,
+    failures: Failures,
     /// Something became ready, or the last handle is gone.
     wake: Arc<Notify>,
+}
+
+/// Fetches that failed, by kind.
+#[derive(Default)]
+struct Failures {
+    refused: AtomicU64,
+    unreachable: AtomicU64,
+    timeout: AtomicU64,
+    unusable: AtomicU64,
+}
+
+impl Failures {
+    fn count(&self, error: &CertificateError) {
+        let counter = match error {
+            CertificateError::Sign(SignError::Refused(_)) => &self.refused,
+            CertificateError::Sign(SignError::Unreachable(_)) => &self.unreachable,
+            CertificateError::Timeout(_) => &self.timeout,
+            CertificateError::Sign(SignError::Malformed(_))
+            | CertificateError::Invalid(_)
+            | CertificateError::Key(_) => &self.unusable,
+            CertificateError::Forgotten => return,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
 }
 
 struct State {
@@ -113,6 +139,7 @@ impl CertificateCache {
                 queue: Queue::new(),
                 generation: 0,
             }),
+            failures: Failures::default(),
             wake: Arc::new(Notify::new()),
         });
         tokio::spawn(run(Arc::downgrade(&shared), shared.wake.clone()));
@@ -176,6 +203,19 @@ impl CertificateCache {
         state.entries.remove(identity);
         let available = self.shared.available.load().without(identity);
         self.shared.available.store(Arc::new(available));
+    }
+
+    /// How many fetches have failed since the start, by kind: refused by the authority,
+    /// unreachable, not answered in time, answered with something unusable.
+    pub fn failures(&self) -> [(&'static str, u64); 4] {
+        let failures = &self.shared.failures;
+        [
+            ("refused", &failures.refused),
+            ("unreachable", &failures.unreachable),
+            ("timeout", &failures.timeout),
+            ("unusable", &failures.unusable),
+        ]
+        .map(|(kind, count)| (kind, count.load(Relaxed)))
     }
 
     /// The state of every certificate, ordered by identity.
@@ -289,6 +329,7 @@ impl Shared {
                 queue.push_later(identity.clone(), now + wait, Priority::Background);
             }
             Err(error) => {
+                self.failures.count(error);
                 let pause = entry
                     .backoff
                     .get_or_insert_with(|| backoff(&self.options))

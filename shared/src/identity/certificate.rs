@@ -2,13 +2,14 @@
 //! configurations that every connection under it shares.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::authority::certificate_pem;
 use super::tls::{self, MeshVerifier};
@@ -19,6 +20,7 @@ use super::{SignedChain, SpiffeId, TrustDomain};
 ///
 /// A renewal is a new value: connections that were made under the old one go on.
 pub struct WorkloadCertificate {
+    id: CertificateId,
     identity: SpiffeId,
     facts: CertificateFacts,
     chain: Vec<CertificateDer<'static>>,
@@ -27,6 +29,17 @@ pub struct WorkloadCertificate {
     not_after: SystemTime,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+}
+
+/// Tells a certificate of this process from every other, one of the same identity included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CertificateId(u64);
+
+impl CertificateId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
 }
 
 /// What an X.509 certificate says of itself, for people.
@@ -51,19 +64,20 @@ impl CertificateFacts {
         let unreadable = |e: String| CertificateInvalid::Unreadable(e);
         let (_, x509) =
             X509Certificate::from_der(certificate).map_err(|e| unreadable(e.to_string()))?;
-        let time = |t: x509_parser::time::ASN1Time| {
-            // Before 1970 is as good as 1970: long expired or long valid.
-            let seconds = u64::try_from(t.timestamp()).unwrap_or(0);
-            UNIX_EPOCH + Duration::from_secs(seconds)
-        };
         let serial = x509.raw_serial().iter().map(|b| format!("{b:02x}"));
         Ok(Self {
             serial: serial.collect(),
-            not_before: time(x509.validity().not_before),
-            not_after: time(x509.validity().not_after),
+            not_before: system_time(x509.validity().not_before),
+            not_after: system_time(x509.validity().not_after),
             pem: certificate_pem(certificate),
         })
     }
+}
+
+fn system_time(time: ASN1Time) -> SystemTime {
+    // Before 1970 is as good as 1970: long expired or long valid.
+    let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+    UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
 impl WorkloadCertificate {
@@ -110,6 +124,7 @@ impl WorkloadCertificate {
             .map_err(CertificateInvalid::Key)?;
         let server = tls::workload_server_config(key, verifier).map_err(CertificateInvalid::Key)?;
         Ok(Self {
+            id: CertificateId::next(),
             identity: identity.clone(),
             not_before: facts.not_before,
             not_after: facts.not_after,
@@ -119,6 +134,11 @@ impl WorkloadCertificate {
             client: Arc::new(client),
             server: Arc::new(server),
         })
+    }
+
+    /// Which one it is: a renewal has another.
+    pub fn id(&self) -> CertificateId {
+        self.id
     }
 
     /// Whose certificate it is.
@@ -202,6 +222,18 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerIdent
     let leaf =
         EndEntityCert::try_from(leaf).map_err(|e| PeerIdentityError::Unreadable(e.to_string()))?;
     leaf_identity(&leaf)
+}
+
+/// When the validity of the peer's certificate ends: of the leaf, which an authority does not let outlive
+/// those above it.
+///
+/// # Errors
+/// [`PeerIdentityError`] when there is no certificate, or none that can be read.
+pub fn peer_not_after(chain: &[CertificateDer<'_>]) -> Result<SystemTime, PeerIdentityError> {
+    let leaf = chain.first().ok_or(PeerIdentityError::NoCertificate)?;
+    let (_, leaf) = X509Certificate::from_der(leaf)
+        .map_err(|e| PeerIdentityError::Unreadable(e.to_string()))?;
+    Ok(system_time(leaf.validity().not_after))
 }
 
 /// The SPIFFE id in the URI SAN of `leaf`. More than one URI is refused: which of them

@@ -12,6 +12,7 @@ mod cache;
 mod certificate;
 mod control_plane;
 mod control_plane_server;
+mod dump;
 mod local_ca;
 mod queue;
 mod request;
@@ -25,12 +26,14 @@ pub use cache::{
     CacheOptions, CertificateCache, CertificateError, CertificateState, CertificateStatus,
 };
 pub use certificate::{
-    CertificateFacts, CertificateInvalid, PeerIdentityError, WorkloadCertificate, peer_identity,
+    CertificateFacts, CertificateId, CertificateInvalid, PeerIdentityError, WorkloadCertificate,
+    peer_identity, peer_not_after,
 };
 pub use control_plane::{
     Connector, ControlPlaneEndpoint, ControlPlaneError, TokenSource, TokenUnreadable,
 };
 pub use control_plane_server::{ControlPlanePeer, ControlPlaneStream, control_plane_incoming};
+pub use dump::dump_certificates;
 pub use local_ca::{CaFiles, LocalCa, LocalCaError, ServingCertificate};
 pub use queue::{Priority, next_renewal};
 pub use request::{CertificateRequest, RequestError};

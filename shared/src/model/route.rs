@@ -390,7 +390,8 @@ fn choose_address(workload: &Workload, dialled: IpAddr, families: IpFamilies) ->
 }
 
 impl ExpectedIdentities {
-    fn new(workload: &Workload, entry: Option<&ServiceEntry>) -> Self {
+    /// The identity of `workload`, and those that its service allows beside it.
+    pub fn new(workload: &Workload, entry: Option<&ServiceEntry>) -> Self {
         let service = entry.map(ServiceEntry::identities);
         Self {
             workload: workload.identity.clone(),

@@ -1,7 +1,6 @@
-//! Sockets: options, network namespaces, the copy loop, accepting, draining.
+//! Sockets: options, the copy loop, accepting, draining. What enters network namespaces is `adit_ebpf`.
 
 pub mod accept;
 pub mod copy;
 pub mod drain;
-pub mod netns;
 pub mod socket;

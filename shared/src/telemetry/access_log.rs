@@ -101,7 +101,9 @@ fn connection_fields(
         // The metrics take the server's view; the log takes that of the proxy's own side.
         let (sent, received) = match labels.reporter {
             Reporter::Source => (totals.request_bytes, totals.response_bytes),
-            Reporter::Destination => (totals.response_bytes, totals.request_bytes),
+            Reporter::Destination | Reporter::Waypoint => {
+                (totals.response_bytes, totals.request_bytes)
+            }
         };
         out.number("bytes_sent", sent);
         out.number("bytes_recv", received);

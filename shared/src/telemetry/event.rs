@@ -68,6 +68,8 @@ pub enum Event<'a> {
     },
     /// The system had no descriptor or memory for a connection; it waits in the backlog.
     AcceptFailed,
+    /// A listener had as many connections as it may; others wait in the backlog.
+    ListenerFull,
     /// A connect to an endpoint failed and another endpoint is tried.
     EndpointRetried,
     /// A message of the control plane arrived.
@@ -88,6 +90,11 @@ pub enum Event<'a> {
         /// What, as a metric label.
         kind: &'static str,
     },
+    /// The control plane did not take a report of what is enrolled.
+    ReportFailed {
+        /// It said no; otherwise it could not be asked.
+        refused: bool,
+    },
     /// Listeners and capture of a pod are in place.
     ProxyStarted,
     /// A pod was released.
@@ -107,14 +114,20 @@ pub enum Reporter {
     Source,
     /// The server's proxy.
     Destination,
+    /// A waypoint between the two.
+    Waypoint,
 }
 
 impl Reporter {
+    /// Every reporter, in the order of their discriminants.
+    pub(super) const ALL: [Self; 3] = [Self::Source, Self::Destination, Self::Waypoint];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }

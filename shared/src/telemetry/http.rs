@@ -189,6 +189,11 @@ pub fn json(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
     with_type(status, "application/json", body)
 }
 
+/// An HTML page.
+pub fn html(body: &'static str) -> HttpResponse {
+    with_type(StatusCode::OK, "text/html; charset=utf-8", body)
+}
+
 /// 404.
 pub fn not_found() -> HttpResponse {
     text(StatusCode::NOT_FOUND, "not found\n")

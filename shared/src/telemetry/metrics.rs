@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::LogWriter;
 use super::event::{Event, EventSink, Reporter, TcpLabels};
+use super::pools::{WorkerPools, encode_pools};
 use super::series::{MAX_SERIES, SeriesTable, TableHealth, TcpSeries};
 use crate::identity::CertificateCache;
 
@@ -46,7 +47,9 @@ pub struct Metrics {
     rejections: Family<Label, Counter>,
     endpoint_retries: Counter,
     accept_failures: Counter,
+    full_listeners: Counter,
     repairs: Family<Label, Counter>,
+    report_failures: Family<Label, Counter>,
     sources: Sources,
 }
 
@@ -57,6 +60,7 @@ struct Sources(Arc<Mutex<SourceList>>);
 #[derive(Default)]
 struct SourceList {
     runtimes: Vec<tokio::runtime::Handle>,
+    pools: Vec<WorkerPools>,
     certificates: Option<CertificateCache>,
     log: Option<LogWriter>,
 }
@@ -170,6 +174,12 @@ impl Metrics {
             "Connections that waited because the system had no descriptor or memory for them",
             accept_failures.clone(),
         );
+        let full_listeners = Counter::default();
+        adit.register(
+            "listener_saturations",
+            "How often a listener had as many connections as it may, so that others waited",
+            full_listeners.clone(),
+        );
         let endpoint_retries = Counter::default();
         adit.register(
             "endpoint_retries",
@@ -181,6 +191,13 @@ impl Metrics {
             "redirection_repairs",
             "The total number of rules, routes and maps that were put right again",
             repairs.clone(),
+        );
+
+        let report_failures = Family::default();
+        adit.register(
+            "enrolment_report_failures",
+            "The total number of enrolment reports that the control plane refused or did not get",
+            report_failures.clone(),
         );
 
         let sources = Sources::default();
@@ -203,9 +220,17 @@ impl Metrics {
             rejections,
             endpoint_retries,
             accept_failures,
+            full_listeners,
             repairs,
+            report_failures,
             sources,
         }
+    }
+
+    /// Adds metrics of the component's own, whose names begin with `prefix` (`istio`, `adit`).
+    pub fn register(&mut self, prefix: &str, collector: Box<dyn Collector>) {
+        let registry = self.registry.sub_registry_with_prefix(prefix);
+        registry.register_collector(collector);
     }
 
     /// The counters of one label set.
@@ -228,6 +253,11 @@ impl Metrics {
     /// Adds a runtime to the `tokio_*` metrics, as the next worker.
     pub fn watch_runtime(&self, runtime: tokio::runtime::Handle) {
         self.sources.0.lock().runtimes.push(runtime);
+    }
+
+    /// Adds a worker's pools to the sums over all workers.
+    pub fn watch_pools(&self, pools: WorkerPools) {
+        self.sources.0.lock().pools.push(pools);
     }
 
     /// Shows when the certificates of `cache` end.
@@ -305,6 +335,9 @@ impl EventSink for Metrics {
             Event::AcceptFailed => {
                 self.accept_failures.inc();
             }
+            Event::ListenerFull => {
+                self.full_listeners.inc();
+            }
             Event::XdsMessage { type_url, bytes } => {
                 let label = [("url", type_url.to_owned())];
                 self.xds_messages.get_or_create(&label).inc();
@@ -316,6 +349,12 @@ impl EventSink for Metrics {
             }
             Event::RedirectionRepaired { kind } => {
                 self.repairs.get_or_create(&[("kind", kind)]).inc();
+            }
+            Event::ReportFailed { refused } => {
+                let reason = if refused { "refused" } else { "unavailable" };
+                self.report_failures
+                    .get_or_create(&[("reason", reason)])
+                    .inc();
             }
             Event::ProxyStarted => {
                 self.proxies_started.inc();
@@ -331,12 +370,13 @@ impl EventSink for Metrics {
 
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let (runtimes, certificates, log) = {
+        let (runtimes, pools, certificates, log) = {
             let list = self.0.lock();
-            let runtimes = list.runtimes.clone();
-            (runtimes, list.certificates.clone(), list.log.clone())
+            let (runtimes, pools) = (list.runtimes.clone(), list.pools.clone());
+            (runtimes, pools, list.certificates.clone(), list.log.clone())
         };
         encode_runtimes(&mut encoder, &runtimes)?;
+        encode_pools(&mut encoder, &pools)?;
         if let Some(certificates) = certificates {
             encode_certificates(&mut encoder, &certificates)?;
         }
@@ -375,6 +415,15 @@ fn encode_certificates(
         };
         let labels = [("identity", status.identity.to_string())];
         ConstGauge::new(left).encode(metric.encode_family(&labels)?)?;
+    }
+    let mut metric = encoder.encode_descriptor(
+        "adit_certificate_fetch_failures",
+        "The total number of certificates that were asked for and not got",
+        None,
+        MetricType::Counter,
+    )?;
+    for (reason, count) in cache.failures() {
+        ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
     }
     Ok(())
 }

@@ -7,11 +7,13 @@
 //! [`Telemetry::emit`].
 
 mod access_log;
+pub mod admin;
 mod connection;
 mod event;
 pub mod http;
 pub mod logging;
 mod metrics;
+mod pools;
 mod readiness;
 mod series;
 mod writer;
@@ -22,6 +24,7 @@ pub use event::{
     ServiceLabels, TcpLabels, TerminationReason, Totals, WorkloadLabels,
 };
 pub use metrics::Metrics;
+pub use pools::WorkerPools;
 pub use readiness::{Readiness, ReadinessTask};
 pub use series::{MAX_SERIES, TcpSeries};
 pub use writer::LogWriter;

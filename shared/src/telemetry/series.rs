@@ -88,7 +88,7 @@ impl TcpSeries {
 #[derive(Debug)]
 pub(super) struct SeriesTable {
     series: RwLock<HashMap<TcpLabels, Arc<TcpSeries>>>,
-    overflow: [[Arc<TcpSeries>; 2]; 2],
+    overflow: [[Arc<TcpSeries>; 2]; Reporter::ALL.len()],
     limit: usize,
     started: Instant,
     evicted: AtomicU64,
@@ -112,7 +112,7 @@ impl SeriesTable {
         };
         Self {
             series: RwLock::default(),
-            overflow: [Reporter::Source, Reporter::Destination].map(both),
+            overflow: Reporter::ALL.map(both),
             limit,
             started: Instant::now(),
             evicted: AtomicU64::new(0),
@@ -258,8 +258,12 @@ impl Collector for SeriesTable {
             None,
             MetricType::Gauge,
         )?;
-        for reporter in [Reporter::Source, Reporter::Destination] {
+        for reporter in Reporter::ALL {
             let of = all.iter().filter(|s| s.labels.reporter == reporter);
+            // A node proxy is never one.
+            if reporter == Reporter::Waypoint && of.clone().next().is_none() {
+                continue;
+            }
             let open: i64 = of.map(|s| s.open_now()).sum();
             let labels = [("reporter", reporter.as_str())];
             ConstGauge::new(open).encode(metric.encode_family(&labels)?)?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::resources::{Change, ResourceSet, VersionedResource};
 use crate::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
+use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE, waypoint};
 
 /// The most types that one connection may watch.
 const MAX_TYPES: usize = 32;
@@ -59,25 +59,56 @@ pub struct Phase {
     pub part: Part,
 }
 
-/// Policies come before the workloads that name them and go after them.
+/// Policies come before the workloads that name them and go after them. Of a waypoint's
+/// types what is referred to comes before what refers to it, and goes after it; workloads
+/// come before the routes that lead to them.
 pub const PUSH_ORDER: &[Phase] = &[
-    Phase {
-        type_url: AUTHORIZATION_TYPE,
-        part: Part::Updates,
-    },
-    Phase {
-        type_url: ADDRESS_TYPE,
-        part: Part::All,
-    },
-    Phase {
-        type_url: AUTHORIZATION_TYPE,
-        part: Part::Removals,
-    },
-    Phase {
-        type_url: ENROLMENT_TYPE,
-        part: Part::All,
-    },
+    updates(AUTHORIZATION_TYPE),
+    updates(waypoint::SETTINGS_TYPE),
+    updates(waypoint::WAYPOINT_TYPE),
+    updates(waypoint::PROVIDER_TYPE),
+    updates(waypoint::REQUEST_AUTHENTICATION_TYPE),
+    updates(waypoint::AUTHORIZATION_POLICY_TYPE),
+    updates(waypoint::TELEMETRY_TYPE),
+    all(ADDRESS_TYPE),
+    updates(waypoint::TRAFFIC_POLICY_TYPE),
+    updates(waypoint::BACKEND_TLS_TYPE),
+    updates(waypoint::ROUTE_TYPE),
+    updates(waypoint::SERVICE_TYPE),
+    removals(waypoint::SERVICE_TYPE),
+    removals(waypoint::ROUTE_TYPE),
+    removals(waypoint::BACKEND_TLS_TYPE),
+    removals(waypoint::TRAFFIC_POLICY_TYPE),
+    removals(waypoint::TELEMETRY_TYPE),
+    removals(waypoint::AUTHORIZATION_POLICY_TYPE),
+    removals(waypoint::REQUEST_AUTHENTICATION_TYPE),
+    removals(waypoint::PROVIDER_TYPE),
+    removals(waypoint::WAYPOINT_TYPE),
+    removals(waypoint::SETTINGS_TYPE),
+    removals(AUTHORIZATION_TYPE),
+    all(ENROLMENT_TYPE),
 ];
+
+const fn updates(type_url: &'static str) -> Phase {
+    Phase {
+        type_url,
+        part: Part::Updates,
+    }
+}
+
+const fn removals(type_url: &'static str) -> Phase {
+    Phase {
+        type_url,
+        part: Part::Removals,
+    }
+}
+
+const fn all(type_url: &'static str) -> Phase {
+    Phase {
+        type_url,
+        part: Part::All,
+    }
+}
 
 /// What a request meant.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,1 +1,123 @@
-//! The administration endpoint.
+//! The administration endpoint (port 15000, loopback): configuration dump, log level, shutdown.
+
+mod received;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_shared::identity::dump_certificates;
+use adit_shared::model::Service;
+use adit_shared::telemetry::admin::{check_origin, parse_query, set_logging};
+use adit_shared::telemetry::http::{
+    HttpResponse, html, json as json_response, method_not_allowed, not_found, text,
+};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+pub use received::Received;
+
+use crate::state::Protocol;
+use crate::worker::{Shared, WorkerHandle};
+
+/// A worker that does not answer in this time is left out of the dump.
+const WORKER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What the endpoint serves from.
+pub struct Admin {
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// The resources as they came.
+    pub received: Arc<Received>,
+    /// The workers.
+    pub workers: Arc<[WorkerHandle]>,
+    /// Ends the process in good order.
+    pub quit: Arc<Notify>,
+}
+
+impl Admin {
+    /// Answers a request.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> HttpResponse {
+        if let Err(why) = check_origin(request.headers()) {
+            return text(StatusCode::FORBIDDEN, why);
+        }
+        let query = parse_query(request.uri().query().unwrap_or_default());
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/") => html(INDEX),
+            (&Method::GET, "/config_dump") => self.config_dump().await,
+            (&Method::POST, "/logging") => set_logging(&query),
+            (&Method::POST, "/quitquitquit") => {
+                self.quit.notify_one();
+                text(StatusCode::OK, "shutting down\n")
+            }
+            (_, "/" | "/config_dump") => method_not_allowed("GET"),
+            (_, "/logging" | "/quitquitquit") => method_not_allowed("POST"),
+            _ => not_found(),
+        }
+    }
+
+    async fn config_dump(&self) -> HttpResponse {
+        let mut workers = Vec::new();
+        for worker in self.workers.iter() {
+            if let Ok(Ok(counts)) = timeout(WORKER_DEADLINE, worker.counts()).await {
+                workers.push(counts);
+            }
+        }
+        let view = self.shared.state.load_full();
+        let services: Vec<Value> = view
+            .services()
+            .map(|service| {
+                let ports = service.ports().iter().map(|port| {
+                    json!({
+                        "port": port.port,
+                        "name": &*port.name,
+                        "protocol": protocol(port.protocol),
+                        "endpoints": port.backend.reaches().map(|e| json!({
+                            "workload": &*e.endpoint.uid,
+                            "address": e.endpoint.address,
+                        })).collect::<Vec<_>>(),
+                    })
+                });
+                json!({
+                    "namespace": &*service.entry().service().key.namespace,
+                    "hostname": &*service.entry().service().key.hostname,
+                    "addresses": addresses(service.entry().service()),
+                    "ports": ports.collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let dump = json!({
+            "version": { "version": env!("CARGO_PKG_VERSION"), "component": "adit-waypoint" },
+            "config": self.shared.config,
+            "services": services,
+            "resources": self.received.dump(),
+            "certificates": dump_certificates(&self.shared.certificates.snapshot()),
+            "workers": workers,
+        });
+        json_response(StatusCode::OK, format!("{dump:#}\n"))
+    }
+}
+
+fn addresses(service: &Service) -> Vec<String> {
+    let all = service.addresses.iter();
+    all.map(|address| address.block.addr().to_string())
+        .collect()
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Undeclared => "undeclared",
+        Protocol::Http => "HTTP",
+        Protocol::Http2 => "HTTP2",
+        Protocol::Grpc => "GRPC",
+        Protocol::Tcp => "TCP",
+        Protocol::Tls => "TLS",
+    }
+}
+
+const INDEX: &str = "<!DOCTYPE html><title>waypoint</title><h1>Adit waypoint</h1><ul>\
+<li><a href=\"config_dump\">config_dump</a>: everything the waypoint knows, as JSON\
+<li>logging: POST, ?level=LEVEL or ?level=TARGET=LEVEL, ?reset\
+<li>quitquitquit: POST, shuts down in good order</ul>\n";

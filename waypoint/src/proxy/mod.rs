@@ -1,1 +1,28 @@
-//! From the accepted tunnel to the endpoint and back.
+//! From the accepted tunnel to the endpoint and back, one module for each stage:
+//!
+//! * [`tunnel`]: mutual TLS, CONNECT, who calls; [`destination`]: where to; [`sniff`]: what is
+//!   spoken there.
+//! * [`http`]: connections of HTTP on a tunnel ([`io`]); [`tcp`]: what is not HTTP ([`copy`]).
+//! * [`request`]: one request: [`headers`], [`authorize`], then [`forward`], which [`pick`]s an
+//!   endpoint, sends there by [`upstream`] and asks [`retry`] what to do when that fails;
+//!   [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else.
+//! * [`reply`]: what we answer ourselves; [`exchange`]: the record of it all.
+
+pub mod authorize;
+pub mod body;
+pub mod copy;
+pub mod destination;
+pub mod exchange;
+pub mod forward;
+pub mod headers;
+pub mod http;
+pub mod io;
+pub mod pick;
+pub mod reply;
+pub mod request;
+pub mod retry;
+pub mod sniff;
+pub mod tcp;
+pub mod tunnel;
+pub mod upgrade;
+pub mod upstream;

@@ -5,12 +5,12 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
 use adit_shared::hbone::{BaggageFields, ConnectionError};
-use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::identity::{PeerIdentityError, SpiffeId, peer_identity, peer_not_after};
 use adit_shared::model::inbound::{self, AuthorityError};
 use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{
@@ -18,20 +18,22 @@ use adit_shared::telemetry::{
 };
 use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::upstream::connect_app;
 use super::{
-    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
+    Accepted, Failed, Judge, Opened, Peer, accept_each, canonical, carry, certificate_of, reject,
     workload_of,
 };
-use crate::connections::PolicyInput;
+use crate::connections::{Closed, Flow, PolicyInput};
 use crate::pod::Pod;
 use crate::worker::Worker;
 
 /// How long a TLS handshake may take, from accept.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// The wall clock may be set: how often it is compared with the end of a caller's certificate.
+const WALL_CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// Serves the pod's HBONE listener until the task is dropped.
 pub async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: TcpListener) {
@@ -58,7 +60,11 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
     }
     let telemetry = worker.shared.telemetry.clone();
     let started = Instant::now();
-    let (tls, identity) = match Box::pin(handshake(&worker, &pod, stream)).await {
+    let Authenticated {
+        tls,
+        identity,
+        until,
+    } = match Box::pin(handshake(&worker, &pod, stream)).await {
         Ok(done) => done,
         Err(failed) => {
             telemetry.emit(&Event::HandshakeFailed {
@@ -88,6 +94,7 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
     let streams = Rc::new(Cell::new(0));
     let count = streams.clone();
     let of = caller.clone();
+    let expiring = pod.clone();
     let handler = async move |incoming: Incoming| {
         count.set(count.get() + 1);
         let opening = open(&owner, pod.clone(), of.clone(), incoming);
@@ -103,7 +110,17 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
         warn!(%peer, identity = %caller.identity, "malformed request: {what}");
         telemetry.emit(&Event::InboundRejected { peer, reason });
     };
-    let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
+    let serving = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed);
+    let served = tokio::select! {
+        biased;
+        served = serving => served.map(Some),
+        // Whoever holds the key after that need not be who it was.
+        () = reached(until) => {
+            warn!(%peer, identity = %caller.identity, "inbound HBONE: the caller's certificate has expired");
+            close_expired(&worker, &expiring, peer);
+            Ok(None)
+        }
+    };
     let carried = streams.get();
     telemetry.emit(&Event::TunnelClosed {
         reporter: Reporter::Destination,
@@ -138,38 +155,53 @@ struct Caller {
     local: std::net::IpAddr,
 }
 
-async fn handshake(
-    worker: &Worker,
-    pod: &Pod,
-    stream: TcpStream,
-) -> Result<(TlsStream, SpiffeId), Failed> {
-    let shared = &worker.shared;
-    let certificate = match shared.certificates.try_get(&pod.spec.identity) {
-        Some(certificate) => certificate,
-        None => timeout(
-            HANDSHAKE_DEADLINE,
-            shared.certificates.get(&pod.spec.identity),
-        )
-        .await
-        .map_err(|_| "timed out".to_owned())
-        .and_then(|got| got.map_err(|e| e.to_string()))
-        .map_err(|e| {
-            let error = format!("no certificate for {}: {e}", pod.spec.identity);
-            Failed::new(ResponseFlag::IdentityError, error)
-        })?,
-    };
+/// A caller that has proved who it is.
+struct Authenticated {
+    tls: TlsStream,
+    identity: SpiffeId,
+    /// The end of its certificate.
+    until: SystemTime,
+}
+
+async fn handshake(worker: &Worker, pod: &Pod, stream: TcpStream) -> Result<Authenticated, Failed> {
+    let certificate = certificate_of(worker, pod).await?;
     let config = certificate.server_config().clone();
     let mut tls = TlsStream::accept(stream, config, HANDSHAKE_DEADLINE)
         .await
         .map_err(|e| Failed::new(ResponseFlag::TlsFailure, format!("TLS handshake: {e}")))?;
     let chain = tls.take_peer_certificates();
-    let identity = peer_identity(&chain).map_err(|e| {
-        Failed::new(
-            ResponseFlag::IdentityError,
-            format!("client certificate: {e}"),
-        )
-    })?;
-    Ok((tls, identity))
+    let unreadable = |e: PeerIdentityError| {
+        let error = format!("client certificate: {e}");
+        Failed::new(ResponseFlag::IdentityError, error)
+    };
+    Ok(Authenticated {
+        tls,
+        identity: peer_identity(&chain).map_err(unreadable)?,
+        until: peer_not_after(&chain).map_err(unreadable)?,
+    })
+}
+
+/// Returns when the wall clock says so; a timer alone does not notice when that is set.
+async fn reached(time: SystemTime) {
+    while let Ok(left) = time.duration_since(SystemTime::now()) {
+        // An instant that is not after it is past at the same second.
+        let left = left.max(Duration::from_millis(1));
+        sleep(left.min(WALL_CLOCK_CHECK)).await;
+    }
+}
+
+/// Ends what a caller has open over one tunnel.
+fn close_expired(worker: &Worker, pod: &Pod, peer: SocketAddr) {
+    worker.connections.for_each(|live| {
+        let Flow::Inbound(input) = &live.flow else {
+            return;
+        };
+        // The port is the tunnel's own.
+        let over_tunnel = input.identity.is_some() && input.source == peer;
+        if over_tunnel && live.pod.incarnation == pod.incarnation {
+            live.close(Closed::CertificateExpired);
+        }
+    });
 }
 
 /// Judges one CONNECT request and connects to the app; `None` when it was refused, which has
@@ -274,7 +306,8 @@ async fn open(
         source: caller.peer,
         destination,
     };
-    let judged = match authorize(worker, Some(&workload), &input) {
+    let judge = Judge::of(worker);
+    let judged = match judge.authorize(Some(&workload), &input) {
         Ok(version) => version,
         Err(denied) => {
             deny(telemetry, &info, started, incoming, &denied);
@@ -303,7 +336,7 @@ async fn open(
             return None;
         }
     };
-    let entry = match enter_judged(worker, pod, client, input, judged) {
+    let entry = match judge.enter(&worker.connections, pod, client, input, judged) {
         Ok(entry) => entry,
         Err(denied) => {
             reset_on_close(&app);

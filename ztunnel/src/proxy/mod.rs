@@ -17,12 +17,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use adit_shared::hbone::{Baggage, BaggageFields, Pool, PoolSettings, Tunnel};
-use adit_shared::model::route::ExpectedIdentities;
-use adit_shared::model::{Workload, WorkloadUid};
+use adit_shared::identity::{CertificateId, WorkloadCertificate};
+use adit_shared::model::route::{ExpectedIdentities, Hbone};
+use adit_shared::model::{SharedModel, Workload, WorkloadUid};
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
 use adit_shared::net::socket::reset_on_close;
-use adit_shared::policy::{Connection, DryRunOutcome, Verdict};
+use adit_shared::policy::{Connection, DryRunOutcome, TrustDomains, Verdict};
 use adit_shared::telemetry::{Event, OpenConnection, Rejection, ResponseFlag};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -30,7 +31,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::connections::{Closed, Entry, Flow, PolicyInput};
+use crate::connections::{Closed, Connections, Entry, Flow, PolicyInput};
 use crate::pod::{Incarnation, Pod};
 use crate::worker::Worker;
 
@@ -47,9 +48,24 @@ pub struct TunnelKey {
     pub peer: WorkloadUid,
     /// Where it answers.
     pub address: SocketAddr,
+    /// The pod's certificate. After a renewal no stream is opened under the one before, so that
+    /// a tunnel is empty long before the peer ends it for that certificate's age.
+    pub certificate: CertificateId,
     /// Who may answer there. A service may allow more than its workloads' own identities, and
     /// a workload's may change: a tunnel to one of those is no tunnel for who expects others.
     pub identities: ExpectedIdentities,
+}
+
+impl TunnelKey {
+    fn new(pod: &Pod, certificate: &WorkloadCertificate, way: &Hbone) -> Self {
+        Self {
+            source: pod.incarnation,
+            certificate: certificate.id(),
+            peer: way.peer.uid.clone(),
+            address: way.gateway,
+            identities: way.identities.clone(),
+        }
+    }
 }
 
 /// A worker's tunnels.
@@ -148,12 +164,16 @@ async fn accept_each<F>(
         ..AcceptLimits::default()
     };
     let counts = Arc::new(AcceptCounts::default());
-    let reported = Cell::new(0);
+    let (reported, reported_full) = (Cell::new(0), Cell::new(0));
     let accepting = accept_loop(listener, limits, counts.clone(), |stream, peer, permit| {
         // What went wrong before this connection could be accepted.
         let exhausted = counts.exhausted.load(Ordering::Relaxed);
         for _ in reported.replace(exhausted)..exhausted {
             worker.shared.telemetry.emit(&Event::AcceptFailed);
+        }
+        let saturated = counts.saturated.load(Ordering::Relaxed);
+        for _ in reported_full.replace(saturated)..saturated {
+            worker.shared.telemetry.emit(&Event::ListenerFull);
         }
         let accepted = Accepted {
             stream,
@@ -193,64 +213,95 @@ async fn workload_of(worker: &Worker, pod: &Pod) -> Option<Arc<Workload>> {
     timeout(WORKLOAD_WAIT, arrival).await.ok().flatten()
 }
 
-/// Asks the policies of the pod. A pod that discovery does not know has no policies that
-/// could be asked, which is a reason to refuse.
-///
-/// Returns the version of the model that allows it.
-fn authorize(
-    worker: &Worker,
-    workload: Option<&Workload>,
-    input: &PolicyInput,
-) -> Result<u64, Failed> {
-    let denied = |why: String| Failed::new(ResponseFlag::Denied, why);
-    let Some(workload) = workload else {
-        return Err(denied("policy: this workload is not known yet".into()));
-    };
-    let connection = Connection {
-        source_identity: input.identity.as_ref(),
-        source_ip: input.source.ip(),
-        destination_ip: input.destination.ip(),
-        destination_port: input.destination.port(),
-    };
-    let snapshot = worker.shared.model.load();
-    let policies = snapshot.policies_for(workload);
-    let evaluation = policies.evaluate(&connection, &worker.shared.trust_domains);
-    for dry in &evaluation.dry_run {
-        let outcome = match dry.outcome {
-            DryRunOutcome::WouldDeny => "would deny",
-            DryRunOutcome::WouldAllow => "would allow",
-        };
-        info!(
-            target: "access", policy = %dry.policy, source = %input.source,
-            destination = %input.destination, "dry-run policy {outcome}"
-        );
+/// Whom policies are asked about, and by which trust domains.
+struct Judge<'a> {
+    model: &'a SharedModel,
+    trust_domains: &'a TrustDomains,
+}
+
+impl<'a> Judge<'a> {
+    fn of(worker: &'a Worker) -> Self {
+        Self {
+            model: &worker.shared.model,
+            trust_domains: &worker.shared.trust_domains,
+        }
     }
-    match evaluation.verdict {
-        Verdict::Permitted(_) => Ok(snapshot.version()),
-        Verdict::Denied(why) => Err(denied(format!("policy: {why}"))),
+
+    /// Asks the policies of the pod. A pod that discovery does not know has no policies that
+    /// could be asked, which is a reason to refuse.
+    ///
+    /// Returns the version of the model that allows it.
+    fn authorize(&self, workload: Option<&Workload>, input: &PolicyInput) -> Result<u64, Failed> {
+        let denied = |why: String| Failed::new(ResponseFlag::Denied, why);
+        let Some(workload) = workload else {
+            return Err(denied("policy: this workload is not known yet".into()));
+        };
+        let connection = Connection {
+            source_identity: input.identity.as_ref(),
+            source_ip: input.source.ip(),
+            destination_ip: input.destination.ip(),
+            destination_port: input.destination.port(),
+        };
+        let snapshot = self.model.load();
+        let policies = snapshot.policies_for(workload);
+        let evaluation = policies.evaluate(&connection, self.trust_domains);
+        for dry in &evaluation.dry_run {
+            let outcome = match dry.outcome {
+                DryRunOutcome::WouldDeny => "would deny",
+                DryRunOutcome::WouldAllow => "would allow",
+            };
+            info!(
+                target: "access", policy = %dry.policy, source = %input.source,
+                destination = %input.destination, "dry-run policy {outcome}"
+            );
+        }
+        match evaluation.verdict {
+            Verdict::Permitted(_) => Ok(snapshot.version()),
+            Verdict::Denied(why) => Err(denied(format!("policy: {why}"))),
+        }
+    }
+
+    /// Enters a connection that the policies of version `judged` allowed. Connecting to the app
+    /// took its time: if the model has changed meanwhile, it is asked again, since the recheck of
+    /// open connections has not seen this one. From here on it does.
+    fn enter(
+        &self,
+        connections: &Rc<Connections>,
+        pod: Arc<Pod>,
+        client: SocketAddr,
+        input: PolicyInput,
+        judged: u64,
+    ) -> Result<Entry, Failed> {
+        let flow = Flow::Inbound(input.clone());
+        let workload_uid = pod.spec.workload.clone();
+        let entry = connections.enter(pod, client, flow);
+        let mut version = self.model.version();
+        if version != judged {
+            let workload = self.model.load().workload(&workload_uid).cloned();
+            version = self.authorize(workload.as_deref(), &input)?;
+        }
+        entry.set_judged(version);
+        Ok(entry)
     }
 }
 
-/// Enters a connection that the policies of version `judged` allowed. Connecting to the app
-/// took its time: if the model has changed meanwhile, it is asked again, since the recheck of
-/// open connections has not seen this one. From here on it does.
-fn enter_judged(
-    worker: &Worker,
-    pod: Arc<Pod>,
-    client: SocketAddr,
-    input: PolicyInput,
-    judged: u64,
-) -> Result<Entry, Failed> {
-    let flow = Flow::Inbound(input.clone());
-    let workload_uid = pod.spec.workload.clone();
-    let entry = worker.connections.enter(pod, client, flow);
-    let mut version = worker.shared.model.version();
-    if version != judged {
-        let workload = worker.shared.model.load().workload(&workload_uid).cloned();
-        version = authorize(worker, workload.as_deref(), &input)?;
+/// How long a connection waits for the pod's certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The pod's certificate, waited for if there is none yet.
+async fn certificate_of(worker: &Worker, pod: &Pod) -> Result<Arc<WorkloadCertificate>, Failed> {
+    let (certificates, identity) = (&worker.shared.certificates, &pod.spec.identity);
+    if let Some(certificate) = certificates.try_get(identity) {
+        return Ok(certificate);
     }
-    entry.set_judged(version);
-    Ok(entry)
+    timeout(CERTIFICATE_DEADLINE, certificates.get(identity))
+        .await
+        .map_err(|_| "timed out".to_owned())
+        .and_then(|got| got.map_err(|e| e.to_string()))
+        .map_err(|e| {
+            let error = format!("no certificate for {identity}: {e}");
+            Failed::new(ResponseFlag::IdentityError, error)
+        })
 }
 
 /// The other side of an app's connection.
@@ -343,3 +394,6 @@ fn reject(worker: &Worker, stream: &TcpStream, peer: SocketAddr, reason: Rejecti
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests;

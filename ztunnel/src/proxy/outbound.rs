@@ -10,7 +10,7 @@ use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::{
     CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Retry, Traceparent, Tunnel,
 };
-use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::identity::{SpiffeId, WorkloadCertificate, peer_identity};
 use adit_shared::model::route::{self, ExpectedIdentities, Hbone, Outbound};
 use adit_shared::model::{Service, Workload, WorkloadUid};
 use adit_shared::net::socket::reset_on_close;
@@ -19,11 +19,12 @@ use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::upstream::connect_out;
 use super::{
-    Accepted, Failed, Opened, Peer, TunnelKey, accept_each, canonical, carry, reject, workload_of,
+    Accepted, Failed, Opened, Peer, TunnelKey, accept_each, canonical, carry, certificate_of,
+    reject, workload_of,
 };
 use crate::connections::Flow;
 use crate::pod::Pod;
@@ -33,7 +34,7 @@ use crate::worker::Worker;
 const ENDPOINT_ATTEMPTS: usize = 3;
 /// How long it may take until the peer has answered a CONNECT: its own connect has 10 s.
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a TLS handshake may take, and the wait for a certificate before it.
+/// How long a TLS handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether a workload that does not answer still exists.
@@ -248,12 +249,11 @@ async fn open_tunnel(
     client: SocketAddr,
     way: &Hbone,
 ) -> Result<Tunnel, Attempt> {
-    let key = TunnelKey {
-        source: pod.incarnation,
-        peer: way.peer.uid.clone(),
-        address: way.gateway,
-        identities: way.identities.clone(),
-    };
+    // Boxed: it is hardly ever waited for.
+    let certificate = Box::pin(certificate_of(worker, pod))
+        .await
+        .map_err(Attempt::Elsewhere)?;
+    let key = TunnelKey::new(pod, &certificate, way);
     let request = ConnectRequest {
         authority: way.authority.into(),
         forwarded: Some(Forwarded {
@@ -267,7 +267,8 @@ async fn open_tunnel(
         baggage: Some(worker.descriptions.of(source)),
         traceparent: Some(Traceparent::random()),
     };
-    let connect = async || connect_tunnel(worker, pod, way.gateway, &way.identities).await;
+    let connect =
+        async || connect_tunnel(worker, pod, &certificate, way.gateway, &way.identities).await;
     let deadline = Instant::now() + OPEN_DEADLINE;
     let opening = worker
         .pool
@@ -315,26 +316,15 @@ async fn gone(worker: &Worker, workload: &Workload, address: SocketAddr) -> Fail
     }
 }
 
-/// A new HBONE connection: from the pod, with the pod's certificate, to one that is expected.
+/// A new HBONE connection: from the pod, with this certificate of it, to one that is expected.
 async fn connect_tunnel(
     worker: &Worker,
     pod: &Pod,
+    certificate: &WorkloadCertificate,
     gateway: SocketAddr,
     identities: &ExpectedIdentities,
 ) -> Result<Connection, Failed> {
     let shared = &worker.shared;
-    let identity = &pod.spec.identity;
-    let certificate = match shared.certificates.try_get(identity) {
-        Some(certificate) => certificate,
-        None => timeout(HANDSHAKE_DEADLINE, shared.certificates.get(identity))
-            .await
-            .map_err(|_| "timed out".to_owned())
-            .and_then(|got| got.map_err(|e| e.to_string()))
-            .map_err(|e| {
-                let error = format!("no certificate for {identity}: {e}");
-                Failed::new(ResponseFlag::IdentityError, error)
-            })?,
-    };
     let stream = connect_out(worker, pod, gateway).await.map_err(|e| {
         let flag = if e.kind() == std::io::ErrorKind::TimedOut {
             ResponseFlag::NetworkPolicy

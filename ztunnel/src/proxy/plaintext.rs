@@ -11,8 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::upstream::connect_app;
 use super::{
-    Accepted, Failed, Opened, Peer, accept_each, authorize, canonical, carry, enter_judged, reject,
-    workload_of,
+    Accepted, Failed, Judge, Opened, Peer, accept_each, canonical, carry, reject, workload_of,
 };
 use crate::connections::PolicyInput;
 use crate::pod::Pod;
@@ -66,12 +65,14 @@ async fn open(
         source: peer,
         destination: local,
     };
+    let judge = Judge::of(worker);
     let opened = async {
-        let judged = authorize(worker, destination.as_deref(), &input)?;
+        let judged = judge.authorize(destination.as_deref(), &input)?;
         let app = connect_app(worker, &pod, peer, local)
             .await
             .map_err(|e| Failed::new(ResponseFlag::Connect, format!("connect to the app: {e}")))?;
-        let entry = enter_judged(worker, pod.clone(), peer, input, judged)
+        let entry = judge
+            .enter(&worker.connections, pod.clone(), peer, input, judged)
             .inspect_err(|_| reset_on_close(&app))?;
         Ok::<_, Failed>((app, entry))
     };

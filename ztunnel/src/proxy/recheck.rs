@@ -1,14 +1,21 @@
 //! Open connections when the model changes: those that a policy does not allow any more are
-//! closed, tunnels to workloads that are gone are not used again.
+//! closed, tunnels to workloads that are gone are not used again. And the tunnels are counted.
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
+use adit_shared::hbone::buffer::BufferPool;
 use adit_shared::model::WorkloadUid;
 use adit_shared::policy::{Connection, PolicySet};
+use adit_shared::telemetry::WorkerPools;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::connections::{Closed, Flow};
 use crate::worker::Worker;
+
+/// How old what the metrics say of tunnels may be.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the previous pass judged by: a change of the model that leaves a pod's policies as
 /// they were, and most do, costs its connections nothing.
@@ -22,9 +29,22 @@ struct Judged {
 pub async fn run(worker: Rc<Worker>) {
     let mut versions = worker.shared.model.subscribe();
     let mut judged = Judged::default();
-    while versions.changed().await.is_ok() {
-        judged = close_denied(&worker, &judged);
-        forget_gone(&worker);
+    let pools = WorkerPools::new(BufferPool::local().stats());
+    worker.shared.telemetry.metrics().watch_pools(pools.clone());
+    let mut counting = interval(COUNT_INTERVAL);
+    counting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            changed = versions.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                judged = close_denied(&worker, &judged);
+                forget_gone(&worker);
+            }
+            _ = counting.tick() => pools.set_tunnels(worker.pool.counts()),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Show the log of a pod or a component
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// `pod`, `namespace/pod`, `aditd` or `ztunnel-<node>`
+    /// `pod`, `namespace/pod`, `aditd`, `ztunnel-<node>` or `<gateway>.<namespace>`
     target: String,
     /// Namespace of the pod
     #[arg(short, long)]

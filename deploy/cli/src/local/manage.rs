@@ -7,10 +7,10 @@ use adit_local::{Request, Running};
 use super::{NameArg, only, pod};
 use crate::output::{Outcome, Output, UsageError};
 
-/// Restart `aditd` or a ztunnel, or make a pod anew
+/// Restart `aditd`, a ztunnel or a waypoint, or make a pod anew
 #[derive(Debug, clap::Args)]
 pub struct RestartArgs {
-    /// `aditd`, `ztunnel-<node>`, `pod` or `namespace/pod`
+    /// `aditd`, `ztunnel-<node>`, `<gateway>.<namespace>`, `pod` or `namespace/pod`
     target: String,
     /// Namespace of the pod
     #[arg(short, long)]
@@ -22,10 +22,10 @@ pub struct RestartArgs {
     mesh: NameArg,
 }
 
-/// Stop `aditd` or a ztunnel, for a look at what happens without it
+/// Stop `aditd`, a ztunnel or a waypoint, for a look at what happens without it
 #[derive(Debug, clap::Args)]
 pub struct StopArgs {
-    /// `aditd` or `ztunnel-<node>`
+    /// `aditd`, `ztunnel-<node>` or `<gateway>.<namespace>`
     component: String,
     /// End it with SIGKILL
     #[arg(long)]
@@ -37,7 +37,7 @@ pub struct StopArgs {
 /// Start a component that was stopped
 #[derive(Debug, clap::Args)]
 pub struct StartArgs {
-    /// `aditd` or `ztunnel-<node>`
+    /// `aditd`, `ztunnel-<node>` or `<gateway>.<namespace>`
     component: String,
     #[command(flatten)]
     mesh: NameArg,
@@ -63,7 +63,7 @@ pub fn restart(args: RestartArgs, out: &mut Output) -> anyhow::Result<Outcome> {
         (true, true) => Request::Replace { component },
         (true, false) => Request::Restart { component },
         (false, true) => {
-            let text = "--replace is for aditd and ztunnels".into();
+            let text = "--replace is for ztunnels".into();
             return Err(UsageError(text).into());
         }
         (false, false) => {

@@ -3,6 +3,7 @@
 mod exec;
 mod logs;
 mod manage;
+mod objects;
 mod status;
 mod up;
 
@@ -37,6 +38,10 @@ enum Command {
     Restart(manage::RestartArgs),
     Stop(manage::StopArgs),
     Start(manage::StartArgs),
+    Apply(objects::ApplyArgs),
+    Delete(objects::DeleteArgs),
+    Label(objects::LabelArgs),
+    Get(objects::GetArgs),
     Down(manage::DownArgs),
 }
 
@@ -49,6 +54,10 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         Command::Restart(args) => manage::restart(args, out),
         Command::Stop(args) => manage::stop(args, out),
         Command::Start(args) => manage::start(args, out),
+        Command::Apply(args) => objects::apply(&args, out),
+        Command::Delete(args) => objects::delete(&args, out),
+        Command::Label(args) => objects::label(&args, out),
+        Command::Get(args) => objects::get(&args, out),
         Command::Down(args) => manage::down(&args, out),
     }
 }
@@ -63,13 +72,18 @@ struct NameArg {
 
 impl NameArg {
     fn mesh(&self) -> anyhow::Result<Running> {
-        if let Some(name) = &self.name {
-            return Ok(Running::open(name)?);
-        }
-        match only(&Running::list()?)? {
-            Some(name) => Ok(Running::open(name)?),
-            None => bail!("there is no local mesh; `adit local up -f DIR` makes one"),
-        }
+        the_mesh(self.name.as_deref())
+    }
+}
+
+/// The mesh of that name, or the only one.
+pub fn the_mesh(name: Option<&str>) -> anyhow::Result<Running> {
+    if let Some(name) = name {
+        return Ok(Running::open(name)?);
+    }
+    match only(&Running::list()?)? {
+        Some(name) => Ok(Running::open(name)?),
+        None => bail!("there is no local mesh; `adit local up -f DIR` makes one"),
     }
 }
 

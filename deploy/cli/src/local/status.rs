@@ -73,6 +73,12 @@ pub(super) fn text(status: &MeshStatus) -> String {
         ]);
     }
     text += &table.render();
+    if !status.applied.is_empty() {
+        text += "\nApplied over the manifests:\n";
+    }
+    for applied in &status.applied {
+        let _ = writeln!(text, "  {}", printable(applied));
+    }
     for problem in &status.problems {
         let _ = writeln!(text, "\nProblem: {}", printable(problem));
     }

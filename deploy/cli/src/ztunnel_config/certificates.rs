@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::output::{self, Outcome, Output};
 use crate::table::Table;
-use crate::ztunnel::dump::{Certificate, Dump, list};
+use crate::ztunnel::dump::{Certificate, Certificates, Dump, list};
 use crate::ztunnel::serial;
 
 use super::{Common, Loaded};
@@ -42,12 +42,22 @@ pub(super) fn table(dump: &Dump, now: SystemTime) -> String {
         "NOT AFTER",
         "NOT BEFORE",
     ]);
+    for row in rows(dump.certificates.iter().map(|entry| &entry.view), now) {
+        table.row(row.each_ref().map(String::as_str));
+    }
+    table.render()
+}
+
+/// A row for each certificate; `now` decides what is valid.
+pub fn rows<'a>(all: impl Iterator<Item = &'a Certificates>, now: SystemTime) -> Vec<[String; 7]> {
+    let mut rows = Vec::new();
     // Several nodes have the same roots for an identity.
     let mut seen = HashSet::new();
-    for of in dump.certificates.iter().map(|entry| &entry.view) {
+    for of in all {
         let state = state(&of.state);
         if of.cert_chain.is_empty() {
-            table.row([&of.identity, "NA", state, "false", "NA", "NA", "NA"]);
+            let row = [&of.identity, "NA", state, "false", "NA", "NA", "NA"];
+            rows.push(row.map(str::to_owned));
             continue;
         }
         // Old ztunnels have the root at the end of the chain.
@@ -66,18 +76,20 @@ pub(super) fn table(dump: &Dump, now: SystemTime) -> String {
                 continue;
             }
             let valid = if is_valid(cert, now) { "true" } else { "false" };
-            table.row([
-                &of.identity,
+            let serial = serial::hex(&cert.serial_number);
+            let row = [
+                of.identity.as_str(),
                 kind,
                 state,
                 valid,
-                or_na(&serial::hex(&cert.serial_number)),
+                or_na(&serial),
                 or_na(&cert.expiration_time),
                 or_na(&cert.valid_from),
-            ]);
+            ];
+            rows.push(row.map(str::to_owned));
         }
     }
-    table.render()
+    rows
 }
 
 fn state(state: &Value) -> &str {

@@ -68,7 +68,7 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
 
 /// What istioctl's users write, as ztunnel wants it: `target:level` with an equals sign, and
 /// Envoy's names of levels.
-fn filter(level: &str) -> String {
+pub fn filter(level: &str) -> String {
     let directive = |part: &str| {
         let (target, level) = match part.rsplit_once(['=', ':']) {
             Some((target, level)) => (Some(target.trim_end_matches(':')), level),

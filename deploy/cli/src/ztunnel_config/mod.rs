@@ -9,6 +9,9 @@ mod policies;
 mod services;
 mod workloads;
 
+pub use certificates::rows as certificate_rows;
+pub use log::filter as log_filter;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

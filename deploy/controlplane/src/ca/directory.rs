@@ -1,4 +1,4 @@
-//! What the certificate service has to know about pods.
+//! What has to be known about the pods that call.
 
 use crate::auth::Caller;
 
@@ -15,5 +15,12 @@ pub trait PodDirectory: Send + Sync {
     fn knows(&self, caller: &Caller) -> bool {
         let _ = caller;
         true
+    }
+
+    /// The Gateway, in the caller's namespace, whose pod the caller's token names. The
+    /// default knows none.
+    fn gateway_of(&self, caller: &Caller) -> Option<String> {
+        let _ = caller;
+        None
     }
 }

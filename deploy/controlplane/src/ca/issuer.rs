@@ -104,6 +104,11 @@ impl CertificateIssuer {
         &self.trusted
     }
 
+    /// Which pods there are.
+    pub fn pods(&self) -> &Arc<dyn PodDirectory> {
+        &self.pods
+    }
+
     /// Answers a request of `caller`, who has been authenticated: the identity and the
     /// certificate chain for it as Istio's certificate service writes it.
     ///

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use adit_shared::proto::waypoint::SETTINGS_TYPE;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
 use super::enrolment::{Decision, decide};
+use super::l7::{self, Consulted, ResourceKey, View};
 use super::mesh::MeshConfig;
 use super::namespace::{Compiled, Shared, namespace};
 use super::peer_authentication::{STATIC_STRICT, static_strict};
 use super::redirection::{Desired, Redirection};
 use crate::model::{NamespaceObjects, ObjectRef, Objects};
 use crate::serve::SnapshotBuilder;
-use crate::status::Condition;
+use crate::status::ObjectStatus;
 
 /// Which pods ought to be enrolled.
 pub fn desired(objects: &Objects, mesh: &MeshConfig) -> Desired {
@@ -44,13 +46,27 @@ pub fn compile(objects: &Objects, redirection: &Redirection, mesh: &MeshConfig) 
         all.addresses.extend(part.addresses);
         all.authorizations.extend(part.authorizations);
         all.enrolments.extend(part.enrolments);
-        all.conditions.extend(part.conditions);
+        all.statuses.extend(part.statuses);
+        let view = View::new(name, objects, &shared.waypoints, mesh);
+        let part = l7::compile_namespace(of, &view);
+        all.waypoints.extend(part.resources);
+        merge_statuses(&mut all.statuses, part.statuses);
     }
     if has_peer_authentication(objects, mesh) {
         all.authorizations
             .insert(static_strict_key(mesh), static_strict(mesh));
     }
+    merge_statuses(&mut all.statuses, l7::class_statuses(objects));
     all
+}
+
+fn merge_statuses(
+    into: &mut BTreeMap<ObjectRef, ObjectStatus>,
+    from: BTreeMap<ObjectRef, ObjectStatus>,
+) {
+    for (object, status) in from {
+        into.entry(object).or_default().merge(status);
+    }
 }
 
 fn static_strict_key(mesh: &MeshConfig) -> String {
@@ -71,15 +87,26 @@ pub struct Compiler {
     mesh: MeshConfig,
     shared: Option<Shared>,
     parts: BTreeMap<Arc<str>, Part>,
+    classes: BTreeMap<ObjectRef, ObjectStatus>,
+    /// How many namespaces give a resource to a waypoint: what a service brings along is
+    /// given by all that send there.
+    givers: BTreeMap<ResourceKey, usize>,
 }
 
 /// A namespace with the inputs that it was compiled from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Part {
     objects: Arc<NamespaceObjects>,
     /// Pods that are captured or enrolled, as far as they are of this namespace.
     redirection: Redirection,
+    /// For node proxies.
     compiled: Compiled,
+    /// For waypoints.
+    l7: l7::Part,
+    /// Other namespaces that `l7` depends on.
+    consulted: Consulted,
+    /// Of both.
+    statuses: BTreeMap<ObjectRef, ObjectStatus>,
 }
 
 impl Compiler {
@@ -89,6 +116,8 @@ impl Compiler {
             mesh,
             shared: None,
             parts: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            givers: BTreeMap::new(),
         }
     }
 
@@ -114,32 +143,36 @@ impl Compiler {
         for name in gone.cloned().collect::<Vec<_>>() {
             if let Some(part) = self.parts.remove(&name) {
                 edit(snapshot, &part.compiled, &Compiled::default());
+                self.edit_l7(snapshot, &part.l7, &l7::Part::default());
                 count += 1;
             }
         }
         for (name, of) in &objects.namespaces {
             let redirection = restrict(redirection, of);
-            let before = self.parts.get(name);
-            let current = before.is_some_and(|part| {
-                !all && Arc::ptr_eq(&part.objects, of) && part.redirection == redirection
-            });
-            if current {
-                continue;
+            let mut part = self.parts.remove(name).unwrap_or_default();
+            let changed = all || !Arc::ptr_eq(&part.objects, of);
+            let l4 = changed || part.redirection != redirection;
+            let l7 = changed || !part.consulted.is_current(objects);
+            if l4 {
+                let compiled = namespace(name, of, &shared, &redirection, &self.mesh);
+                edit(snapshot, &part.compiled, &compiled);
+                part.compiled = compiled;
             }
-            let compiled = namespace(name, of, &shared, &redirection, &self.mesh);
-            let nothing = Compiled::default();
-            edit(
-                snapshot,
-                before.map_or(&nothing, |part| &part.compiled),
-                &compiled,
-            );
-            let part = Part {
-                objects: of.clone(),
-                redirection,
-                compiled,
-            };
+            if l7 {
+                let view = View::new(name, objects, &shared.waypoints, &self.mesh);
+                let compiled = l7::compile_namespace(of, &view);
+                part.consulted = view.into_consulted();
+                self.edit_l7(snapshot, &part.l7, &compiled);
+                part.l7 = compiled;
+            }
+            if l4 || l7 {
+                part.objects = of.clone();
+                part.redirection = redirection;
+                part.statuses = part.compiled.statuses.clone();
+                merge_statuses(&mut part.statuses, part.l7.statuses.clone());
+                count += 1;
+            }
             self.parts.insert(name.clone(), part);
-            count += 1;
         }
         let key = static_strict_key(&self.mesh);
         if has_peer_authentication(objects, &self.mesh) {
@@ -147,15 +180,43 @@ impl Compiler {
         } else {
             snapshot.remove(AUTHORIZATION_TYPE, &key);
         }
+        let settings = l7::settings(objects, &self.mesh);
+        snapshot.set(SETTINGS_TYPE, l7::SETTINGS_NAME, &settings);
+        self.classes = l7::class_statuses(objects);
         self.shared = Some(shared);
         count
     }
 
-    /// Conditions of all objects.
-    pub fn conditions(&self) -> impl Iterator<Item = (&ObjectRef, &Condition)> {
-        self.parts
-            .values()
-            .flat_map(|part| &part.compiled.conditions)
+    /// Status of all objects.
+    pub fn statuses(&self) -> impl Iterator<Item = (&ObjectRef, &ObjectStatus)> {
+        let parts = self.parts.values().flat_map(|part| &part.statuses);
+        parts.chain(&self.classes)
+    }
+
+    /// Makes the difference between what a namespace gave to waypoints and gives now.
+    fn edit_l7(&mut self, snapshot: &mut SnapshotBuilder, old: &l7::Part, new: &l7::Part) {
+        for key in old.resources.keys() {
+            if new.resources.contains_key(key) {
+                continue;
+            }
+            let givers = self.givers.get_mut(key).map(|givers| {
+                *givers = givers.saturating_sub(1);
+                *givers
+            });
+            if givers.unwrap_or_default() == 0 {
+                self.givers.remove(key);
+                snapshot.remove_for_waypoint(key);
+            }
+        }
+        for (key, resource) in &new.resources {
+            let before = old.resources.get(key);
+            if before.is_none() {
+                *self.givers.entry(key.clone()).or_default() += 1;
+            }
+            if before != Some(resource) {
+                snapshot.set_for_waypoint(key, resource);
+            }
+        }
     }
 }
 

@@ -25,6 +25,9 @@ pub struct MeshConfig {
     pub revision: Arc<str>,
     /// No pod of these namespaces is enrolled.
     pub excluded_namespaces: Vec<Arc<str>>,
+    /// What is bound to a waypoint that is not ready is reached without it, as in Istio.
+    /// The policies that the waypoint enforces are skipped meanwhile.
+    pub waypoint_fail_open: bool,
 }
 
 impl Default for MeshConfig {
@@ -39,6 +42,7 @@ impl Default for MeshConfig {
             cluster_domain: "cluster.local".into(),
             revision: "default".into(),
             excluded_namespaces: vec!["kube-system".into()],
+            waypoint_fail_open: false,
         }
     }
 }

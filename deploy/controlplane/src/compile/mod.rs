@@ -8,6 +8,7 @@
 mod authorization;
 mod compiler;
 mod enrolment;
+pub mod l7;
 mod mesh;
 mod namespace;
 mod peer_authentication;

@@ -10,6 +10,7 @@ use adit_shared::proto::workload::{Address, address};
 
 use super::authorization::convert;
 use super::enrolment;
+use super::l7::{Resource, ResourceKey, Waypoints};
 use super::mesh::MeshConfig;
 use super::peer_authentication::{effective, inherited};
 use super::redirection::Redirection;
@@ -20,7 +21,7 @@ use crate::model::{
     AuthorizationPolicy, Kind, Labels, NamespaceObjects, ObjectRef, Objects, PeerAuthentication,
     PolicyAction, PolicyScope,
 };
-use crate::status::Condition;
+use crate::status::ObjectStatus;
 
 /// Resources by their names, and what is to be told about objects.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,14 +32,17 @@ pub struct Compiled {
     pub authorizations: BTreeMap<String, Authorization>,
     /// Pods to capture by uid, with their nodes.
     pub enrolments: BTreeMap<String, (Arc<str>, Enrolment)>,
-    /// Conditions of objects.
-    pub conditions: BTreeMap<ObjectRef, Condition>,
+    /// Resources of waypoints.
+    pub waypoints: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// Status of objects.
+    pub statuses: BTreeMap<ObjectRef, ObjectStatus>,
 }
 
 /// What namespaces share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shared {
     network: Arc<str>,
+    pub(super) waypoints: Waypoints,
     localities: BTreeMap<Arc<str>, Locality>,
     /// Selector policies of the root namespace.
     policies: Vec<(Labels, String)>,
@@ -56,8 +60,10 @@ impl Shared {
         let policies = root
             .into_iter()
             .flat_map(|root| selector_policies(root, mesh));
+        let network = label.map_or_else(|| mesh.network.clone(), Arc::from);
         Self {
-            network: label.map_or_else(|| mesh.network.clone(), Arc::from),
+            waypoints: Waypoints::of(objects, &network, mesh),
+            network,
             localities: objects
                 .nodes
                 .iter()
@@ -104,7 +110,8 @@ pub fn namespace(
             }
             if let Some(condition) = conversion.condition {
                 let reference = policy.meta.reference(Kind::AuthorizationPolicy);
-                compiled.conditions.insert(reference, condition);
+                let status = compiled.statuses.entry(reference).or_default();
+                status.conditions.push(condition);
             }
         }
     }
@@ -120,7 +127,13 @@ pub fn namespace(
         .values()
         .filter(|service| !service.external_name);
     for service in services.clone() {
-        let wire = services::convert(service, of_namespace, &shared.network, mesh);
+        let wire = services::convert(
+            service,
+            of_namespace,
+            &shared.network,
+            &shared.waypoints,
+            mesh,
+        );
         compiled.addresses.insert(
             services::key(service, mesh),
             Address {
@@ -133,6 +146,8 @@ pub fn namespace(
     let around = Surroundings {
         mesh,
         network: &shared.network,
+        namespace: of_namespace,
+        waypoints: &shared.waypoints,
         localities: &shared.localities,
         services: SelectorIndex::new(
             services

@@ -3,6 +3,7 @@
 use adit_shared::proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use adit_shared::proto::workload::{LoadBalancing, NetworkAddress, Port, Service as WireService};
 
+use super::l7::{Bindable, Waypoints, bind, ingress_uses};
 use super::mesh::MeshConfig;
 use super::wire::ip_bytes;
 use crate::model::{Namespace, Service, TargetPort, TrafficDistribution};
@@ -25,9 +26,11 @@ pub(super) fn convert(
     service: &Service,
     namespace: Option<&Namespace>,
     network: &str,
+    waypoints: &Waypoints,
     mesh: &MeshConfig,
 ) -> WireService {
     let meta = &service.meta;
+    let binding = bind(Bindable::Service, meta, namespace, waypoints);
     WireService {
         name: meta.name.to_string(),
         namespace: meta.namespace.to_string(),
@@ -57,6 +60,8 @@ pub(super) fn convert(
         load_balancing: load_balancing(service, namespace),
         ip_families: service.families.into(),
         canonical: true,
+        waypoint: binding.and_then(|binding| binding.address(waypoints, mesh)),
+        ingress_use_waypoint: ingress_uses(meta, namespace),
         ..WireService::default()
     }
 }

@@ -8,19 +8,23 @@ use adit_shared::proto::workload::{
     Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 
+use super::l7::{Bindable, Waypoints, bind};
 use super::mesh::MeshConfig;
 use super::peer_authentication::effective;
 use super::selectors::SelectorIndex;
 use super::services;
 use super::wire::ip_bytes;
 use crate::model::{
-    EndpointSlice, MutualTls, NamespaceObjects, PeerAuthentication, Pod, Service, TargetPort,
+    EndpointSlice, MutualTls, Namespace, NamespaceObjects, PeerAuthentication, Pod, Service,
+    TargetPort,
 };
 
 /// Everything besides a pod that its workload depends on.
 pub(super) struct Surroundings<'a> {
     pub(super) mesh: &'a MeshConfig,
     pub(super) network: &'a str,
+    pub(super) namespace: Option<&'a Namespace>,
+    pub(super) waypoints: &'a Waypoints,
     pub(super) localities: &'a BTreeMap<Arc<str>, NodeLocality>,
     /// Services of the namespace by their selectors.
     pub(super) services: SelectorIndex<'a, &'a Service>,
@@ -58,6 +62,7 @@ pub(super) fn pod(pod: &Pod, captured: bool, around: &Surroundings<'_>) -> Optio
             .find_map(|key| meta.label(key).filter(|v| !v.is_empty()));
         found.unwrap_or(otherwise).to_owned()
     };
+    let binding = bind(Bindable::Workload, meta, around.namespace, around.waypoints);
     let healthy = pod.ready && !meta.deleting;
     Some(Workload {
         uid: pod_uid(pod, mesh),
@@ -92,6 +97,7 @@ pub(super) fn pod(pod: &Pod, captured: bool, around: &Surroundings<'_>) -> Optio
         ),
         workload_type: WorkloadType::Pod.into(),
         workload_name: pod.workload_name.to_string(),
+        waypoint: binding.and_then(|binding| binding.address(around.waypoints, mesh)),
         services: memberships(pod, around),
         authorization_policies: policies,
         status: if healthy {

@@ -32,18 +32,109 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `security.istio.io` PeerAuthentication.
     PeerAuthentication,
+    /// `v1` ConfigMap.
+    ConfigMap,
+    /// `v1` Secret.
+    Secret,
+    /// `gateway.networking.k8s.io` GatewayClass.
+    GatewayClass,
+    /// `gateway.networking.k8s.io` Gateway.
+    Gateway,
+    /// `gateway.networking.k8s.io` HTTPRoute.
+    HttpRoute,
+    /// `gateway.networking.k8s.io` GRPCRoute.
+    GrpcRoute,
+    /// `gateway.networking.k8s.io` TCPRoute.
+    TcpRoute,
+    /// `gateway.networking.k8s.io` TLSRoute.
+    TlsRoute,
+    /// `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant,
+    /// `gateway.networking.k8s.io` BackendTLSPolicy.
+    BackendTlsPolicy,
+    /// `security.istio.io` RequestAuthentication.
+    RequestAuthentication,
+    /// `networking.istio.io` DestinationRule.
+    DestinationRule,
+    /// `networking.istio.io` VirtualService.
+    VirtualService,
+    /// `networking.istio.io` ServiceEntry.
+    ServiceEntry,
+    /// `telemetry.istio.io` Telemetry.
+    Telemetry,
 }
 
 impl Kind {
     /// Objects of this kind live outside namespaces.
     pub fn is_cluster_scoped(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node)
+        matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
+
+    /// The kind as manifests write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::DestinationRule => "DestinationRule",
+            Self::VirtualService => "VirtualService",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::Telemetry => "Telemetry",
+        }
+    }
+
+    /// The kind that manifests write as `text`, if the control plane reads it.
+    pub fn from_name(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// All kinds.
+    pub const ALL: [Self; 23] = [
+        Self::Namespace,
+        Self::Node,
+        Self::ServiceAccount,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
+        Self::ConfigMap,
+        Self::Secret,
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TlsRoute,
+        Self::ReferenceGrant,
+        Self::BackendTlsPolicy,
+        Self::RequestAuthentication,
+        Self::DestinationRule,
+        Self::VirtualService,
+        Self::ServiceEntry,
+        Self::Telemetry,
+    ];
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.write_str(self.as_str())
     }
 }
 
@@ -130,6 +221,16 @@ pub struct Meta {
     pub deleting: bool,
     /// Where it was read.
     pub origin: Origin,
+}
+
+impl Age {
+    /// Microseconds since 1970; 0: not stated.
+    pub fn micros(self) -> i64 {
+        match self {
+            Self::Created(time) => time.as_microsecond(),
+            Self::Unstated => 0,
+        }
+    }
 }
 
 impl Meta {

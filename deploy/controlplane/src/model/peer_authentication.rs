@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::authorization::check_selector;
-use super::authorization_raw::{Map, Selector, nullable, read_spec};
 use super::field::{At, FieldError};
 use super::meta::{Labels, Meta};
+use super::raw::{Map, Selector, nullable, read_spec};
 
 /// What happens to plaintext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,6 +43,23 @@ pub enum TargetPort {
     Name(Arc<str>),
 }
 
+/// What is spoken on a port, as far as it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeclaredProtocol {
+    /// Nothing was said.
+    Undeclared,
+    /// HTTP/1.1, or whatever the client speaks.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Bytes that nobody may look at.
+    Tcp,
+    /// TLS, of which the ClientHello may be looked at.
+    Tls,
+}
+
 /// A TCP port of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
@@ -54,6 +71,8 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// What is spoken on it.
     pub protocol: AppProtocol,
+    /// What a waypoint takes it for.
+    pub declared: DeclaredProtocol,
     /// `appProtocol` or the name states what is spoken.
     pub protocol_stated: bool,
 }
@@ -161,6 +180,7 @@ fn service_port(port: &core::ServicePort, at: At<'_>) -> Result<Option<ServicePo
         number,
         target,
         protocol: app_protocol(port.app_protocol.as_deref(), name),
+        declared: declared_protocol(port.app_protocol.as_deref(), name, number),
         protocol_stated: port.app_protocol.is_some() || states_protocol(name),
     }))
 }
@@ -188,6 +208,30 @@ fn app_protocol(declared: Option<&str>, port_name: &str) -> AppProtocol {
         "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
         "grpc" => AppProtocol::Grpc,
         _ => AppProtocol::Unknown,
+    }
+}
+
+/// Ports on which the server speaks first and for which nobody states a protocol: SMTP,
+/// DNS, MySQL, MongoDB (Istio `wellKnownPorts`). Waiting for the client's first bytes
+/// would stall them.
+const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
+
+/// As [`app_protocol`], with the difference between bytes, TLS and nothing said.
+fn declared_protocol(declared: Option<&str>, port_name: &str, number: u16) -> DeclaredProtocol {
+    let text = declared.unwrap_or(port_name).to_ascii_lowercase();
+    let prefix = if text.starts_with("grpc-web") {
+        "http"
+    } else {
+        text.split('-').next().unwrap_or_default()
+    };
+    match prefix {
+        "http" | "http_proxy" | "kubernetes.io/ws" => DeclaredProtocol::Http,
+        "http2" | "kubernetes.io/h2c" => DeclaredProtocol::Http2,
+        "grpc" => DeclaredProtocol::Grpc,
+        "https" | "tls" | "kubernetes.io/wss" => DeclaredProtocol::Tls,
+        "tcp" | "mongo" | "mysql" | "redis" => DeclaredProtocol::Tcp,
+        _ if SERVER_FIRST.contains(&number) => DeclaredProtocol::Tcp,
+        _ => DeclaredProtocol::Undeclared,
     }
 }
 

@@ -22,6 +22,11 @@ use super::gate::{self, Peer};
 use super::metrics::Metrics;
 use super::snapshot::{NodeView, ResourceSnapshot};
 use crate::auth::{Caller, TrustedAccounts};
+use crate::ca::PodDirectory;
+use crate::compile::l7::WaypointName;
+
+/// The node metadata that names the Gateway which a proxy is a pod of.
+const GATEWAY_NAME: &str = "GATEWAY_NAME";
 
 /// For the client to take the status with which we end its stream.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,6 +44,8 @@ pub struct StreamLimits {
     pub max_age: Duration,
     /// For the first request of a stream.
     pub first_request: Duration,
+    /// For the pod of a waypoint to become known.
+    pub known_pod: Duration,
     /// For the client to take a response off our hands.
     pub send: Duration,
     /// For the client to acknowledge a response.
@@ -52,6 +59,7 @@ impl Default for StreamLimits {
             concurrent_pushes: 64,
             max_age: Duration::from_secs(30 * 60),
             first_request: Duration::from_secs(10),
+            known_pod: Duration::from_secs(5),
             send: Duration::from_secs(30),
             acknowledgement: Duration::from_secs(120),
         }
@@ -61,6 +69,7 @@ impl Default for StreamLimits {
 /// What every stream shares.
 pub(super) struct Shared {
     pub(super) trusted: TrustedAccounts,
+    pub(super) pods: Arc<dyn PodDirectory>,
     pub(super) snapshots: watch::Receiver<Arc<ResourceSnapshot>>,
     pub(super) clients: Clients,
     pub(super) metrics: Arc<Metrics>,
@@ -152,6 +161,12 @@ impl End {
     }
 }
 
+/// Why a caller is not the waypoint that it says it is.
+enum Unfit {
+    OtherGateway,
+    Stopping,
+}
+
 struct Connection<'a> {
     shared: &'a Shared,
     caller: &'a Caller,
@@ -181,6 +196,10 @@ impl Connection<'_> {
         let registration = shared.clients.register(self.caller, self.peer, &node.id);
 
         let mut snapshots = shared.snapshots.clone();
+        let waypoint = match metadata_string(&node, GATEWAY_NAME) {
+            Some(gateway) => Some(self.waypoint(gateway, &mut snapshots).await?),
+            None => None,
+        };
         let view = |snapshots: &mut watch::Receiver<Arc<ResourceSnapshot>>| {
             let snapshot = snapshots.borrow_and_update().clone();
             // What a node has to enrol is for its proxy alone.
@@ -188,7 +207,7 @@ impl Connection<'_> {
                 true => self.caller.node.as_str(),
                 false => "",
             };
-            Arc::new(NodeView::new(snapshot, node))
+            Arc::new(NodeView::new(snapshot, node).with_waypoint(waypoint.clone()))
         };
         let mut state = ServerState::new(view(&mut snapshots));
         let spread = rand::rng().random_range(0.9..=1.0);
@@ -218,6 +237,45 @@ impl Connection<'_> {
                     Status::deadline_exceeded("a response was not acknowledged"),
                 )),
             }
+        }
+    }
+
+    /// The waypoint that the caller is: it says so, and the pod that its token names is
+    /// one of it. The pod may become known a moment after it calls.
+    async fn waypoint(
+        &self,
+        gateway: &str,
+        snapshots: &mut watch::Receiver<Arc<ResourceSnapshot>>,
+    ) -> Result<WaypointName, End> {
+        let found = timeout(self.shared.limits.known_pod, async {
+            loop {
+                // Before the pod is looked for: what comes meanwhile is not missed.
+                snapshots.borrow_and_update();
+                match self.shared.pods.gateway_of(self.caller) {
+                    Some(found) if found == gateway => return Ok(found),
+                    Some(_) => return Err(Unfit::OtherGateway),
+                    None => {}
+                }
+                if snapshots.changed().await.is_err() {
+                    return Err(Unfit::Stopping);
+                }
+            }
+        })
+        .await;
+        match found {
+            Ok(Ok(name)) => Ok(WaypointName {
+                namespace: self.caller.namespace.as_str().into(),
+                name: name.into(),
+            }),
+            Ok(Err(Unfit::Stopping)) => Err(End::Stopping),
+            Ok(Err(Unfit::OtherGateway)) => Err(failed(
+                "node",
+                Status::permission_denied("the pod is not of the gateway that it names"),
+            )),
+            Err(_) => Err(failed(
+                "unknown_pod",
+                Status::unavailable("the pod is not known to belong to a gateway"),
+            )),
         }
     }
 

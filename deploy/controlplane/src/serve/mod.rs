@@ -156,6 +156,7 @@ impl Serving {
         let trusted = issuer.trusted().clone();
         let ads = ads::Ads(Arc::new(ads::Shared {
             trusted: trusted.clone(),
+            pods: issuer.pods().clone(),
             snapshots: snapshots.clone(),
             clients: clients.clone(),
             metrics: metrics.clone(),

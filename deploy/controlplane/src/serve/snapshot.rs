@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use adit_shared::proto::ENROLMENT_TYPE;
 use adit_shared::proto::enrolment::Enrolment;
+use adit_shared::proto::waypoint::{self, PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::xds::{ResourceSet, ResourceSource, VersionedResource};
 use imbl::OrdMap;
 use prost::Message;
+
+use crate::compile::l7::{Resource, ResourceKey, WaypointName};
 
 /// All resources at one point in time. The default is the snapshot before the first: it is not
 /// served.
@@ -20,6 +23,8 @@ pub struct ResourceSnapshot {
     generation: u64,
     types: BTreeMap<Arc<str>, ResourceSet>,
     enrolments: OrdMap<Arc<str>, ResourceSet>,
+    /// By waypoint and type.
+    waypoints: OrdMap<WaypointName, BTreeMap<&'static str, ResourceSet>>,
 }
 
 impl ResourceSnapshot {
@@ -43,13 +48,24 @@ impl ResourceSnapshot {
         self.enrolments.get(node)
     }
 
+    /// What a waypoint gets of a type.
+    pub fn of_waypoint(&self, waypoint: &WaypointName, type_url: &str) -> Option<&ResourceSet> {
+        self.waypoints.get(waypoint)?.get(type_url)
+    }
+
     /// The types with how many resources each has, for reports.
     pub fn sizes(&self) -> Vec<(String, usize)> {
-        let enrolments = self.enrolments.values().map(ResourceSet::len).sum();
-        self.types
-            .iter()
-            .map(|(type_url, set)| (type_url.to_string(), set.len()))
-            .chain([(ENROLMENT_TYPE.to_owned(), enrolments)])
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        let enrolments = self.enrolments.values().map(|set| (ENROLMENT_TYPE, set));
+        let types = self.types.iter().map(|(type_url, set)| (&**type_url, set));
+        let waypoints = self.waypoints.values().flatten();
+        let waypoints = waypoints.map(|(type_url, set)| (*type_url, set));
+        for (type_url, set) in types.chain(enrolments).chain(waypoints) {
+            *sizes.entry(type_url).or_default() += set.len();
+        }
+        let sizes = sizes.into_iter();
+        sizes
+            .map(|(type_url, size)| (type_url.to_owned(), size))
             .collect()
     }
 
@@ -145,6 +161,35 @@ impl SnapshotBuilder {
         self
     }
 
+    /// Sets one resource of one waypoint.
+    pub fn set_for_waypoint(&mut self, key: &ResourceKey, resource: &Resource) -> &mut Self {
+        let types = self
+            .snapshot
+            .waypoints
+            .entry(key.waypoint.clone())
+            .or_default();
+        let set = types.entry(key.type_url).or_default();
+        self.changed |= set.insert(&key.name, resource.encode());
+        self
+    }
+
+    /// Takes one resource of one waypoint out.
+    pub fn remove_for_waypoint(&mut self, key: &ResourceKey) -> &mut Self {
+        let Some(types) = self.snapshot.waypoints.get_mut(&key.waypoint) else {
+            return self;
+        };
+        if let Some(set) = types.get_mut(key.type_url) {
+            self.changed |= set.remove(&key.name);
+            if set.is_empty() {
+                types.remove(key.type_url);
+            }
+        }
+        if types.is_empty() {
+            self.snapshot.waypoints.remove(&key.waypoint);
+        }
+        self
+    }
+
     /// Whether anything differs from the snapshot that this started with.
     pub fn is_changed(&self) -> bool {
         self.changed
@@ -181,20 +226,31 @@ impl SnapshotBuilder {
     }
 }
 
-/// A snapshot as one node sees it.
+/// Types of which every waypoint gets all.
+const FOR_ALL_WAYPOINTS: [&str; 2] = [SETTINGS_TYPE, PROVIDER_TYPE];
+
+/// A snapshot as one client sees it.
 #[derive(Clone, Debug)]
 pub struct NodeView {
     snapshot: Arc<ResourceSnapshot>,
     node: String,
+    waypoint: Option<WaypointName>,
 }
 
 impl NodeView {
-    /// What `node` may see of `snapshot`.
+    /// What the proxy of `node` may see of `snapshot`; no node: what every client may.
     pub fn new(snapshot: Arc<ResourceSnapshot>, node: &str) -> Self {
         Self {
             snapshot,
             node: node.to_owned(),
+            waypoint: None,
         }
+    }
+
+    /// The same, and what is for `waypoint`.
+    #[must_use]
+    pub fn with_waypoint(self, waypoint: Option<WaypointName>) -> Self {
+        Self { waypoint, ..self }
     }
 }
 
@@ -202,6 +258,12 @@ impl ResourceSource for NodeView {
     fn resources(&self, type_url: &str) -> Option<&ResourceSet> {
         if type_url == ENROLMENT_TYPE {
             return self.snapshot.enrolments(&self.node);
+        }
+        if waypoint::TYPES.contains(&type_url) {
+            let own = self.waypoint.as_ref()?;
+            if !FOR_ALL_WAYPOINTS.contains(&type_url) {
+                return self.snapshot.of_waypoint(own, type_url);
+            }
         }
         self.snapshot.resources(type_url)
     }

@@ -10,8 +10,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::{
-    At, AuthorizationPolicy, EndpointSlice, FieldError, FieldPath, Kind, Meta, Namespace, Node,
-    Object, ObjectRef, Origin, PeerAuthentication, Pod, Segment, Service, ServiceAccount,
+    At, AuthorizationPolicy, BackendTlsPolicy, ConfigMap, DestinationRule, EndpointSlice,
+    FieldError, FieldPath, Gateway, GatewayClass, GrpcRoute, HttpRoute, Kind, Meta, Namespace,
+    Node, Object, ObjectRef, Origin, PeerAuthentication, Pod, ReferenceGrant,
+    RequestAuthentication, Secret, Segment, Service, ServiceAccount, ServiceEntry, TcpRoute,
+    Telemetry, TlsRoute, VirtualService,
 };
 
 /// What a document or a list item turned out to be.
@@ -138,25 +141,83 @@ fn decode_one(document: &Value, head: &Head, origin: Origin) -> Decoded {
                     .map(|slice| Object::EndpointSlice(Arc::new(slice)))
             },
         ),
-        ("security.istio.io", "v1" | "v1beta1", "AuthorizationPolicy") => {
-            with_spec(document, Kind::AuthorizationPolicy, origin, |meta, spec| {
-                let policy = AuthorizationPolicy::parse(meta, spec);
-                let errors = policy.errors().to_vec();
-                (Object::AuthorizationPolicy(Arc::new(policy)), errors)
+        ("", "v1", "ConfigMap") => typed(document, Kind::ConfigMap, |raw: core::ConfigMap| {
+            ConfigMap::parse(raw, origin).map(|map| Object::ConfigMap(Arc::new(map)))
+        }),
+        ("", "v1", "Secret") => typed(document, Kind::Secret, |raw: core::Secret| {
+            Secret::parse(raw, origin).map(|secret| Object::Secret(Arc::new(secret)))
+        }),
+        ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "VirtualService") => {
+            meta_only(document, Kind::VirtualService, origin, |meta| {
+                Object::VirtualService(Arc::new(VirtualService { meta }))
             })
         }
-        ("security.istio.io", "v1" | "v1beta1", "PeerAuthentication") => {
-            with_spec(document, Kind::PeerAuthentication, origin, |meta, spec| {
-                let policy = PeerAuthentication::parse(meta, spec);
-                let errors = policy.errors.clone();
-                (Object::PeerAuthentication(Arc::new(policy)), errors)
+        ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "ServiceEntry") => {
+            meta_only(document, Kind::ServiceEntry, origin, |meta| {
+                Object::ServiceEntry(Arc::new(ServiceEntry { meta }))
             })
         }
-        (group, _, kind) if is_known_elsewhere(group, kind) => Decoded::NotOurs,
-        _ => Decoded::Unknown {
-            kind: format!("{} {}", head.api_version, head.kind),
+        (group, version, kind) => match spec_kind(group, version, kind) {
+            Some(kind) => with_spec(document, kind, origin),
+            None if is_known_elsewhere(group, head.kind.as_str()) => Decoded::NotOurs,
+            None => Decoded::Unknown {
+                kind: format!("{} {}", head.api_version, head.kind),
+            },
         },
     }
+}
+
+/// Kinds that are read from their `spec`, in the versions that there are.
+fn spec_kind(group: &str, version: &str, name: &str) -> Option<Kind> {
+    let (known_group, versions): (_, &[&str]) = match name {
+        "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => {
+            ("security.istio.io", &["v1", "v1beta1"])
+        }
+        "DestinationRule" => ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"]),
+        "Telemetry" => ("telemetry.istio.io", &["v1", "v1alpha1"]),
+        "GatewayClass" | "Gateway" | "HTTPRoute" | "ReferenceGrant" => {
+            ("gateway.networking.k8s.io", &["v1", "v1beta1"])
+        }
+        "GRPCRoute" | "TCPRoute" => ("gateway.networking.k8s.io", &["v1", "v1alpha2"]),
+        "TLSRoute" => ("gateway.networking.k8s.io", &["v1", "v1alpha3", "v1alpha2"]),
+        "BackendTLSPolicy" => ("gateway.networking.k8s.io", &["v1", "v1alpha3"]),
+        _ => return None,
+    };
+    if group != known_group || !versions.contains(&version) {
+        return None;
+    }
+    Kind::from_name(name)
+}
+
+/// Reads `spec`; gives what is wrong with it beside the object.
+fn read_spec(kind: Kind, meta: Meta, spec: &Value) -> Option<(Object, Vec<FieldError>)> {
+    macro_rules! read {
+        ($Type:ident) => {{
+            let object = $Type::parse(meta, spec);
+            let errors = object.errors.clone();
+            (Object::$Type(Arc::new(object)), errors)
+        }};
+    }
+    Some(match kind {
+        Kind::AuthorizationPolicy => {
+            let policy = AuthorizationPolicy::parse(meta, spec);
+            let errors = policy.errors().to_vec();
+            (Object::AuthorizationPolicy(Arc::new(policy)), errors)
+        }
+        Kind::PeerAuthentication => read!(PeerAuthentication),
+        Kind::RequestAuthentication => read!(RequestAuthentication),
+        Kind::DestinationRule => read!(DestinationRule),
+        Kind::Telemetry => read!(Telemetry),
+        Kind::GatewayClass => read!(GatewayClass),
+        Kind::Gateway => read!(Gateway),
+        Kind::HttpRoute => read!(HttpRoute),
+        Kind::GrpcRoute => read!(GrpcRoute),
+        Kind::TcpRoute => read!(TcpRoute),
+        Kind::TlsRoute => read!(TlsRoute),
+        Kind::ReferenceGrant => read!(ReferenceGrant),
+        Kind::BackendTlsPolicy => read!(BackendTlsPolicy),
+        _ => return None,
+    })
 }
 
 /// Kinds that mesh manifests hold and the control plane has no use for: `adit local`
@@ -165,9 +226,8 @@ fn is_known_elsewhere(group: &str, kind: &str) -> bool {
     match group {
         "" => !matches!(
             kind,
-            "Namespace" | "Node" | "ServiceAccount" | "Pod" | "Service"
+            "Namespace" | "Node" | "ServiceAccount" | "Pod" | "Service" | "ConfigMap" | "Secret"
         ),
-        "security.istio.io" => kind == "RequestAuthentication",
         "networking.istio.io" | "telemetry.istio.io" | "extensions.istio.io" => true,
         group => {
             matches!(group, "apps" | "batch" | "autoscaling" | "policy")
@@ -245,12 +305,7 @@ fn meta_only(
     }
 }
 
-fn with_spec(
-    document: &Value,
-    kind: Kind,
-    origin: Origin,
-    make: impl FnOnce(Meta, &Value) -> (Object, Vec<FieldError>),
-) -> Decoded {
+fn with_spec(document: &Value, kind: Kind, origin: Origin) -> Decoded {
     let (meta, meta_error) = match metadata(document, kind, origin.clone()) {
         Ok(meta) => (meta, None),
         // A policy whose labels or annotations cannot be read still has to hold.
@@ -269,7 +324,10 @@ fn with_spec(
             }
         },
     };
-    let (object, mut errors) = make(meta, document.get("spec").unwrap_or(&Value::Null));
+    let spec = document.get("spec").unwrap_or(&Value::Null);
+    let Some((object, mut errors)) = read_spec(kind, meta, spec) else {
+        return Decoded::NotOurs;
+    };
     let known = ["apiVersion", "kind", "metadata", "spec", "status"];
     for key in document.as_object().into_iter().flat_map(|map| map.keys()) {
         if !known.contains(&key.as_str()) {

@@ -428,11 +428,7 @@ fn conditions_say_what_is_in_force() {
     }
     let message = |spec: &str| {
         let mesh = with(&[("srv", spec)]);
-        mesh.compiled
-            .conditions
-            .values()
-            .next()
-            .unwrap()
+        mesh.compiled.statuses.values().next().unwrap().conditions[0]
             .message
             .clone()
     };

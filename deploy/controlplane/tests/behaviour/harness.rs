@@ -66,10 +66,11 @@ impl Mesh {
         let (namespace, name) = policy.split_once('/').unwrap();
         let found = self
             .compiled
-            .conditions
+            .statuses
             .iter()
             .find(|(object, _)| *object.namespace == *namespace && *object.name == *name);
-        found.map_or("none".into(), |(_, c)| format!("{} {}", c.status, c.reason))
+        let condition = found.and_then(|(_, status)| status.conditions.first());
+        condition.map_or("none".into(), |c| format!("{} {}", c.status, c.reason))
     }
 
     /// Whether the node proxy of pod `to` lets a connection in. `from` is `ns/sa`, a

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_controlplane::auth::{JwtAuthenticator, TrustedAccounts};
+use adit_controlplane::auth::{Caller, JwtAuthenticator, TrustedAccounts};
 use adit_controlplane::ca::{CertificateIssuer, PodDirectory, TtlPolicy};
 use adit_controlplane::serve::{
     Backends, EnrolmentSink, ResourceSnapshot, ServeConfig, Serving, SnapshotBuilder,
@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 /// Generous: a loaded machine must not fail a test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pods `shop/cart` on n1 and `shop/pay` on n2.
+/// Pods `shop/cart` on n1 and `shop/pay` on n2; accounts that start with `waypoint` are
+/// those of Gateways.
 pub struct Pods;
 
 impl PodDirectory for Pods {
@@ -38,6 +39,11 @@ impl PodDirectory for Pods {
             (node, namespace, service_account),
             ("n1", "shop", "cart") | ("n2", "shop", "pay")
         )
+    }
+
+    fn gateway_of(&self, caller: &Caller) -> Option<String> {
+        let account = &caller.service_account;
+        account.starts_with("waypoint").then(|| account.clone())
     }
 }
 
@@ -198,6 +204,22 @@ impl Mesh {
         }
     }
 
+    /// A pod that says it is one of Gateway `gateway`.
+    pub fn waypoint_config(&self, namespace: &str, account: &str, gateway: &str) -> ClientConfig {
+        let claims = self.claims(namespace, account, "n1");
+        let mut config = self.client_config("n1");
+        config.token = Some(TokenSource::Literal(self.sign(&claims).into()));
+        config.node = NodeMetadata {
+            pod_name: format!("{account}-n1"),
+            namespace: namespace.into(),
+            service_account: account.into(),
+            node_name: "n1".into(),
+            extra: [("GATEWAY_NAME".to_owned(), gateway.into())].into(),
+            ..NodeMetadata::default()
+        };
+        config
+    }
+
     /// A page of the monitoring port.
     pub async fn page(&self, path: &str) -> (u16, String) {
         let address = self.serving().monitoring_address().expect("configured");
@@ -294,13 +316,18 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(config: ClientConfig) -> Self {
+        Self::start_with(config, &[AUTHORIZATION_TYPE, ADDRESS_TYPE, ENROLMENT_TYPE])
+    }
+
+    pub fn start_with(config: ClientConfig, types: &[&'static str]) -> Self {
         let held = Arc::<Held>::default();
-        let types = [AUTHORIZATION_TYPE, ADDRESS_TYPE, ENROLMENT_TYPE]
-            .map(|url| {
+        let types = types
+            .iter()
+            .map(|&url| {
                 let keeper: Arc<dyn Handler> = Arc::new(Keeper(url, held.clone()));
                 (url, Subscription::Wildcard, keeper)
             })
-            .into();
+            .collect();
         let observer = Arc::new(Witness(held.clone()));
         let (client, subscriber) = Client::new(config, types, observer).expect("legal");
         let stop = CancellationToken::new();

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::gateway::{Gateway, MANAGED, MESH_CONTROLLER};
 use super::{Key, Object};
 
 /// More replicas than addresses on a node cannot run.
@@ -24,6 +25,8 @@ pub struct DesiredPod {
     pub fingerprint: String,
     /// What made the pod, for spreading: `Deployment/<name>`, or empty.
     owner: String,
+    /// The Gateway whose waypoint the mesh has to run in it.
+    pub waypoint: Option<String>,
 }
 
 /// A node that pods may be placed on.
@@ -51,6 +54,8 @@ pub struct Desired {
     pub nodes: BTreeMap<String, Node>,
     /// Namespaces of the user.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Service accounts that were generated.
+    pub accounts: BTreeMap<Key, ServiceAccount>,
     /// A sentence for each thing that cannot be done.
     pub problems: Vec<String>,
 }
@@ -59,8 +64,10 @@ pub struct Desired {
 /// where they are.
 pub fn expand(objects: &[Object], nodes: &[NodeFacts], running: &Placement) -> Desired {
     let mut desired = Desired::default();
+    let mut gateways = Vec::new();
     for object in objects {
         match object {
+            Object::Gateway(gateway) => gateways.push(gateway.as_ref()),
             Object::Namespace(namespace) => {
                 let name = namespace.metadata.name.clone().unwrap_or_default();
                 desired.namespaces.insert(name, (**namespace).clone());
@@ -84,8 +91,40 @@ pub fn expand(objects: &[Object], nodes: &[NodeFacts], running: &Placement) -> D
             }
         }
     }
+    // After the user's own objects: those are never taken over.
+    for gateway in gateways.into_iter().filter(|g| g.is_provisioned()) {
+        add_waypoint(&mut desired, gateway, nodes);
+    }
     place(&mut desired, nodes, running);
     desired
+}
+
+fn add_waypoint(desired: &mut Desired, gateway: &Gateway, nodes: &[NodeFacts]) {
+    let first = nodes.first().map_or("", |node| node.name.as_str());
+    let mut made = gateway.provision(first);
+    let key = key(&mut made.service.metadata);
+    if let Some(taken) = desired.services.get(&key) {
+        let labels = taken.metadata.labels.as_ref();
+        let managed = labels.and_then(|labels| labels.get(MANAGED));
+        let (namespace, name) = &key;
+        desired.problems.push(match managed.map(String::as_str) {
+            Some(MESH_CONTROLLER) => twice("Gateway", &key),
+            _ => format!(
+                "Gateway {namespace}/{name}: there is a Service of this name that is not managed \
+                 by the mesh; no waypoint is run"
+            ),
+        });
+        return;
+    }
+    let before: BTreeSet<Key> = desired.pods.keys().cloned().collect();
+    add_deployment(desired, &made.deployment);
+    for (pod, entry) in &mut desired.pods {
+        if !before.contains(pod) {
+            entry.waypoint = Some(key.1.clone());
+        }
+    }
+    desired.accounts.insert(key.clone(), made.account);
+    desired.services.insert(key, made.service);
 }
 
 fn add_pod(desired: &mut Desired, mut pod: Pod, owner: String) {
@@ -101,6 +140,7 @@ fn add_pod(desired: &mut Desired, mut pod: Pod, owner: String) {
         pod,
         fingerprint,
         owner,
+        waypoint: None,
     };
     if desired.pods.insert(key.clone(), entry).is_some() {
         desired.problems.push(twice("Pod", &key));
@@ -279,10 +319,11 @@ mod tests {
     use super::*;
 
     fn objects(text: &str) -> Vec<Object> {
-        let parsed = parse(&SourceFile {
+        let file = SourceFile {
             relative: "a.yaml".into(),
             text: text.into(),
-        });
+        };
+        let parsed = parse(&file, &BTreeSet::new());
         assert_eq!(parsed.problems, Vec::<String>::new());
         parsed.objects
     }
@@ -372,6 +413,24 @@ mod tests {
                 "Pod default/e: spec.nodeSelector fits no node of this mesh"
             ]
         );
+    }
+
+    #[test]
+    fn a_waypoint_gateway_brings_its_objects_but_takes_over_nobodys() {
+        let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: \
+                       waypoint, namespace: shop}\nspec: {gatewayClassName: istio-waypoint}\n";
+        let desired = expand_text(gateway, &Placement::new());
+        let pods: Vec<_> = desired.pods.values().collect();
+        assert_eq!(pods.len(), 1);
+        assert_eq!(pods[0].waypoint.as_deref(), Some("waypoint"));
+        let key = ("shop".to_owned(), "waypoint".to_owned());
+        assert!(desired.services.contains_key(&key) && desired.accounts.contains_key(&key));
+        let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: waypoint, namespace: \
+                       shop}\nspec: {ports: []}\n";
+        let desired = expand_text(&format!("{gateway}{service}"), &Placement::new());
+        assert_eq!(desired.pods.len(), 0);
+        let problem = desired.problems.join("\n");
+        assert!(problem.contains("not managed by the mesh"), "{problem}");
     }
 
     #[test]

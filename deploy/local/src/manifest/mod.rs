@@ -4,7 +4,10 @@
 
 mod container;
 mod expand;
+mod gateway;
+mod identity;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,11 +16,14 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 
 pub use container::{Launch, PodFacts, ProbeAction, ProbePlan, launch, probe};
 pub(crate) use expand::stable_uid as expand_uid;
 pub use expand::{Desired, DesiredPod, NodeFacts, Placement, expand};
+pub use gateway::{Gateway, GatewaySpec, Infrastructure, Provisioned, WAYPOINT_CLASS};
+pub(crate) use identity::plural;
+pub use identity::{Identity, is_kind};
 
 use crate::error::LocalError;
 
@@ -48,6 +54,7 @@ pub enum Object {
     Deployment(Box<Deployment>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
+    Gateway(Box<Gateway>),
 }
 
 impl Object {
@@ -60,6 +67,7 @@ impl Object {
             Self::Deployment(object) => ("Deployment", &object.metadata),
             Self::Service(object) => ("Service", &object.metadata),
             Self::EndpointSlice(object) => ("EndpointSlice", &object.metadata),
+            Self::Gateway(object) => ("Gateway", &object.metadata),
         };
         let namespace = match kind {
             "Namespace" | "Node" => String::new(),
@@ -135,12 +143,19 @@ fn collect(
     Ok(())
 }
 
-/// Understands one file.
-pub fn parse(file: &SourceFile) -> ParsedFile {
+/// Understands one file. Of `hidden` objects nothing is seen: something else has been
+/// applied in their place.
+pub fn parse(file: &SourceFile, hidden: &BTreeSet<Identity>) -> ParsedFile {
     let mut parsed = ParsedFile::default();
     for document in documents(&file.text) {
         let place = format!("{}:{}", file.relative.display(), document.line);
-        match parse_document(document.text) {
+        let value = value(document.text);
+        let identity = value.as_ref().ok().and_then(Identity::of);
+        if identity.is_some_and(|identity| hidden.contains(&identity)) {
+            blank(document.text, &mut parsed.remainder);
+            continue;
+        }
+        match value.and_then(|value| parse_document(&value)) {
             Ok(Meaning::Ours(object)) => {
                 blank(document.text, &mut parsed.remainder);
                 parsed.objects.push(object);
@@ -161,14 +176,22 @@ pub fn parse(file: &SourceFile) -> ParsedFile {
 
 /// [`parse`] for a file that was understood before: where a document is broken now, the
 /// objects that it may have held stay as they were.
-pub fn parse_again(file: &SourceFile, before: &ParsedFile) -> ParsedFile {
-    let mut parsed = parse(file);
+pub fn parse_again(
+    file: &SourceFile,
+    before: &ParsedFile,
+    hidden: &BTreeSet<Identity>,
+) -> ParsedFile {
+    let mut parsed = parse(file, hidden);
     if !parsed.problems.is_empty() {
         let now: Vec<_> = parsed.objects.iter().map(Object::identity).collect();
+        let is_hidden = |(kind, namespace, name): (&str, String, String)| {
+            let same = |i: &Identity| i.kind == kind && i.namespace == namespace && i.name == name;
+            hidden.iter().any(same)
+        };
         let lost = before
             .objects
             .iter()
-            .filter(|o| !now.contains(&o.identity()));
+            .filter(|o| !now.contains(&o.identity()) && !is_hidden(o.identity()));
         parsed.objects.extend(lost.cloned());
     }
     parsed
@@ -202,6 +225,56 @@ fn documents(text: &str) -> Vec<Document<'_>> {
         });
     }
     all
+}
+
+/// The objects of a file, with their lines; what cannot be read is passed over.
+pub(crate) fn values(file: &SourceFile) -> Vec<(usize, Value)> {
+    let all = documents(&file.text).into_iter();
+    all.filter_map(|document| Some((document.line, value(document.text).ok()?)))
+        .filter(|(_, value)| !value.is_null())
+        .collect()
+}
+
+/// The objects of a file, lists taken apart, or what is wrong with the first that is none.
+pub(crate) fn checked_values(file: &SourceFile) -> Result<Vec<Value>, String> {
+    let mut all = Vec::new();
+    for document in documents(&file.text) {
+        let wrong = |error: String| format!("line {}: {error}", document.line);
+        let value = value(document.text).map_err(wrong)?;
+        match &value["items"] {
+            Value::Array(items) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
+                all.extend(items.clone());
+            }
+            _ if value.is_null() => {}
+            _ => all.push(value),
+        }
+    }
+    for value in &all {
+        let identity =
+            Identity::of(value).ok_or("an object needs apiVersion, kind and metadata.name")?;
+        check_names(&identity)?;
+    }
+    Ok(all)
+}
+
+/// What becomes a path must be a name.
+pub(crate) fn check_names(identity: &Identity) -> Result<(), String> {
+    let kind = &identity.kind;
+    let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let group = identity.group.is_empty() || is_object_name(&identity.group);
+    if !word(kind) || !group || kind.len() > 63 {
+        return Err(format!("{kind:?} of {:?} is no kind", identity.group));
+    }
+    let namespace = identity.namespace.is_empty() || is_object_name(&identity.namespace);
+    if !is_object_name(&identity.name) || !namespace {
+        return Err(format!("{kind} {:?} is no object name", identity.path()));
+    }
+    Ok(())
+}
+
+fn value(text: &str) -> Result<Value, String> {
+    let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+    serde_json::to_value(value).map_err(|e| e.to_string())
 }
 
 /// As many lines, without content; the marker stays, so that neighbours stay apart.
@@ -242,20 +315,22 @@ struct HeadMetadata {
     namespace: Option<String>,
 }
 
-fn parse_document(text: &str) -> Result<Meaning, String> {
-    let value: Value = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+fn parse_document(value: &Value) -> Result<Meaning, String> {
     if value.is_null() {
         return Ok(Meaning::Other);
     }
-    let head: Head = typed(&value).map_err(|e| format!("no Kubernetes object: {e}"))?;
+    let head: Head = typed(value).map_err(|e| format!("no Kubernetes object: {e}"))?;
     let object = match (head.api_version.as_str(), head.kind.as_str()) {
-        ("v1", "Namespace") => typed(&value).map(|o| Meaning::Shared(Object::Namespace(o))),
-        ("v1", "Node") => typed(&value).map(|o| Meaning::Ours(Object::Node(o))),
-        ("v1", "Pod") => typed(&value).map(|o| Meaning::Ours(Object::Pod(o))),
-        ("v1", "Service") => typed(&value).map(|o| Meaning::Ours(Object::Service(o))),
-        ("apps/v1", "Deployment") => typed(&value).map(|o| Meaning::Ours(Object::Deployment(o))),
+        ("v1", "Namespace") => typed(value).map(|o| Meaning::Shared(Object::Namespace(o))),
+        ("v1", "Node") => typed(value).map(|o| Meaning::Ours(Object::Node(o))),
+        ("v1", "Pod") => typed(value).map(|o| Meaning::Ours(Object::Pod(o))),
+        ("v1", "Service") => typed(value).map(|o| Meaning::Ours(Object::Service(o))),
+        ("apps/v1", "Deployment") => typed(value).map(|o| Meaning::Ours(Object::Deployment(o))),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            typed(&value).map(|o| Meaning::Shared(Object::EndpointSlice(o)))
+            typed(value).map(|o| Meaning::Shared(Object::EndpointSlice(o)))
+        }
+        ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "Gateway") => {
+            typed(value).map(|o| Meaning::Shared(Object::Gateway(o)))
         }
         _ => return Ok(Meaning::Other),
     };
@@ -298,7 +373,7 @@ fn is_object_name(name: &str) -> bool {
 
 /// The error begins with the path of the field.
 fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value.clone()).map_err(|error| {
+    serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         match path.as_str() {
             "." => error.into_inner().to_string(),
@@ -312,10 +387,11 @@ mod tests {
     use super::*;
 
     fn parse_text(text: &str) -> ParsedFile {
-        parse(&SourceFile {
+        let file = SourceFile {
             relative: "a.yaml".into(),
             text: text.into(),
-        })
+        };
+        parse(&file, &BTreeSet::new())
     }
 
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}\n";
@@ -345,10 +421,47 @@ mod tests {
             relative: "a.yaml".into(),
             text,
         };
-        let broken = parse_again(&file(format!("{POD}---\nkind: [")), &before);
+        let broken = parse_again(
+            &file(format!("{POD}---\nkind: [")),
+            &before,
+            &BTreeSet::new(),
+        );
         assert_eq!(broken.objects, before.objects);
-        let removed = parse_again(&file(POD.into()), &before);
+        let removed = parse_again(&file(POD.into()), &before, &BTreeSet::new());
         assert_eq!(removed.objects.len(), 1);
+    }
+
+    #[test]
+    fn of_a_hidden_object_only_blank_lines_are_left() {
+        let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                      metadata: {name: p}\n";
+        let file = SourceFile {
+            relative: "a.yaml".into(),
+            text: format!("{POD}---\n{policy}"),
+        };
+        let identities = values(&file).into_iter();
+        let hidden = identities.filter_map(|(_, value)| Identity::of(&value));
+        let parsed = parse(&file, &hidden.collect());
+        assert_eq!(parsed.remainder, "\n\n\n\n---\n\n\n\n");
+        assert_eq!(parsed.objects.len(), 0);
+    }
+
+    #[test]
+    fn names_of_applied_objects_cannot_leave_their_directory() {
+        for text in [
+            "apiVersion: v1\nkind: ../x\nmetadata: {name: a}\n",
+            "apiVersion: ../v1\nkind: X\nmetadata: {name: a}\n",
+            "apiVersion: v1\nkind: X\nmetadata: {name: ../a}\n",
+            "apiVersion: v1\nkind: X\nmetadata: {name: a, namespace: ..}\n",
+            "kind: X\n",
+            "a: [",
+        ] {
+            let file = SourceFile {
+                relative: "-".into(),
+                text: text.into(),
+            };
+            assert!(checked_values(&file).is_err(), "{text}");
+        }
     }
 
     #[test]

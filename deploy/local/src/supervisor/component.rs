@@ -1,4 +1,4 @@
-//! `aditd` or a ztunnel: started, watched, started again when it falls over, and
+//! `aditd`, a ztunnel or a waypoint: started, watched, started again when it falls over, and
 //! stopped, killed or replaced on request.
 
 use std::collections::BTreeMap;
@@ -34,6 +34,10 @@ const MAX_COMMANDS: usize = 16;
 #[derive(Debug, Clone)]
 pub(super) struct ComponentPlan {
     pub(super) name: String,
+    /// The pod that it runs in, for a waypoint.
+    pub(super) pod: Option<String>,
+    /// Whether a second instance may run beside the first.
+    pub(super) replaceable: bool,
     pub(super) program: String,
     pub(super) args: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
@@ -96,6 +100,15 @@ impl Component {
         };
         let task = tokio::task::spawn_local(task.run(inbox));
         Self { orders, task }
+    }
+
+    /// Ends the program in good order, with its grace, and the task with it.
+    pub(super) async fn end(self) {
+        let (reply, done) = oneshot::channel();
+        self.order(Order::Stop, reply);
+        // A task that is gone has ended its program.
+        let _ = done.await;
+        self.abandon().await;
     }
 
     /// Waits for a program that has been killed with its cgroup.
@@ -253,7 +266,7 @@ impl Task {
 
     /// A rolling update: the new instance first, then the old one's end.
     async fn replace(&mut self) -> Result<(), String> {
-        if !self.plan.name.starts_with("ztunnel-") {
+        if !self.plan.replaceable {
             return Err(format!(
                 "{} cannot be replaced under way; restart it",
                 self.plan.name
@@ -326,9 +339,13 @@ impl Task {
     }
 
     async fn tell(&self, update: Update) {
-        let name = self.plan.name.clone();
+        let event = Event::Component {
+            name: self.plan.name.clone(),
+            pod: self.plan.pod.clone(),
+            update,
+        };
         // The loop has ended: nobody wants to know.
-        let _ = self.events.send(Event::Component { name, update }).await;
+        let _ = self.events.send(event).await;
     }
 }
 

@@ -11,7 +11,8 @@ use crate::control::{Reply, Request};
 
 /// A client that connects sends its line at once.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-const MAX_LINE: u64 = 64 * 1024;
+/// Room for what one `apply` brings.
+const MAX_LINE: u64 = 4 << 20;
 
 pub(super) async fn serve(listener: UnixListener, events: mpsc::Sender<Event>) {
     loop {
@@ -38,19 +39,26 @@ async fn answer(mut stream: UnixStream, events: mpsc::Sender<Event>) -> std::io:
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(MAX_LINE));
     tokio::time::timeout(READ_DEADLINE, reader.read_line(&mut line)).await??;
-    let error = match serde_json::from_str::<Request>(&line) {
+    let outcome = match serde_json::from_str::<Request>(&line) {
         Ok(request) => {
             let (reply, outcome) = oneshot::channel();
             // A loop that has ended answers nothing, which the client understands.
             let _ = events.send(Event::Request { request, reply }).await;
             match outcome.await {
-                Ok(outcome) => outcome.err(),
+                Ok(outcome) => outcome,
                 Err(_) => return Ok(()),
             }
         }
-        Err(error) => Some(format!("this supervisor does not understand: {error}")),
+        Err(error) => Err(format!("this supervisor does not understand: {error}")),
     };
-    let mut answer = serde_json::to_vec(&Reply { error })?;
+    let reply = match outcome {
+        Ok(value) => Reply { error: None, value },
+        Err(error) => Reply {
+            error: Some(error),
+            value: serde_json::Value::Null,
+        },
+    };
+    let mut answer = serde_json::to_vec(&reply)?;
     answer.push(b'\n');
     write.write_all(&answer).await
 }

@@ -6,6 +6,7 @@
 //! foreground. A supervisor that is killed leaves everything running; `down` removes it
 //! by cgroup and mounts, without its help.
 
+mod change;
 mod component;
 mod control_socket;
 mod event;

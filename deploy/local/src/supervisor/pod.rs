@@ -44,6 +44,8 @@ pub(super) struct PodRun {
     pub(super) layout: Layout,
     pub(super) dirs: Vec<PathBuf>,
     pub(super) kubelet: KubeletHandle,
+    /// Its program is a component's: nothing is started here.
+    pub(super) held: bool,
     pub(super) default_grace: Duration,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -82,6 +84,9 @@ impl PodRun {
     }
 
     async fn containers(&self, stop: &watch::Receiver<Stop>) {
+        if self.held {
+            return self.phase("Running").await;
+        }
         let spec = self.object.spec.clone().unwrap_or_default();
         let policy = spec.restart_policy.as_deref().unwrap_or("Always");
         let mut sidecars = Vec::new();

@@ -110,7 +110,10 @@ impl Reconciler {
         namespaces.extend(pods.iter().map(|pod| pod.key.0.clone()));
         namespaces.extend(services.iter().map(|service| service.key.0.clone()));
         namespaces.retain(|name| !self.desired.namespaces.contains_key(name));
-        for (name, text) in cluster::publish(&self.nodes, &all, services, &namespaces) {
+        for (name, text) in {
+            let accounts = &self.desired.accounts;
+            cluster::publish(&self.nodes, &all, services, &namespaces, accounts)
+        } {
             files.insert(dir.join(name), text);
         }
         for (path, text) in &files {
@@ -203,6 +206,7 @@ impl Reconciler {
             nodes: self.nodes.iter().map(node).collect(),
             pods,
             components: self.component_status.clone(),
+            applied: self.overlay.names(),
             problems,
         };
         if self.published.status.as_ref() != Some(&status) {

@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::component::{Component, Order};
 use super::control_socket;
-use super::event::{Event, Update};
+use super::event::{Answer, Event, Update};
 use super::pod::{PodRun, Stop};
 use super::probe::Kubelet;
 use super::publish::Published;
@@ -26,8 +26,10 @@ use crate::config::{DataPlane, MeshConfig, validate_name};
 use crate::control::Request;
 use crate::error::LocalError;
 use crate::manifest::{
-    self, Desired, DesiredPod, Key, NodeFacts, Object, ParsedFile, Placement, PodFacts, SourceFile,
+    self, Desired, DesiredPod, Identity, Key, NodeFacts, Object, ParsedFile, Placement, PodFacts,
+    SourceFile,
 };
+use crate::overlay::Overlay;
 use crate::state::{ComponentStatus, ContainerStatus, ProcessId};
 use crate::system::layout::Layout;
 use crate::system::process::{find_program, identify, search_path};
@@ -50,6 +52,15 @@ pub(super) struct PodEntry {
     pub(super) containers: Vec<ContainerStatus>,
     fingerprint: String,
     stop: watch::Sender<Stop>,
+    waypoint: Option<Waypoint>,
+}
+
+/// The waypoint in a pod that was made for it.
+struct Waypoint {
+    gateway: String,
+    sandbox: Sandbox,
+    /// Runs as soon as there is a root certificate.
+    component: Option<Component>,
 }
 
 pub(super) struct Reconciler {
@@ -62,6 +73,13 @@ pub(super) struct Reconciler {
     pub(super) component_status: Vec<ComponentStatus>,
     pub(super) files: BTreeMap<PathBuf, (SourceFile, ParsedFile)>,
     pub(super) desired: Desired,
+    pub(super) overlay: Overlay,
+    /// The user's files; `files` are those and what was applied.
+    pub(super) sources: Vec<SourceFile>,
+    /// Objects of the user that something was applied in place of.
+    hidden: BTreeSet<Identity>,
+    /// The overlay changed and has not been followed yet.
+    pub(super) overlaid: bool,
     /// About the manifests as such.
     pub(super) file_problems: Vec<String>,
     /// About single pods.
@@ -107,6 +125,10 @@ impl Reconciler {
             component_status: Vec::new(),
             files: BTreeMap::new(),
             desired: Desired::default(),
+            overlay: Overlay::open(&layout.overlay_dir())?,
+            sources: Vec::new(),
+            hidden: BTreeSet::new(),
+            overlaid: false,
             file_problems: Vec::new(),
             pod_problems: Vec::new(),
             service_addresses: ServiceAddresses::default(),
@@ -182,8 +204,13 @@ impl Reconciler {
         // Waiting for our own processes is what keeps zombies from piling up in a
         // program that makes one mesh after the other.
         let all = async {
-            for entry in self.pods.values() {
+            let mut waypoints = Vec::new();
+            for entry in self.pods.values_mut() {
                 entry.stop.send_replace(Stop::Abandon);
+                waypoints.extend(entry.waypoint.take().and_then(|w| w.component));
+            }
+            for component in waypoints {
+                component.abandon().await;
             }
             for component in std::mem::take(&mut self.components).into_values() {
                 component.abandon().await;
@@ -230,8 +257,24 @@ impl Reconciler {
                         reply,
                     } => {
                         reload = Some(Duration::ZERO);
-                        replies.push(reply);
+                        replies.push((reply, serde_json::Value::Null));
                     }
+                    Event::Request {
+                        request:
+                            request @ (Request::Apply { .. }
+                            | Request::Delete { .. }
+                            | Request::Label { .. }),
+                        reply,
+                    } => match self.change(request) {
+                        Ok(value) => {
+                            reload = Some(Duration::ZERO);
+                            replies.push((reply, value));
+                        }
+                        Err(error) => {
+                            // The client may be gone.
+                            let _ = reply.send(Err(error.to_string()));
+                        }
+                    },
                     other => self.handle(other),
                 }
                 event = inbox.try_recv().ok();
@@ -248,9 +291,10 @@ impl Reconciler {
             if let Err(error) = &outcome {
                 tracing::error!(mesh = self.config.name, %error, "cannot follow");
             }
-            for reply in replies {
+            for (reply, value) in replies {
+                let answer = outcome.as_ref().map_err(ToString::to_string);
                 // The client may be gone.
-                let _ = reply.send(outcome.as_ref().map_err(ToString::to_string).copied());
+                let _ = reply.send(answer.map(|()| value));
             }
         }
     }
@@ -268,25 +312,40 @@ impl Reconciler {
                 }
             }
             Event::Gone { uid } => {
-                if let Some(entry) = self.pods.remove(&uid)
-                    && let Some(index) = self.node_index(&entry.view.node)
-                {
+                let Some(entry) = self.pods.remove(&uid) else {
+                    return;
+                };
+                if let Some(index) = self.node_index(&entry.view.node) {
                     self.ranges[index].release(entry.view.addresses);
                 }
+                if entry.waypoint.is_some() {
+                    // It ends by itself as well.
+                    let _ = std::fs::remove_file(self.layout.pod_token(&uid));
+                }
             }
-            Event::Component { name, update } => {
+            Event::Component { name, pod, update } => {
+                if let Some(uid) = pod {
+                    match self.pods.get_mut(&uid) {
+                        Some(entry) if !entry.view.terminating => entry.update(0, update.clone()),
+                        // Its successor has the name now.
+                        _ => return,
+                    }
+                }
                 let mut all = self.component_status.iter_mut();
                 if let Some(status) = all.find(|status| status.name == name) {
                     update_component(status, update);
                 }
             }
-            Event::RootCertificate => self.start_ztunnels(),
+            Event::RootCertificate => {
+                self.start_ztunnels();
+                self.start_waypoints();
+            }
             Event::Request { request, reply } => self.obey(request, reply),
             Event::Manifests | Event::ObeySignals | Event::Stop => {}
         }
     }
 
-    fn obey(&mut self, request: Request, reply: oneshot::Sender<Result<(), String>>) {
+    fn obey(&mut self, request: Request, reply: Answer) {
         let (component, order) = match request {
             Request::Start { component } => (component, Order::Start),
             Request::Stop { component } => (component, Order::Stop),
@@ -295,16 +354,20 @@ impl Reconciler {
             Request::Replace { component } => (component, Order::Replace),
             Request::RestartPod { namespace, name } => {
                 let outcome = self.restart_pod((namespace, name));
-                let _ = reply.send(outcome);
+                let _ = reply.send(outcome.map(|()| serde_json::Value::Null));
                 return;
             }
-            // The loop answers this one itself.
-            Request::Reload => return,
+            // The loop answers these itself.
+            Request::Reload
+            | Request::Apply { .. }
+            | Request::Delete { .. }
+            | Request::Label { .. } => return,
         };
-        match self.components.get(&component) {
+        match self.component(&component) {
             Some(found) => found.order(order, self.after_publishing(reply)),
             None => {
-                let names: Vec<&str> = self.components.keys().map(String::as_str).collect();
+                let all = self.component_status.iter();
+                let names: Vec<&str> = all.map(|status| status.name.as_str()).collect();
                 let _ = reply.send(Err(format!(
                     "mesh {} runs no component {component}; it runs {}",
                     self.config.name,
@@ -314,13 +377,18 @@ impl Reconciler {
         }
     }
 
+    fn component(&self, name: &str) -> Option<&Component> {
+        let waypoint = |entry: &PodEntry| entry.component_name().as_deref() == Some(name);
+        let mut live = self.pods.values().filter(|entry| !entry.view.terminating);
+        let waypoint = live.find(|entry| waypoint(entry));
+        let waypoint = waypoint.and_then(|entry| entry.waypoint.as_ref()?.component.as_ref());
+        self.components.get(name).or(waypoint)
+    }
+
     /// A client that has its answer must find the new state in the status file: the
     /// answer waits behind the events that the component sent before.
-    fn after_publishing(
-        &self,
-        reply: oneshot::Sender<Result<(), String>>,
-    ) -> oneshot::Sender<Result<(), String>> {
-        let (first, outcome) = oneshot::channel();
+    fn after_publishing(&self, reply: Answer) -> oneshot::Sender<Result<(), String>> {
+        let (first, outcome) = oneshot::channel::<Result<(), String>>();
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
             let Ok(outcome) = outcome.await else { return };
@@ -335,7 +403,7 @@ impl Reconciler {
                 .await;
             // Whatever became of the manifests, the component did what it did.
             let _ = done.await;
-            let _ = reply.send(outcome);
+            let _ = reply.send(outcome.map(|()| serde_json::Value::Null));
         });
         first
     }
@@ -352,28 +420,30 @@ impl Reconciler {
     /// Returns whether anything changed.
     fn read_files(&mut self) -> Result<bool, LocalError> {
         let (files, problems) = manifest::read_directory(&self.config.manifests)?;
-        let mut next = BTreeMap::new();
-        let mut changed = problems != self.file_problems;
-        for file in files {
-            let entry = match self.files.get(&file.relative) {
-                Some((before, parsed)) if *before == file => (file, parsed.clone()),
-                Some((_, before)) => {
-                    changed = true;
-                    let parsed = manifest::parse_again(&file, before);
-                    (file, parsed)
-                }
-                None => {
-                    changed = true;
-                    let parsed = manifest::parse(&file);
-                    (file, parsed)
-                }
-            };
-            next.insert(entry.0.relative.clone(), entry);
+        let changed = problems != self.file_problems || files != self.sources || self.overlaid;
+        if !changed {
+            return Ok(false);
         }
-        changed |= next.len() != self.files.len();
+        let resolved = self.overlay.resolve(&files);
+        let same_hidden = resolved.hidden == self.hidden;
+        let none = BTreeSet::new();
+        let own = files.iter().map(|file| (file, &resolved.hidden));
+        let applied = resolved.files.iter().map(|file| (file, &none));
+        let mut next = BTreeMap::new();
+        for (file, hidden) in own.chain(applied) {
+            let parsed = match self.files.get(&file.relative) {
+                Some((before, parsed)) if before == file && same_hidden => parsed.clone(),
+                Some((_, before)) => manifest::parse_again(file, before, hidden),
+                None => manifest::parse(file, hidden),
+            };
+            next.insert(file.relative.clone(), (file.clone(), parsed));
+        }
         self.files = next;
         self.file_problems = problems;
-        Ok(changed)
+        self.hidden = resolved.hidden;
+        self.sources = files;
+        self.overlaid = false;
+        Ok(true)
     }
 
     fn objects(&self) -> Vec<Object> {
@@ -419,7 +489,11 @@ impl Reconciler {
         let running: Placement = live
             .map(|entry| (entry.view.key.clone(), entry.view.node.clone()))
             .collect();
-        self.desired = manifest::expand(&self.objects(), &facts, &running);
+        let mut objects = self.objects();
+        if self.config.data_plane == DataPlane::Off {
+            objects.retain(|object| !matches!(object, Object::Gateway(_)));
+        }
+        self.desired = manifest::expand(&objects, &facts, &running);
         for (name, object) in &self.desired.nodes {
             match self.nodes.iter_mut().find(|node| node.name == *name) {
                 Some(node) => node.object = Some(object.clone()),
@@ -459,11 +533,13 @@ impl Reconciler {
                 }
             }
         }
+        self.announce_waypoints();
         // Names and service addresses are there before the programs that use them.
         self.publish()?;
         for (pod, stop) in begun {
             self.tasks.spawn_local(Rc::new(pod).run(stop));
         }
+        self.start_waypoints();
         Ok(())
     }
 
@@ -510,13 +586,19 @@ impl Reconciler {
                 &[layout.netns_dir(), layout.bpffs()],
             )?
             .session();
+        let component = wanted.waypoint.as_ref();
+        let component = component.map(|gateway| setup::waypoint_name(gateway, &namespace));
+        let log_of = |container: &str| match &component {
+            Some(component) => layout.component_log(component),
+            None => layout.container_log(&namespace, &name, container),
+        };
         let status = |container: &k8s_openapi::api::core::v1::Container| ContainerStatus {
             name: container.name.clone(),
             process: None,
             ready: false,
             restarts: 0,
             message: String::new(),
-            log: layout.container_log(&namespace, &name, &container.name),
+            log: log_of(&container.name),
         };
         let (stop, stopped) = watch::channel(Stop::No);
         let entry = PodEntry {
@@ -536,7 +618,19 @@ impl Reconciler {
             containers: spec.containers.iter().map(status).collect(),
             fingerprint: wanted.fingerprint,
             stop,
+            waypoint: wanted.waypoint.map(|gateway| Waypoint {
+                gateway,
+                sandbox: sandbox.clone(),
+                component: None,
+            }),
         };
+        let held = entry.waypoint.is_some();
+        if held && let Err(error) = setup::issue_pod_token(&layout, &entry.view) {
+            self.ranges[index].release(addresses);
+            // The first error is the one to tell.
+            let _ = links::remove_pod(&layout, &node, &uid, addresses);
+            return Err(error);
+        }
         self.pods.insert(uid.clone(), entry);
         let run = PodRun {
             object: wanted.pod,
@@ -548,6 +642,7 @@ impl Reconciler {
             layout,
             dirs: self.config.binary_dirs.clone(),
             kubelet: self.kubelets[index].handle(),
+            held,
             default_grace: self.config.grace,
             events: self.events.clone(),
         };
@@ -569,6 +664,7 @@ impl Reconciler {
                 log: self.layout.component_log(&name),
                 name,
                 node,
+                pod: None,
                 process: None,
                 ready: false,
                 restarts: 0,
@@ -590,12 +686,74 @@ impl Reconciler {
         }
     }
 
+    /// Keeps the list of components as the waypoints' pods are.
+    fn announce_waypoints(&mut self) {
+        let live = self.pods.values().filter(|entry| !entry.view.terminating);
+        let wanted: BTreeMap<String, (String, String)> = live
+            .filter_map(|entry| {
+                let pod = (entry.view.uid.clone(), entry.view.node.clone());
+                Some((entry.component_name()?, pod))
+            })
+            .collect();
+        // A pod that is made anew begins with a new status.
+        self.component_status.retain(|status| match &status.pod {
+            None => true,
+            Some(uid) => wanted.get(&status.name).is_some_and(|(now, _)| now == uid),
+        });
+        for (name, (uid, node)) in wanted {
+            if self
+                .component_status
+                .iter()
+                .any(|status| status.name == name)
+            {
+                continue;
+            }
+            self.component_status.push(ComponentStatus {
+                log: self.layout.component_log(&name),
+                name,
+                node: Some(node),
+                pod: Some(uid),
+                process: None,
+                ready: false,
+                restarts: 0,
+                message: String::new(),
+            });
+        }
+    }
+
+    /// Starts the waypoints that have a pod and no program. Before there is a root
+    /// certificate they would only fail.
+    fn start_waypoints(&mut self) {
+        if !setup::root_certificate(&self.layout).exists() {
+            return;
+        }
+        for entry in self.pods.values_mut().filter(|e| !e.view.terminating) {
+            let Some(waypoint) = entry.waypoint.as_mut() else {
+                continue;
+            };
+            if waypoint.component.is_none() {
+                let (gateway, sandbox) = (&waypoint.gateway, waypoint.sandbox.clone());
+                let (config, layout) = (&self.config, &self.layout);
+                let plan = setup::waypoint(config, layout, gateway, &entry.view, sandbox);
+                waypoint.component = Some(Component::new(plan, self.events.clone()));
+            }
+        }
+    }
+
+    fn issue_tokens(&self) -> Result<(), LocalError> {
+        setup::issue_tokens(&self.layout, &self.nodes)?;
+        for entry in self.pods.values().filter(|e| e.waypoint.is_some()) {
+            setup::issue_pod_token(&self.layout, &entry.view)?;
+        }
+        Ok(())
+    }
+
     fn housekeep(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         super::publish::cut_logs(&self.layout.logs_dir());
         let due = self.tokens_issued.elapsed() >= TOKEN_RENEWAL;
         if due && self.config.data_plane == DataPlane::On {
-            match setup::issue_tokens(&self.layout, &self.nodes) {
+            match self.issue_tokens() {
                 Ok(()) => self.tokens_issued = Instant::now(),
                 Err(error) => tracing::warn!(%error, "tokens are not renewed"),
             }
@@ -622,7 +780,23 @@ impl PodEntry {
     fn terminate(&mut self) {
         self.view.terminating = true;
         self.view.ready = false;
-        self.stop.send_replace(Stop::End);
+        let component = self.waypoint.as_mut().and_then(|w| w.component.take());
+        let Some(component) = component else {
+            self.stop.send_replace(Stop::End);
+            return;
+        };
+        // The pod stays until its waypoint has drained.
+        let stop = self.stop.clone();
+        tokio::task::spawn_local(async move {
+            component.end().await;
+            stop.send_replace(Stop::End);
+        });
+    }
+
+    /// Among the components, for the pod of a waypoint.
+    fn component_name(&self) -> Option<String> {
+        let waypoint = self.waypoint.as_ref()?;
+        Some(setup::waypoint_name(&waypoint.gateway, &self.view.key.0))
     }
 
     fn update(&mut self, index: usize, update: Update) {
@@ -677,7 +851,7 @@ fn node_facts(node: &NodeView) -> NodeFacts {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     let since = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let seconds = i64::try_from(since).unwrap_or_default();
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)

@@ -1,5 +1,5 @@
-//! The ground: directories, mounts, cgroups, the fabric, the nodes; and how `aditd` and
-//! the ztunnels are to be run on it.
+//! The ground: directories, mounts, cgroups, the fabric, the nodes; and how `aditd`, the
+//! ztunnels and the waypoints are to be run on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::component::{ComponentPlan, ReadyCheck};
 use crate::address::{CONTROL_PLANE, MAX_NODES};
-use crate::cluster::{NodeView, node_uid};
+use crate::cluster::{NodeView, PodView, node_uid};
 use crate::config::{DataPlane, MeshConfig};
 use crate::error::LocalError;
 use crate::manifest::expand_uid;
@@ -76,7 +76,7 @@ fn directories(layout: &Layout) -> Result<(), LocalError> {
         layout.ca_dir(),
         layout.logs_dir(),
         layout.root.join("keys"),
-        layout.root.join("tokens"),
+        layout.root.join("tokens/pods"),
         layout.root.join("hosts/namespaces"),
         layout.root.join("resolv"),
     ] {
@@ -169,6 +169,35 @@ pub(super) fn issue_tokens(layout: &Layout, nodes: &[NodeView]) -> Result<(), Lo
     Ok(())
 }
 
+/// Writes a fresh token for the service account of a waypoint's pod.
+pub(super) fn issue_pod_token(layout: &Layout, pod: &PodView) -> Result<(), LocalError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    let (namespace, name) = pod.key.clone();
+    let account = service_account(pod);
+    let account = Named {
+        uid: expand_uid(&format!("ServiceAccount/{namespace}/{account}")),
+        name: account,
+    };
+    let own = Named {
+        name,
+        uid: pod.uid.clone(),
+    };
+    let node = Named {
+        name: pod.node.clone(),
+        uid: node_uid(&pod.node),
+    };
+    let claims = Claims::new(&namespace, account, own, node, now);
+    let path = layout.pod_token(&pod.uid);
+    token::issue(&layout.token_private_key(), &claims, &path)
+}
+
+fn service_account(pod: &PodView) -> String {
+    let spec = pod.object.spec.as_ref();
+    let account = spec.and_then(|spec| spec.service_account_name.clone());
+    account.unwrap_or_else(|| "default".into())
+}
+
 /// How `aditd` is run.
 pub(super) fn aditd(config: &MeshConfig, layout: &Layout) -> Result<ComponentPlan, LocalError> {
     let path = |p: std::path::PathBuf| p.display().to_string();
@@ -201,6 +230,8 @@ pub(super) fn aditd(config: &MeshConfig, layout: &Layout) -> Result<ComponentPla
         .session();
     Ok(ComponentPlan {
         name: "aditd".into(),
+        pod: None,
+        replaceable: false,
         program: config.aditd.clone(),
         args,
         env: environment(config, &config.aditd_env, Vec::new()),
@@ -228,28 +259,19 @@ pub(super) fn ztunnel(
     layout: &Layout,
     node: &NodeView,
 ) -> Result<ComponentPlan, LocalError> {
-    let path = |p: std::path::PathBuf| p.display().to_string();
     let name = &node.name;
-    let control_plane = format!("https://istiod.istio-system.svc:{XDS_PORT}");
-    let root = path(root_certificate(layout));
-    let own = vec![
-        ("NODE_NAME", name.clone()),
-        ("XDS_ADDRESS", control_plane.clone()),
-        ("CA_ADDRESS", control_plane),
-        ("XDS_ROOT_CA", root.clone()),
-        ("CA_ROOT_CA", root),
-        ("AUTH_TOKEN", path(layout.node_token(name))),
+    let mut own = proxy_variables(config, layout, name);
+    own.extend([
+        ("AUTH_TOKEN", text(layout.node_token(name))),
         ("POD_NAME", ztunnel_pod(name).name),
         ("POD_NAMESPACE", "istio-system".into()),
         ("SERVICE_ACCOUNT", "ztunnel".into()),
         ("INSTANCE_IP", node.addresses.v4.to_string()),
-        ("CLUSTER_ID", CLUSTER_ID.into()),
-        ("TRUST_DOMAIN", config.trust_domain.clone()),
-        ("ADIT_CGROUP", path(layout.node_cgroup(name))),
-        ("ADIT_BPFFS", path(layout.bpffs().join(name))),
-        ("ADIT_NETNS_DIR", path(layout.pod_netns_dir())),
-        ("ADIT_KUBELET_CGROUP", path(layout.kubelet_cgroup(name))),
-    ];
+        ("ADIT_CGROUP", text(layout.node_cgroup(name))),
+        ("ADIT_BPFFS", text(layout.bpffs().join(name))),
+        ("ADIT_NETNS_DIR", text(layout.pod_netns_dir())),
+        ("ADIT_KUBELET_CGROUP", text(layout.kubelet_cgroup(name))),
+    ]);
     let netns = layout.node_netns(name);
     let sandbox = Sandbox::netns_only(&netns)?
         .cgroup(&layout.ztunnel_cgroup(name))?
@@ -257,6 +279,8 @@ pub(super) fn ztunnel(
         .session();
     Ok(ComponentPlan {
         name: format!("ztunnel-{name}"),
+        pod: None,
+        replaceable: true,
         program: config.ztunnel.clone(),
         args: Vec::new(),
         env: environment(config, &config.ztunnel_env, own),
@@ -271,6 +295,74 @@ pub(super) fn ztunnel(
         restart: config.restart_components,
         grace: config.grace,
     })
+}
+
+/// The name of a waypoint among the components, as Istio's tools name proxies.
+pub(super) fn waypoint_name(gateway: &str, namespace: &str) -> String {
+    format!("{gateway}.{namespace}")
+}
+
+/// How the waypoint of a Gateway is run, in the pod that was made for it.
+pub(super) fn waypoint(
+    config: &MeshConfig,
+    layout: &Layout,
+    gateway: &str,
+    pod: &PodView,
+    sandbox: Sandbox,
+) -> ComponentPlan {
+    let (namespace, name) = &pod.key;
+    let mut own = proxy_variables(config, layout, &pod.node);
+    own.extend([
+        ("AUTH_TOKEN", text(layout.pod_token(&pod.uid))),
+        ("POD_NAME", name.clone()),
+        ("POD_NAMESPACE", namespace.clone()),
+        ("POD_UID", pod.uid.clone()),
+        ("SERVICE_ACCOUNT", service_account(pod)),
+        ("INSTANCE_IP", pod.addresses.v4.to_string()),
+        ("GATEWAY_NAME", gateway.to_owned()),
+    ]);
+    let component = waypoint_name(gateway, namespace);
+    ComponentPlan {
+        program: config.waypoint.clone(),
+        args: Vec::new(),
+        env: environment(config, &config.waypoint_env, own),
+        sandbox,
+        dirs: config.binary_dirs.clone(),
+        log: layout.component_log(&component),
+        name: component,
+        pod: Some(pod.uid.clone()),
+        replaceable: false,
+        ready: ReadyCheck {
+            netns: layout.pod_netns(&pod.uid),
+            address: ([127, 0, 0, 1], 15021).into(),
+            path: "/healthz/ready",
+        },
+        restart: config.restart_components,
+        grace: config.grace,
+    }
+}
+
+/// What ztunnels and waypoints are told alike.
+fn proxy_variables(
+    config: &MeshConfig,
+    layout: &Layout,
+    node: &str,
+) -> Vec<(&'static str, String)> {
+    let control_plane = format!("https://istiod.istio-system.svc:{XDS_PORT}");
+    let root = text(root_certificate(layout));
+    vec![
+        ("NODE_NAME", node.to_owned()),
+        ("XDS_ADDRESS", control_plane.clone()),
+        ("CA_ADDRESS", control_plane),
+        ("XDS_ROOT_CA", root.clone()),
+        ("CA_ROOT_CA", root),
+        ("CLUSTER_ID", CLUSTER_ID.into()),
+        ("TRUST_DOMAIN", config.trust_domain.clone()),
+    ]
+}
+
+fn text(path: std::path::PathBuf) -> String {
+    path.display().to_string()
 }
 
 /// The user's variables win over ours.

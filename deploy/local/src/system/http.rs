@@ -42,8 +42,11 @@ pub fn http_request(
     exchange(address, &head(address, method, path), deadline).map_err(LocalError::system(what))
 }
 
-/// The same from the namespace at `netns`.
-pub(crate) fn request(
+/// The same from the network namespace at `netns`.
+///
+/// # Errors
+/// As [`http_request`], and when the namespace cannot be entered.
+pub fn request(
     netns: &Path,
     address: SocketAddr,
     method: &str,

@@ -68,6 +68,11 @@ impl Layout {
         self.root.join("cluster")
     }
 
+    /// What was applied over the user's manifests.
+    pub(crate) fn overlay_dir(&self) -> PathBuf {
+        self.root.join("applied")
+    }
+
     /// What `aditd` writes about pods and policies.
     pub(crate) fn status_dir(&self) -> PathBuf {
         self.root.join("status")
@@ -91,6 +96,11 @@ impl Layout {
         self.root.join("tokens").join(node)
     }
 
+    /// The token of a pod of the mesh's own, by the pod's uid.
+    pub(crate) fn pod_token(&self, uid: &str) -> PathBuf {
+        self.root.join("tokens/pods").join(uid)
+    }
+
     /// The `/etc/hosts` of the pods of a namespace; `None` is that of nodes.
     pub(crate) fn hosts(&self, namespace: Option<&str>) -> PathBuf {
         let dir = self.root.join("hosts");
@@ -109,7 +119,7 @@ impl Layout {
         dir.join(format!("{container}.log"))
     }
 
-    /// Log of `aditd`, or of `ztunnel-<node>`, `kubelet-<node>`.
+    /// Log of `aditd`, or of `ztunnel-<node>`, `kubelet-<node>`, `<gateway>.<namespace>`.
     pub(crate) fn component_log(&self, component: &str) -> PathBuf {
         self.root.join("logs").join(format!("{component}.log"))
     }

@@ -55,7 +55,7 @@ impl Traceparent {
     }
 
     /// The header value in version 00.
-    pub(super) fn to_header(self) -> HeaderValue {
+    pub fn to_header(self) -> HeaderValue {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut text = [b'-'; LEN];
         text[..2].copy_from_slice(b"00");

@@ -244,6 +244,32 @@ fn strangers_are_refused_by_both_sides() {
     }
 }
 
+/// Certificates are public: who shows one has to have its key.
+#[test]
+fn a_certificate_without_its_key_is_refused_by_both_sides() {
+    let ca = ca();
+    let us = certify(&ca, &cart());
+    let own = KeyPair::generate().expect("key");
+    let own = PrivatePkcs8KeyDer::from(own.serialize_der());
+    let key = tls::provider()
+        .key_provider
+        .load_private_key(own.into())
+        .expect("a key");
+    let stolen = Arc::new(CertifiedKey::new(us.chain().to_vec(), key));
+    let verifier = || {
+        let verifier = mesh_verifier(us.roots(), &TrustDomain::default());
+        Arc::new(verifier.expect("roots"))
+    };
+    let server = tls::workload_server_config(stolen.clone(), verifier()).expect("a config");
+    let client = tls::workload_client_config(stolen, verifier()).expect("a config");
+    let out = handshake(us.client_config().clone(), Arc::new(server));
+    let into = handshake(Arc::new(client), us.server_config().clone());
+    for refused in [out.err(), into.err()] {
+        let why = format!("{:?}", refused.expect("the key is another one"));
+        assert!(why.contains("BadSignature"), "{why}");
+    }
+}
+
 /// A client or server that is less strict than ours, so that ours has to refuse.
 fn lax_client(certificate: Option<(SignedChain, KeyPair)>) -> Arc<ClientConfig> {
     #[derive(Debug)]

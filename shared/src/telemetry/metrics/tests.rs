@@ -1,10 +1,12 @@
 //! The exposition, by Istio's names and labels, and the life of a series.
 
 use super::*;
+use crate::hbone::buffer::{BufferPool, SizeClass};
+use crate::hbone::pool::PoolCounts;
 use crate::telemetry::event::{
     ConnectionInfo, Failure, Rejection, ResponseFlag, TerminationReason, Totals, WorkloadLabels,
 };
-use crate::telemetry::{EventSink, Telemetry};
+use crate::telemetry::{EventSink, Telemetry, WorkerPools};
 use std::collections::BTreeMap;
 
 /// The samples of an exposition: name -> label -> value.
@@ -315,6 +317,8 @@ fn other_events_are_counted() {
             reason: TerminationReason::Complete,
         },
         Event::RedirectionRepaired { kind: "route" },
+        Event::ListenerFull,
+        Event::ReportFailed { refused: true },
         Event::ProxyStarted,
         Event::ProxyStarted,
         Event::ProxyStopped,
@@ -322,6 +326,20 @@ fn other_events_are_counted() {
         telemetry.emit(&event);
     }
     metrics.set_pending_proxies(2);
+    // Two workers, one of which has a buffer out.
+    let (busy, idle) = (BufferPool::new(1 << 20), BufferPool::new(1 << 20));
+    let _buffer = busy.take(SizeClass::Kib16);
+    let in_use = busy.stats().bytes_in_use() as f64;
+    assert!(in_use >= 16_384.0);
+    for (buffers, connections) in [(&busy, 2), (&idle, 3)] {
+        let pools = WorkerPools::new(buffers.stats());
+        pools.set_tunnels(PoolCounts {
+            connections,
+            reused: connections as u64 + 3,
+            ..PoolCounts::default()
+        });
+        metrics.watch_pools(pools);
+    }
     let url = ("url", "type.googleapis.com/istio.workload.Address");
     let reporter = ("reporter", "source");
     for (name, labels, wanted) in [
@@ -347,6 +365,24 @@ fn other_events_are_counted() {
             1.0,
         ),
         ("adit_redirection_repairs_total", &[("kind", "route")], 1.0),
+        ("adit_tunnel_pool_connections", &[], 5.0),
+        ("adit_tunnel_pool_streams", &[], 0.0),
+        ("adit_tunnel_pool_attempts", &[], 0.0),
+        ("adit_tunnel_pool_reused_total", &[], 11.0),
+        ("adit_tunnel_pool_connected_total", &[], 0.0),
+        ("adit_tunnel_pool_failed_total", &[], 0.0),
+        ("adit_tunnel_pool_released_total", &[], 0.0),
+        ("adit_tunnel_pool_evicted_total", &[], 0.0),
+        ("adit_buffer_pool_bytes", &[("state", "free")], 0.0),
+        ("adit_buffer_pool_bytes", &[("state", "in_use")], in_use),
+        ("adit_buffer_pool_misses_total", &[], 1.0),
+        ("adit_buffer_pool_overflows_total", &[], 0.0),
+        ("adit_listener_saturations_total", &[], 1.0),
+        (
+            "adit_enrolment_report_failures_total",
+            &[("reason", "refused")],
+            1.0,
+        ),
         ("workload_manager_active_proxy_count", &[], 1.0),
         ("workload_manager_pending_proxy_count", &[], 2.0),
         ("workload_manager_proxies_started_total", &[], 2.0),

@@ -4,6 +4,7 @@
 //! tries again. Whoever wants the resources implements [`Handler`].
 
 mod driver;
+pub mod handlers;
 pub mod node;
 mod state;
 mod transport;
@@ -11,7 +12,7 @@ mod transport;
 use bytes::Bytes;
 
 pub use driver::{Client, ClientConfig, ClientStatus, Subscriber};
-pub use node::NodeMetadata;
+pub use node::{NodeMetadata, NodeType};
 pub use state::{Applied, DeltaState, ResponseError, Subscription};
 pub use transport::{ConnectError, TransportConfig};
 

@@ -7,10 +7,31 @@ use prost_types::{ListValue, Struct, Value};
 
 use crate::proto::xds::Node;
 
+/// What kind of proxy asks: the first part of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeType {
+    /// The tunnel of a node.
+    #[default]
+    Ztunnel,
+    /// A waypoint.
+    Waypoint,
+}
+
+impl NodeType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ztunnel => "ztunnel",
+            Self::Waypoint => "waypoint",
+        }
+    }
+}
+
 /// What a proxy tells the control plane about itself. The control plane compares the
 /// namespace, the service account and the node's name with the bearer token.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct NodeMetadata {
+    /// What kind of proxy it is.
+    pub node_type: NodeType,
     /// The pod's name (`POD_NAME`).
     pub pod_name: String,
     /// The pod's namespace (`POD_NAMESPACE`).
@@ -65,7 +86,7 @@ impl NodeMetadata {
         Ok(node)
     }
 
-    /// The `Node` of a request: id `ztunnel~<ip>~<pod>.<namespace>~<namespace>.svc.cluster.local`.
+    /// The `Node` of a request: id `<type>~<ip>~<pod>.<namespace>~<namespace>.svc.cluster.local`.
     pub fn to_node(&self) -> Node {
         let ip = self.instance_ip.as_deref().unwrap_or("1.1.1.1");
         let mut fields: BTreeMap<String, Value> = self
@@ -97,8 +118,9 @@ impl NodeMetadata {
             namespace,
             ..
         } = self;
+        let kind = self.node_type.as_str();
         Node {
-            id: format!("ztunnel~{ip}~{pod_name}.{namespace}~{namespace}.svc.cluster.local"),
+            id: format!("{kind}~{ip}~{pod_name}.{namespace}~{namespace}.svc.cluster.local"),
             metadata: Some(Struct { fields }),
             ..Node::default()
         }

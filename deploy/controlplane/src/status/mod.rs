@@ -5,7 +5,10 @@
 //! which clients use plaintext for pods whose nodes have not reported again, so it is
 //! written before anything that relies on it is published.
 
-use std::collections::BTreeMap;
+mod object;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +18,13 @@ use std::time::SystemTime;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use object::{AddressStatus, Condition, ListenerStatus, ObjectStatus, ParentStatus, RefStatus};
+use wire::{Item, ItemFile};
+pub use wire::{
+    Item as StoredStatus, StoredAddress, StoredAncestor, StoredCondition, StoredListener,
+    StoredParent, StoredRef,
+};
+
 use crate::model::{Kind, ObjectRef};
 
 /// The annotation that says a pod is captured (Istio `ambient.istio.io/redirection`).
@@ -22,19 +32,6 @@ pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// A status file is at most this long.
 const MAX_BYTES: u64 = 256 << 20;
-
-/// A condition of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
-    /// Its type, for example `ZtunnelAccepted`.
-    pub kind: String,
-    /// True or False.
-    pub status: bool,
-    /// Why, in one word.
-    pub reason: String,
-    /// Why, for people.
-    pub message: String,
-}
 
 /// A pod that is captured, as far as clients may rely on it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,13 +72,15 @@ pub enum StatusError {
 pub struct StatusStore {
     directory: Option<PathBuf>,
     pods: BTreeMap<Arc<str>, CapturedPod>,
-    conditions: BTreeMap<ObjectRef, Kept>,
+    objects: BTreeMap<ObjectRef, Kept>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The status of an object, as it was given and as it is written.
+#[derive(Debug, Clone, Default)]
 struct Kept {
-    condition: Condition,
-    since: String,
+    /// `None`: read from the file, and not given since.
+    status: Option<ObjectStatus>,
+    item: Item,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,31 +98,21 @@ struct PodItem {
     annotations: BTreeMap<String, String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct ConditionFile {
-    items: Vec<ConditionItem>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ConditionItem {
-    namespace: String,
-    name: String,
-    conditions: Vec<WireCondition>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WireCondition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    reason: String,
-    message: String,
-    last_transition_time: String,
-}
-
 const POD_FILE: &str = "Pod.json";
-const POLICY_FILE: &str = "AuthorizationPolicy.json";
+
+/// The file of a kind.
+fn file_of(kind: Kind) -> String {
+    format!("{kind}.json")
+}
+
+/// Reads what a status directory says about the objects of a kind, pods excepted.
+///
+/// # Errors
+/// A file that cannot be read. One that is not there says nothing.
+pub fn read_statuses(directory: &Path, kind: Kind) -> Result<Vec<StoredStatus>, StatusError> {
+    let file: Option<ItemFile> = read(&directory.join(file_of(kind)))?;
+    Ok(file.map(|file| file.items).unwrap_or_default())
+}
 
 impl StatusStore {
     /// Keeps status in memory only.
@@ -131,7 +120,7 @@ impl StatusStore {
         Self {
             directory: None,
             pods: BTreeMap::new(),
-            conditions: BTreeMap::new(),
+            objects: BTreeMap::new(),
         }
     }
 
@@ -160,24 +149,14 @@ impl StatusStore {
                 store.pods.insert(captured.uid.clone(), captured);
             }
         }
-        let policies: Option<ConditionFile> = read(&directory.join(POLICY_FILE))?;
-        for item in policies.into_iter().flat_map(|file| file.items) {
-            let reference = ObjectRef {
-                kind: Kind::AuthorizationPolicy,
-                namespace: item.namespace.into(),
-                name: item.name.into(),
-            };
-            for condition in item.conditions {
-                let kept = Kept {
-                    since: condition.last_transition_time,
-                    condition: Condition {
-                        kind: condition.kind,
-                        status: condition.status == "True",
-                        reason: condition.reason,
-                        message: condition.message,
-                    },
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod) {
+            for item in read_statuses(directory, kind)? {
+                let reference = ObjectRef {
+                    kind,
+                    namespace: item.namespace.as_str().into(),
+                    name: item.name.as_str().into(),
                 };
-                store.conditions.insert(reference.clone(), kept);
+                store.objects.insert(reference, Kept { status: None, item });
             }
         }
         Ok(store)
@@ -215,52 +194,47 @@ impl StatusStore {
         Ok(())
     }
 
-    /// Replaces the conditions. Writes only if something changed; a condition whose
-    /// status stays the same keeps its time.
+    /// Replaces the status of all objects. Writes the kinds in which something changed; a
+    /// condition whose status stays the same keeps its time.
     ///
     /// # Errors
-    /// The file system's.
-    pub fn set_conditions<'a>(
+    /// The file system's. What could not be written is written with the next call.
+    pub fn set_statuses<'a>(
         &mut self,
-        conditions: impl IntoIterator<Item = (&'a ObjectRef, &'a Condition)>,
+        statuses: impl IntoIterator<Item = (&'a ObjectRef, &'a ObjectStatus)>,
         now: SystemTime,
     ) -> Result<(), StatusError> {
         let now = rfc3339(now);
-        let conditions: BTreeMap<ObjectRef, Kept> = conditions
-            .into_iter()
-            .map(|(reference, condition)| {
-                let before = self.conditions.get(reference);
-                let since = before
-                    .filter(|kept| kept.condition.status == condition.status)
-                    .map_or_else(|| now.clone(), |kept| kept.since.clone());
-                let condition = condition.clone();
-                (reference.clone(), Kept { condition, since })
-            })
-            .collect();
-        if conditions == self.conditions {
-            return Ok(());
-        }
-        let items = conditions.iter().map(|(reference, kept)| ConditionItem {
-            namespace: reference.namespace.to_string(),
-            name: reference.name.to_string(),
-            conditions: vec![WireCondition {
-                kind: kept.condition.kind.clone(),
-                status: if kept.condition.status {
-                    "True"
-                } else {
-                    "False"
+        let mut changed = BTreeSet::new();
+        let mut objects = BTreeMap::new();
+        for (reference, status) in statuses {
+            let before = self.objects.get(reference);
+            let kept = match before {
+                Some(kept) if kept.status.as_ref() == Some(status) => kept.clone(),
+                before => {
+                    let item = Item::new(reference, status, before.map(|kept| &kept.item), &now);
+                    if before.is_none_or(|kept| kept.item != item) {
+                        changed.insert(reference.kind);
+                    }
+                    let status = Some(status.clone());
+                    Kept { status, item }
                 }
-                .into(),
-                reason: kept.condition.reason.clone(),
-                message: kept.condition.message.clone(),
-                last_transition_time: kept.since.clone(),
-            }],
-        });
-        let file = ConditionFile {
-            items: items.collect(),
-        };
-        self.write(POLICY_FILE, &file)?;
-        self.conditions = conditions;
+            };
+            objects.insert(reference.clone(), kept);
+        }
+        let gone = self
+            .objects
+            .keys()
+            .filter(|key| !objects.contains_key(*key));
+        changed.extend(gone.map(|key| key.kind));
+        for kind in &changed {
+            let of_kind = objects.iter().filter(|(key, _)| key.kind == *kind);
+            let file = ItemFile {
+                items: of_kind.map(|(_, kept)| kept.item.clone()).collect(),
+            };
+            self.write(&file_of(*kind), &file)?;
+        }
+        self.objects = objects;
         Ok(())
     }
 
@@ -349,26 +323,26 @@ mod tests {
             namespace: "a".into(),
             name: "p".into(),
         };
-        let condition = |status, message: &str| Condition {
-            kind: "ZtunnelAccepted".into(),
-            status,
-            reason: "R".into(),
-            message: message.into(),
+        let condition = |status, message: &str| ObjectStatus {
+            conditions: vec![Condition::new("ZtunnelAccepted", status, "R", message)],
+            ..ObjectStatus::default()
         };
         let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-        let text = || fs::read_to_string(directory.path().join(POLICY_FILE)).expect("a file");
+        let text = || {
+            fs::read_to_string(directory.path().join("AuthorizationPolicy.json")).expect("a file")
+        };
         let mut store = StatusStore::open(directory.path()).expect("opens");
         store
-            .set_conditions([(&reference, &condition(false, "one"))], at(0))
+            .set_statuses([(&reference, &condition(false, "one"))], at(0))
             .expect("writes");
         assert!(text().contains("1970-01-01T00:00:00Z"));
         let mut store = StatusStore::open(directory.path()).expect("opens again");
         store
-            .set_conditions([(&reference, &condition(false, "two"))], at(60))
+            .set_statuses([(&reference, &condition(false, "two"))], at(60))
             .expect("writes");
         assert!(text().contains("1970-01-01T00:00:00Z") && text().contains("two"));
         store
-            .set_conditions([(&reference, &condition(true, "two"))], at(60))
+            .set_statuses([(&reference, &condition(true, "two"))], at(60))
             .expect("writes");
         assert!(text().contains("1970-01-01T00:01:00Z"), "{}", text());
     }

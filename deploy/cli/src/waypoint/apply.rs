@@ -1,0 +1,130 @@
+//! `adit waypoint generate|apply`.
+
+use std::io::Write as _;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use adit_local::Labels;
+use anyhow::{Context as _, bail};
+
+use super::gateway::{self, gateway, is_programmed};
+use super::{Common, POLL, TrafficType, done, warn};
+use crate::cluster::{Cluster, label_of};
+use crate::output::{self, Outcome, Output};
+
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
+#[derive(Debug, clap::Args)]
+struct GatewayArgs {
+    /// Traffic that the waypoint takes: that to services, to workloads, or to both [default:
+    /// as its class says, service]
+    #[arg(long = "for", value_enum, value_name = "TYPE")]
+    traffic: Option<TrafficType>,
+    /// Control plane revision that runs it
+    #[arg(short, long)]
+    revision: Option<String>,
+}
+
+/// Print the Gateway of a waypoint
+#[derive(Debug, clap::Args)]
+pub(super) struct GenerateArgs {
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+/// Make a waypoint, or change it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    /// Label the namespace, so that everything in it uses the waypoint
+    #[arg(long)]
+    enroll_namespace: bool,
+    /// Also where the namespace uses another waypoint
+    #[arg(long)]
+    overwrite: bool,
+    /// Wait until traffic can take it
+    #[arg(short, long)]
+    wait: bool,
+    /// How long
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
+    waypoint_timeout: Duration,
+}
+
+pub(super) fn generate(
+    args: &GenerateArgs,
+    common: &Common,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    let object = gateway(
+        common.checked_name()?,
+        common.namespace.as_deref(),
+        args.gateway.traffic,
+        args.gateway.revision.as_deref(),
+    );
+    out.write_all(output::yaml(&object)?.as_bytes())?;
+    Ok(Outcome::Well)
+}
+
+pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Result<Outcome> {
+    let (namespace, name) = (common.namespace(), common.checked_name()?);
+    let cluster = common.cluster.open()?;
+    let found = cluster
+        .get("namespace", namespace, namespace)?
+        .with_context(|| format!("namespaces {namespace:?} not found"))?;
+    if label_of(&found, DATAPLANE_MODE) != Some("ambient") {
+        output::complain(format_args!(
+            "Warning: namespace is not enrolled in ambient. Consider running\t\n\
+             \"adit local label namespace {namespace} {DATAPLANE_MODE}=ambient\""
+        ));
+    }
+    let taken = label_of(&found, USE_WAYPOINT).filter(|other| *other != name);
+    if args.enroll_namespace && taken.is_some() && !args.overwrite {
+        warn(format_args!(
+            "namespace ({namespace}) already has an enrolled Waypoint. Consider adding the \
+             --overwrite flag to your apply command."
+        ));
+        return Ok(Outcome::Findings);
+    }
+    let object = gateway(
+        name,
+        Some(namespace),
+        args.gateway.traffic,
+        args.gateway.revision.as_deref(),
+    );
+    cluster.apply(vec![object])?;
+    done(out, format_args!("waypoint {namespace}/{name} applied"))?;
+    // First the waypoint, then those who use it: until it is ready they are refused.
+    if args.wait {
+        wait(&cluster, namespace, name, args.waypoint_timeout)?;
+        done(out, format_args!("waypoint {namespace}/{name} is ready!"))?;
+    }
+    if args.enroll_namespace {
+        let labels = Labels::from([(USE_WAYPOINT.into(), Some(name.into()))]);
+        cluster.label("namespace", "", namespace, labels, args.overwrite)?;
+        done(
+            out,
+            format_args!("namespace {namespace} labeled with \"{USE_WAYPOINT}: {name}\""),
+        )?;
+    }
+    Ok(Outcome::Well)
+}
+
+fn wait(cluster: &Cluster, namespace: &str, name: &str, limit: Duration) -> anyhow::Result<()> {
+    let until = Instant::now() + limit;
+    loop {
+        let found = cluster.get("gateway.gateway.networking.k8s.io", namespace, name)?;
+        let found = found.with_context(|| format!("waypoint {namespace}/{name} is gone"))?;
+        if is_programmed(&found) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            bail!(
+                "timed out while waiting for waypoint {namespace}/{name} to be ready: {}",
+                gateway::why_not(&found)
+            );
+        }
+        sleep(POLL);
+    }
+}

@@ -1,0 +1,216 @@
+//! Status as it is written: Kubernetes' own form, without what an API server adds.
+
+use serde::{Deserialize, Serialize};
+
+use super::object::{Condition, ObjectStatus, ParentStatus, RefStatus};
+use crate::compile::l7::CONTROLLER;
+use crate::model::ObjectRef;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ItemFile {
+    pub(super) items: Vec<Item>,
+}
+
+/// The status of an object as it stands in the file of its kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// Its namespace; empty: none.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Of the object itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<StoredCondition>,
+    /// Of a Gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<StoredAddress>,
+    /// Of a Gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<StoredListener>,
+    /// Of a route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<StoredParent>,
+    /// Of a policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<StoredAncestor>,
+}
+
+/// A condition with the time of its last change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredCondition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True` or `False`.
+    pub status: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// RFC 3339.
+    pub last_transition_time: String,
+}
+
+/// An address of a Gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredAddress {
+    /// `Hostname` or `IPAddress`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The address.
+    pub value: String,
+}
+
+/// A listener of a Gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredListener {
+    /// Its name.
+    pub name: String,
+    /// Routes attach to Services, never to a waypoint's listener.
+    pub attached_routes: u32,
+    /// Hence none.
+    pub supported_kinds: Vec<String>,
+    /// Its conditions.
+    pub conditions: Vec<StoredCondition>,
+}
+
+/// A thing that something is attached to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredRef {
+    /// API group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Namespace, where it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Section, where it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+    /// Port, where it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// A route at one of its parents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredParent {
+    /// The parent.
+    pub parent_ref: StoredRef,
+    /// Who says so.
+    pub controller_name: String,
+    /// Conditions there.
+    pub conditions: Vec<StoredCondition>,
+}
+
+/// A policy at one of its targets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredAncestor {
+    /// The target.
+    pub ancestor_ref: StoredRef,
+    /// Who says so.
+    pub controller_name: String,
+    /// Conditions there.
+    pub conditions: Vec<StoredCondition>,
+}
+
+impl Item {
+    /// Writes `status`. A condition that was so `before` keeps its time.
+    pub(super) fn new(
+        object: &ObjectRef,
+        status: &ObjectStatus,
+        before: Option<&Self>,
+        now: &str,
+    ) -> Self {
+        let addresses = status.addresses.iter().map(|address| StoredAddress {
+            kind: address.kind.into(),
+            value: address.value.clone(),
+        });
+        let listeners = status.listeners.iter().map(|listener| {
+            let known = before.map(|item| item.listeners.as_slice());
+            let known = known.unwrap_or_default().iter();
+            let mut known = known.filter(|known| known.name == listener.name);
+            let known = known.next().map(|known| known.conditions.as_slice());
+            StoredListener {
+                name: listener.name.clone(),
+                attached_routes: 0,
+                supported_kinds: Vec::new(),
+                conditions: stamp(&listener.conditions, known, now),
+            }
+        });
+        let parents = status.parents.iter().map(|parent| {
+            let parent_ref = stored(&parent.reference);
+            let known = before.map(|item| item.parents.as_slice());
+            let known = known.unwrap_or_default().iter();
+            let mut known = known.filter(|known| known.parent_ref == parent_ref);
+            let known = known.next().map(|known| known.conditions.as_slice());
+            StoredParent {
+                conditions: stamp(&parent.conditions, known, now),
+                controller_name: CONTROLLER.into(),
+                parent_ref,
+            }
+        });
+        let ancestor = |ancestor: &ParentStatus| {
+            let ancestor_ref = stored(&ancestor.reference);
+            let known = before.map(|item| item.ancestors.as_slice());
+            let known = known.unwrap_or_default().iter();
+            let mut known = known.filter(|known| known.ancestor_ref == ancestor_ref);
+            let known = known.next().map(|known| known.conditions.as_slice());
+            StoredAncestor {
+                conditions: stamp(&ancestor.conditions, known, now),
+                controller_name: CONTROLLER.into(),
+                ancestor_ref,
+            }
+        };
+        let own = before.map(|item| item.conditions.as_slice());
+        Self {
+            namespace: object.namespace.to_string(),
+            name: object.name.to_string(),
+            conditions: stamp(&status.conditions, own, now),
+            addresses: addresses.collect(),
+            listeners: listeners.collect(),
+            parents: parents.collect(),
+            ancestors: status.ancestors.iter().map(ancestor).collect(),
+        }
+    }
+}
+
+fn stored(reference: &RefStatus) -> StoredRef {
+    StoredRef {
+        group: reference.group.clone(),
+        kind: reference.kind.clone(),
+        namespace: reference.namespace.clone(),
+        name: reference.name.clone(),
+        section_name: reference.section.clone(),
+        port: reference.port,
+    }
+}
+
+fn stamp(
+    conditions: &[Condition],
+    before: Option<&[StoredCondition]>,
+    now: &str,
+) -> Vec<StoredCondition> {
+    let stamp = |condition: &Condition| {
+        let status = if condition.status { "True" } else { "False" };
+        let mut before = before.unwrap_or_default().iter();
+        let since = before
+            .find(|before| before.kind == condition.kind && before.status == status)
+            .map_or(now, |before| &before.last_transition_time);
+        StoredCondition {
+            kind: condition.kind.clone(),
+            status: status.into(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            last_transition_time: since.into(),
+        }
+    };
+    conditions.iter().map(stamp).collect()
+}

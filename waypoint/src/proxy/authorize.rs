@@ -1,0 +1,85 @@
+//! Whether a request or a connection may pass: the policies of its destination, and those of
+//! its endpoint.
+
+use std::net::SocketAddr;
+
+use adit_shared::policy::http::{HttpFields, HttpPolicySet, HttpRequest, remote_address};
+use adit_shared::policy::{DryRunOutcome, PolicyKey, TrustDomains, Verdict};
+use http::HeaderMap;
+use tracing::info;
+
+use super::tunnel::Caller;
+
+/// A request that was denied.
+#[derive(Debug)]
+pub struct Denied {
+    /// The policy that decided; `None`: no ALLOW policy matched.
+    pub policy: Option<PolicyKey>,
+    /// Why, for people.
+    pub error: String,
+}
+
+/// Who asks, and for what address.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who.
+    pub caller: &'a Caller,
+    /// What was dialled, or the endpoint's address where its own policies are asked.
+    pub destination: SocketAddr,
+}
+
+impl<'a> Asked<'a> {
+    /// What policies are asked.
+    pub fn request(&self, http: Option<HttpFields<'a>>) -> HttpRequest<'a> {
+        let peer = self.caller.peer.ip();
+        let headers: Option<&HeaderMap> = http.as_ref().map(|http| http.headers);
+        HttpRequest {
+            source_identity: Some(&self.caller.identity),
+            source_ip: peer,
+            remote_ip: headers.map_or(peer, |headers| remote_address(peer, headers, 0)),
+            destination_ip: self.destination.ip(),
+            destination_port: self.destination.port(),
+            sni: None,
+            http,
+        }
+    }
+}
+
+/// Asks the policies.
+///
+/// # Errors
+/// Which one denies and why.
+pub fn authorize(
+    policies: &HttpPolicySet,
+    request: &HttpRequest<'_>,
+    trust: &TrustDomains,
+) -> Result<(), Denied> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let evaluation = policies.evaluate_deny_allow(request, trust);
+    for dry in &evaluation.dry_run {
+        let outcome = match dry.outcome {
+            DryRunOutcome::WouldDeny => "would deny",
+            DryRunOutcome::WouldAllow => "would allow",
+        };
+        info!(
+            target: "access", policy = %dry.policy, source = %request.source_ip,
+            destination = %request.destination_ip, "dry-run policy {outcome}"
+        );
+    }
+    for audit in &evaluation.audit {
+        info!(
+            target: "audit", policy = %audit.policy, rule = audit.rule,
+            source = %request.source_ip, destination = %request.destination_ip,
+            path = request.http.map_or("", |http| http.path.as_str()), "audited"
+        );
+    }
+    match evaluation.verdict {
+        Verdict::Permitted(_) => Ok(()),
+        Verdict::Denied(denied) => Err(Denied {
+            error: denied.to_string(),
+            policy: denied.policy,
+        }),
+    }
+}

@@ -1,0 +1,499 @@
+//! Bodies on their way: counted, passed on frame by frame, never collected beyond what a
+//! retry may need.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::exchange::Exchange;
+use super::upstream::Lease;
+
+/// Bytes of a request's body that are kept for another try. A longer body is sent once.
+pub const REPLAY_LIMIT: usize = 64 << 10;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Its source failed.
+    #[error(transparent)]
+    Source(#[from] hyper::Error),
+    /// Another try has taken its place.
+    #[error("superseded by another attempt")]
+    Superseded,
+    /// The request's time is over.
+    #[error("the request's time is over")]
+    Timeout,
+}
+
+/// What the parts of a request's handling know of its body.
+#[derive(Debug, Default)]
+pub struct RequestProgress {
+    /// Bytes that came from the client.
+    pub bytes: Cell<u64>,
+    /// gRPC messages among them.
+    pub messages: Cell<u64>,
+    /// The client has sent all of it.
+    pub finished: Cell<bool>,
+    /// The client's side failed.
+    pub failed: Cell<bool>,
+    /// Something of the body was given to an endpoint.
+    pub started: Cell<bool>,
+    grpc: RefCell<Option<MessageCounter>>,
+}
+
+impl RequestProgress {
+    /// For a body of which nothing has come; `grpc` has its messages counted.
+    pub fn new(grpc: bool) -> Rc<Self> {
+        Rc::new(Self {
+            grpc: RefCell::new(grpc.then(MessageCounter::default)),
+            ..Self::default()
+        })
+    }
+
+    fn see(&self, data: &[u8]) {
+        self.bytes.set(self.bytes.get() + data.len() as u64);
+        if let Some(counter) = &mut *self.grpc.borrow_mut() {
+            self.messages.set(self.messages.get() + counter.count(data));
+        }
+    }
+}
+
+/// Finds the beginnings of gRPC messages in a stream of bytes: five bytes of prefix, the last
+/// four of which are the length.
+#[derive(Debug, Default)]
+pub struct MessageCounter {
+    prefix: u8,
+    length: u32,
+    skip: u64,
+}
+
+impl MessageCounter {
+    /// How many messages begin in `data`.
+    pub fn count(&mut self, mut data: &[u8]) -> u64 {
+        let mut messages = 0;
+        while !data.is_empty() {
+            if self.skip > 0 {
+                let n = (self.skip).min(data.len() as u64);
+                self.skip -= n;
+                // At most the length of `data`.
+                data = &data[n as usize..];
+                continue;
+            }
+            if self.prefix > 0 {
+                self.length = (self.length << 8) | u32::from(data[0]);
+            }
+            self.prefix += 1;
+            data = &data[1..];
+            if self.prefix == 5 {
+                messages += 1;
+                self.skip = u64::from(self.length);
+                self.prefix = 0;
+                self.length = 0;
+            }
+        }
+        messages
+    }
+}
+
+/// The body of a request towards an endpoint.
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// Passed on once.
+    Stream {
+        /// From the client.
+        incoming: Incoming,
+        /// What is known of it.
+        progress: Rc<RequestProgress>,
+    },
+    /// Kept, as long as it is short, to be sent again.
+    Replay {
+        /// What all tries share.
+        shared: Rc<Replay>,
+        /// Which try this is.
+        attempt: u32,
+        /// The next of the kept chunks.
+        at: usize,
+    },
+    /// One piece.
+    Full(Option<Bytes>),
+}
+
+/// A body that may be sent again.
+pub struct Replay {
+    incoming: RefCell<Incoming>,
+    progress: Rc<RequestProgress>,
+    kept: RefCell<Kept>,
+    attempt: Cell<u32>,
+}
+
+#[derive(Default)]
+struct Kept {
+    chunks: Vec<Bytes>,
+    size: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    /// Too long: what was there is gone.
+    overflowed: bool,
+}
+
+impl Replay {
+    /// Keeps what comes of `incoming`.
+    pub fn new(incoming: Incoming, progress: Rc<RequestProgress>) -> Rc<Self> {
+        Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            progress,
+            kept: RefCell::default(),
+            attempt: Cell::new(0),
+        })
+    }
+
+    /// Whether another try can have all of it.
+    pub fn is_whole(&self) -> bool {
+        !self.kept.borrow().overflowed && !self.progress.failed.get()
+    }
+
+    /// The body for one more try; earlier ones end.
+    pub fn attempt(self: &Rc<Self>) -> RequestBody {
+        self.attempt.set(self.attempt.get() + 1);
+        RequestBody::Replay {
+            shared: self.clone(),
+            attempt: self.attempt.get(),
+            at: 0,
+        }
+    }
+
+    fn poll_frame(
+        &self,
+        cx: &mut Context<'_>,
+        attempt: u32,
+        at: &mut usize,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if attempt != self.attempt.get() {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let mut kept = self.kept.borrow_mut();
+        if let Some(chunk) = kept.chunks.get(*at) {
+            *at += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if kept.ended {
+            return Poll::Ready(
+                kept.trailers
+                    .clone()
+                    .map(|t| Ok(Frame::trailers(t)))
+                    .filter(|_| {
+                        let first = *at == kept.chunks.len();
+                        *at += 1;
+                        first
+                    }),
+            );
+        }
+        let next = ready!(poll_incoming(
+            &mut self.incoming.borrow_mut(),
+            &self.progress,
+            cx
+        ));
+        match &next {
+            None => kept.ended = true,
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    kept.size += data.len();
+                    if kept.size > REPLAY_LIMIT {
+                        kept.overflowed = true;
+                        kept.chunks = Vec::new();
+                        *at = 0;
+                    }
+                    if !kept.overflowed {
+                        kept.chunks.push(data.clone());
+                        *at += 1;
+                    }
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    kept.trailers = Some(trailers.clone());
+                    kept.ended = true;
+                    // Given out below.
+                    *at += 1;
+                }
+            }
+            Some(Err(_)) => {}
+        }
+        Poll::Ready(next)
+    }
+}
+
+fn poll_incoming(
+    incoming: &mut Incoming,
+    progress: &RequestProgress,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    progress.started.set(true);
+    Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+        None => {
+            progress.finished.set(true);
+            None
+        }
+        Some(Ok(frame)) => {
+            if let Some(data) = frame.data_ref() {
+                progress.see(data);
+            }
+            if incoming.is_end_stream() {
+                progress.finished.set(true);
+            }
+            Some(Ok(frame))
+        }
+        Some(Err(error)) => {
+            progress.failed.set(true);
+            Some(Err(error.into()))
+        }
+    })
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream { incoming, progress } => poll_incoming(incoming, progress, cx),
+            Self::Replay {
+                shared,
+                attempt,
+                at,
+            } => shared.poll_frame(cx, *attempt, at),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream { incoming, .. } => incoming.is_end_stream(),
+            Self::Replay { shared, at, .. } => {
+                let kept = shared.kept.borrow();
+                if *at < kept.chunks.len() {
+                    return false;
+                }
+                match kept.ended {
+                    true => kept.trailers.is_none() || *at > kept.chunks.len(),
+                    false => shared.incoming.borrow().is_end_stream(),
+                }
+            }
+            Self::Full(bytes) => bytes.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream { incoming, .. } => incoming.size_hint(),
+            Self::Replay { shared, at, .. } => {
+                let kept = shared.kept.borrow();
+                let left: usize = kept.chunks.iter().skip(*at).map(Bytes::len).sum();
+                let incoming = shared.incoming.borrow().size_hint();
+                match incoming.exact() {
+                    Some(more) => SizeHint::with_exact(left as u64 + more),
+                    None => SizeHint::default(),
+                }
+            }
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+        }
+    }
+}
+
+/// The body of a response towards the client. Dropped, it ends its exchange.
+pub struct ResponseBody {
+    kind: Kind,
+    /// Ends with the body.
+    exchange: Option<Box<Exchange>>,
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Upstream {
+        incoming: Incoming,
+        /// Goes back into the pool when the body has been read.
+        lease: Option<Lease>,
+        /// Whether the request has been sent, without which the connection is of no use.
+        request: Rc<RequestProgress>,
+        /// The request's whole time.
+        deadline: Option<Pin<Box<Sleep>>>,
+    },
+}
+
+impl ResponseBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self {
+            kind: Kind::Empty,
+            exchange: None,
+        }
+    }
+
+    /// One piece.
+    pub fn full(bytes: Bytes) -> Self {
+        Self {
+            kind: Kind::Full(bytes),
+            exchange: None,
+        }
+    }
+
+    /// What an endpoint sends.
+    pub fn upstream(
+        incoming: Incoming,
+        lease: Option<Lease>,
+        request: Rc<RequestProgress>,
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> Self {
+        let mut body = Self {
+            kind: Kind::Upstream {
+                incoming,
+                lease,
+                request,
+                deadline,
+            },
+            exchange: None,
+        };
+        body.settle();
+        body
+    }
+
+    /// Has `exchange` end with this body.
+    pub fn with_exchange(mut self, exchange: Box<Exchange>) -> Self {
+        self.exchange = Some(exchange);
+        if self.is_end_stream() {
+            self.finish();
+        }
+        self
+    }
+
+    /// The endpoint's connection is free as soon as the last of its body has been read.
+    fn settle(&mut self) {
+        if let Kind::Upstream {
+            incoming,
+            lease,
+            request,
+            ..
+        } = &mut self.kind
+            && incoming.is_end_stream()
+            && let Some(lease) = lease.take()
+            && request.finished.get()
+        {
+            lease.give_back();
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.kind {
+            Kind::Empty => None,
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+            }
+            Kind::Upstream {
+                incoming, deadline, ..
+            } => match Pin::new(incoming).poll_frame(cx) {
+                Poll::Ready(frame) => frame.map(|frame| frame.map_err(BodyError::Source)),
+                Poll::Pending => {
+                    use std::future::Future as _;
+                    if let Some(deadline) = deadline
+                        && deadline.as_mut().poll(cx).is_ready()
+                    {
+                        Some(Err(BodyError::Timeout))
+                    } else {
+                        return Poll::Pending;
+                    }
+                }
+            },
+        };
+        match &frame {
+            None => {
+                this.settle();
+                this.finish();
+            }
+            Some(Ok(frame)) => {
+                if let Some(exchange) = &mut this.exchange {
+                    if let Some(data) = frame.data_ref() {
+                        exchange.see_response(data);
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        exchange.see_trailers(trailers);
+                    }
+                }
+                this.settle();
+                if this.is_end_stream() {
+                    this.finish();
+                }
+            }
+            Some(Err(error)) => {
+                if let Some(exchange) = this.exchange.take() {
+                    exchange.fail_body(error);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Upstream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_wherever_they_are_cut() {
+        let mut stream = Vec::new();
+        for length in [0_u32, 3, 300] {
+            stream.push(0);
+            stream.extend_from_slice(&length.to_be_bytes());
+            stream.extend(std::iter::repeat_n(7, length as usize));
+        }
+        for size in [1, 2, 4, 7, 1000] {
+            let mut counter = MessageCounter::default();
+            let messages: u64 = stream.chunks(size).map(|chunk| counter.count(chunk)).sum();
+            assert_eq!(messages, 3, "in pieces of {size}");
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! HTTP on a tunnel: hyper's server of either version, with the limits and deadlines of a
+//! proxy, and the hand-over of a connection that another protocol takes.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use arc_swap::Guard;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::destination::{Destination, Target};
+use super::io::Io;
+use super::request;
+use super::tunnel::Caller;
+use super::upgrade::Upgrade;
+use crate::state::View;
+use crate::worker::Worker;
+
+/// Bytes of a request's headers, names and values (431 beyond).
+pub const MAX_HEADER_LIST: u32 = 64 << 10;
+/// Headers of a request (431 beyond), as hyper and Envoy have it.
+pub const MAX_HEADERS: usize = 100;
+/// Streams of one HTTP/2 connection inside a tunnel.
+pub const MAX_STREAMS: u32 = 200;
+/// Bytes that a stream of HTTP/2 may send before we take any.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// The same for all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of responses that wait in one stream.
+const SEND_BUFFER: usize = 64 << 10;
+/// Resets that a client may have outstanding before we take them for an attack
+/// (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Resets for its own errors that a client may provoke.
+const MAX_ERROR_RESETS: usize = 100;
+/// How long a head may take from its first byte.
+pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection on which nothing is asked for so long is closed (Envoy: an hour).
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How often connections are looked over for those two.
+pub const SWEEP: Duration = Duration::from_secs(1);
+/// How often an HTTP/2 connection is asked whether it lives. The tunnel below has its own PING;
+/// this one is for the client behind the other proxy.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One connection of a client.
+pub struct Downstream {
+    /// Whose thread it is on.
+    pub worker: Rc<Worker>,
+    /// Who is at the other end of the tunnel.
+    pub caller: Rc<Caller>,
+    /// Where it leads.
+    pub destination: Destination,
+    /// The client's address, as its node tells it.
+    pub client: SocketAddr,
+    /// What it leads to in the view that a request saw last.
+    target: RefCell<Option<(u64, Target)>>,
+    /// Requests under way.
+    active: Cell<usize>,
+    /// When it last became idle, or began to send a head.
+    since: Cell<Instant>,
+    /// Part of a head has been read.
+    reading: Cell<bool>,
+    /// It is one of HTTP/2, which tells its client of a drain without closing.
+    http2: bool,
+    /// Another protocol takes over when the connection's own is done.
+    pub upgrade: RefCell<Option<Upgrade>>,
+    closing: Cell<Closing>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    Open,
+    /// After the requests that are under way.
+    Graceful,
+    Now,
+}
+
+impl Downstream {
+    /// A connection that has just been opened.
+    pub fn new(
+        worker: Rc<Worker>,
+        caller: Rc<Caller>,
+        destination: Destination,
+        client: SocketAddr,
+        http2: bool,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            http2,
+            worker,
+            caller,
+            destination,
+            client,
+            target: RefCell::new(None),
+            active: Cell::new(0),
+            since: Cell::new(Instant::now()),
+            reading: Cell::new(false),
+            upgrade: RefCell::new(None),
+            closing: Cell::new(Closing::Open),
+            waker: RefCell::new(None),
+        })
+    }
+
+    /// The configuration as it is, and what the connection leads to in it. Looked up once for
+    /// each state of the configuration.
+    pub fn target(&self) -> (Guard<Arc<View>>, Option<Target>) {
+        let view = self.worker.shared.state.load();
+        if let Some((version, target)) = &*self.target.borrow()
+            && *version == view.version()
+        {
+            let target = target.clone();
+            return (view, Some(target));
+        }
+        let target = self.destination.target(&view);
+        if let Some(target) = &target {
+            self.target.replace(Some((view.version(), target.clone())));
+        }
+        (view, target)
+    }
+
+    /// A request begins.
+    pub fn begin(&self) {
+        self.active.set(self.active.get() + 1);
+        self.reading.set(false);
+    }
+
+    /// A request has ended.
+    pub fn end(&self) {
+        let active = self.active.get().saturating_sub(1);
+        self.active.set(active);
+        if active == 0 {
+            self.since.set(self.worker.now());
+        }
+    }
+
+    /// Whether responses should say that this is the last one.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get() != Closing::Open || self.worker.is_draining()
+    }
+
+    /// Whether it is one of HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    /// Whether it is to be swept away at `now`.
+    pub fn sweep(&self, now: Instant) {
+        if self.active.get() > 0 {
+            return;
+        }
+        let allowed = if self.reading.get() {
+            HEADER_DEADLINE
+        } else {
+            IDLE_TIMEOUT
+        };
+        if now.saturating_duration_since(self.since.get()) >= allowed {
+            self.close(if self.reading.get() {
+                Closing::Now
+            } else {
+                Closing::Graceful
+            });
+        }
+    }
+
+    /// Ends it after the requests that are under way.
+    pub fn drain(&self) {
+        self.close(Closing::Graceful);
+    }
+
+    fn close(&self, how: Closing) {
+        if self.closing.replace(how) != how
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Serves HTTP/1 until the connection ends.
+pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
+    let mut builder = http1::Builder::new();
+    builder
+        .auto_date_header(false)
+        .writev(false)
+        .max_header_size(MAX_HEADER_LIST as usize)
+        // A little more than the headers, so that too many of them are answered.
+        .max_buf_size(MAX_HEADER_LIST as usize + (16 << 10))
+        .max_headers(MAX_HEADERS);
+    let io = Watched {
+        io,
+        downstream: downstream.clone(),
+    };
+    let serving = downstream.clone();
+    let service = service_fn(move |request| {
+        let serving = serving.clone();
+        async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
+    });
+    let mut connection = builder.serve_connection(io, service);
+    let served = {
+        let mut told = false;
+        poll_fn(|cx| {
+            match downstream.closing.get() {
+                Closing::Open => {}
+                Closing::Graceful if told => {}
+                Closing::Graceful => {
+                    told = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+                Closing::Now => return Poll::Ready(Ok(())),
+            }
+            let served = Pin::new(&mut connection).poll(cx);
+            if served.is_pending() {
+                remember(&downstream.waker, cx.waker());
+            }
+            served
+        })
+        .await
+    };
+    if let Err(error) = &served {
+        debug!(client = %downstream.client, "HTTP/1: {error}");
+    }
+    if let Some(upgrade) = downstream.upgrade.take() {
+        // hyper leaves the stream open for whom it was handed over to.
+        let parts = connection.into_parts();
+        let mut io = parts.io.io;
+        io.unread(parts.read_buf);
+        upgrade.carry(io).await;
+    }
+}
+
+/// Serves HTTP/2 until the connection ends.
+pub async fn serve_http2(downstream: Rc<Downstream>, io: Io) {
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL / 2);
+    let serving = downstream.clone();
+    let service = service_fn(move |request| {
+        let serving = serving.clone();
+        async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
+    });
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut told = false;
+    let served = poll_fn(|cx| {
+        match downstream.closing.get() {
+            Closing::Open => {}
+            Closing::Graceful if told => {}
+            Closing::Graceful => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            Closing::Now => return Poll::Ready(Ok(())),
+        }
+        let served = connection.as_mut().poll(cx);
+        if served.is_pending() {
+            remember(&downstream.waker, cx.waker());
+        }
+        served
+    })
+    .await;
+    if let Err(error) = served {
+        debug!(client = %downstream.client, "HTTP/2: {error}");
+    }
+}
+
+fn remember(place: &RefCell<Option<Waker>>, waker: &Waker) {
+    let mut place = place.borrow_mut();
+    if !place.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        *place = Some(waker.clone());
+    }
+}
+
+/// Runs hyper's tasks on this thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F> Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, task: F) {
+        spawn_local(async move {
+            task.await;
+        });
+    }
+}
+
+/// A stream that notices when a head begins to arrive.
+struct Watched {
+    io: Io,
+    downstream: Rc<Downstream>,
+}
+
+impl hyper::rt::Read for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let downstream = &self.downstream;
+        if read.is_ready() && downstream.active.get() == 0 && !downstream.reading.get() {
+            downstream.reading.set(true);
+            downstream.since.set(downstream.worker.now());
+        }
+        read
+    }
+}
+
+impl hyper::rt::Write for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,266 @@
+//! Byte streams that HTTP runs over: a tunnel, a socket, TLS over a socket. One type for all of
+//! them, so that nothing behind it is generic or boxed, with two faces: hyper's, for HTTP, and
+//! chunks without a copy, for bytes that are only passed on.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
+use adit_shared::net::socket::reset_on_close;
+use bytes::{Buf as _, Bytes};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// Most that one chunk of a socket holds.
+const SOCKET_CHUNK: usize = 16 << 10;
+/// Most that one write to a tunnel takes.
+const TUNNEL_CHUNK: usize = 64 << 10;
+
+/// A byte stream.
+pub struct Io {
+    kind: Kind,
+    /// Read before, and not given to anybody yet.
+    unread: Bytes,
+    /// How much of `unread` counts against the tunnel's window.
+    held: usize,
+}
+
+enum Kind {
+    Tunnel(Tunnel),
+    Tcp(TokioIo<TcpStream>),
+    Tls(Box<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>>),
+}
+
+impl Io {
+    /// Over a tunnel.
+    pub fn tunnel(tunnel: Tunnel) -> Self {
+        Self::new(Kind::Tunnel(tunnel))
+    }
+
+    /// Over a socket.
+    pub fn tcp(stream: TcpStream) -> Self {
+        Self::new(Kind::Tcp(TokioIo::new(stream)))
+    }
+
+    /// Over TLS.
+    pub fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+        Self::new(Kind::Tls(Box::new(TokioIo::new(stream))))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            unread: Bytes::new(),
+            held: 0,
+        }
+    }
+
+    /// Our address, where there is one.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.kind {
+            Kind::Tunnel(_) => None,
+            Kind::Tcp(io) => io.inner().local_addr().ok(),
+            Kind::Tls(io) => io.inner().get_ref().0.local_addr().ok(),
+        }
+    }
+
+    /// Puts bytes back that a protocol has read ahead.
+    pub fn unread(&mut self, bytes: Bytes) {
+        if self.unread.is_empty() {
+            self.unread = bytes;
+        } else if !bytes.is_empty() {
+            self.unread = [&bytes[..], &self.unread[..]].concat().into();
+        }
+    }
+
+    /// Reads more into what can be peeked at, without giving it to anybody. Returns what is
+    /// there; the same as before at the end of the stream.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let more = ready!(self.poll_fresh(cx))?;
+        if let Some(more) = more {
+            self.held += self.counted(more.len());
+            self.unread = if self.unread.is_empty() {
+                more
+            } else {
+                [&self.unread[..], &more[..]].concat().into()
+            };
+        }
+        Poll::Ready(Ok(&self.unread))
+    }
+
+    /// What has been read ahead.
+    pub fn peeked(&self) -> &[u8] {
+        &self.unread
+    }
+
+    /// The next bytes; `None` at the end. What a tunnel gave counts against its window until
+    /// it is [released](Self::release).
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        if !self.unread.is_empty() {
+            // Who consumes it releases it; some of it may have been released before, so that
+            // counting it twice would give away window of what is still under way.
+            let held = std::mem::take(&mut self.held);
+            self.release(held);
+            return Poll::Ready(Ok(Some(std::mem::take(&mut self.unread))));
+        }
+        self.poll_fresh(cx)
+    }
+
+    /// `n` bytes that were read have been consumed.
+    pub fn release(&mut self, n: usize) {
+        if let Kind::Tunnel(tunnel) = &mut self.kind {
+            tunnel.release(n);
+        }
+    }
+
+    /// Writes from the front of `chunk`; ready when some of it has been taken.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => {
+                let n = ready!(tunnel.poll_capacity(cx, chunk.len()))?.min(chunk.len());
+                tunnel.send(chunk.split_to(n))?;
+                Poll::Ready(Ok(n))
+            }
+            _ => {
+                let n = ready!(Pin::new(&mut *self).poll_write(cx, chunk))?;
+                chunk.advance(n);
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    /// Ends both directions so that the other side takes nothing for complete.
+    pub fn reset(&mut self) {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => tunnel.reset(ResetReason::CONNECT_ERROR),
+            Kind::Tcp(io) => reset_on_close(io.inner()),
+            Kind::Tls(io) => reset_on_close(io.inner().get_ref().0),
+        }
+    }
+
+    /// Ready when the other side resets a stream on which nothing is read or written.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => match ready!(tunnel.poll_reset(cx)) {
+                TunnelError::Reset(ResetReason::NO_ERROR) => Poll::Pending,
+                error => Poll::Ready(error.into()),
+            },
+            Kind::Tcp(_) | Kind::Tls(_) => Poll::Pending,
+        }
+    }
+
+    fn counted(&self, n: usize) -> usize {
+        match self.kind {
+            Kind::Tunnel(_) => n,
+            Kind::Tcp(_) | Kind::Tls(_) => 0,
+        }
+    }
+
+    fn poll_fresh(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => Poll::Ready(Ok(ready!(tunnel.poll_read_chunk(cx))?)),
+            Kind::Tcp(io) => poll_socket_chunk(Pin::new(io), cx),
+            Kind::Tls(io) => poll_socket_chunk(Pin::new(&mut **io), cx),
+        }
+    }
+}
+
+fn poll_socket_chunk<R: Read>(
+    io: Pin<&mut R>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Option<Bytes>>> {
+    let mut space = [0; SOCKET_CHUNK];
+    let mut buffer = ReadBuf::new(&mut space);
+    ready!(io.poll_read(cx, buffer.unfilled()))?;
+    let filled = buffer.filled();
+    Poll::Ready(Ok(
+        (!filled.is_empty()).then(|| Bytes::copy_from_slice(filled))
+    ))
+}
+
+impl Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.unread.is_empty() {
+            match &mut this.kind {
+                Kind::Tunnel(tunnel) => match ready!(tunnel.poll_read_chunk(cx))? {
+                    Some(chunk) => {
+                        this.held = chunk.len();
+                        this.unread = chunk;
+                    }
+                    None => return Poll::Ready(Ok(())),
+                },
+                Kind::Tcp(io) => return Pin::new(io).poll_read(cx, buf),
+                Kind::Tls(io) => return Pin::new(&mut **io).poll_read(cx, buf),
+            }
+        }
+        let n = this.unread.len().min(buf.remaining());
+        buf.put_slice(&this.unread[..n]);
+        this.unread.advance(n);
+        let released = this.held.min(n);
+        this.held -= released;
+        this.release(released);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => {
+                if buf.is_empty() {
+                    return Poll::Ready(Ok(0));
+                }
+                let want = buf.len().min(TUNNEL_CHUNK);
+                let n = ready!(tunnel.poll_capacity(cx, want))?.min(want);
+                tunnel.send(Bytes::copy_from_slice(&buf[..n]))?;
+                Poll::Ready(Ok(n))
+            }
+            Kind::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Kind::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tunnel(_) => Poll::Ready(Ok(())),
+            Kind::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Kind::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => Poll::Ready(match tunnel.finish() {
+                Ok(()) | Err(TunnelError::Finished) => Ok(()),
+                Err(error) => Err(error.into()),
+            }),
+            Kind::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Kind::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! One request, from its head to the head of its response, in the order in which things
+//! happen to it.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri, Version, request};
+use hyper::body::{Body as _, Incoming};
+
+use super::authorize::{Asked, authorize};
+use super::body::{RequestBody, RequestProgress, ResponseBody};
+use super::destination::Target;
+use super::exchange::Exchange;
+use super::forward::{self, Forwarded, Plan};
+use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
+use super::http::Downstream;
+use super::reply::Reply;
+use super::upgrade::Upgrade;
+use super::upstream::Answer;
+use crate::state::View;
+use crate::telemetry::{ResponseFlags, TraceContext, ensure_request_id};
+
+/// Answers one request.
+pub async fn serve(
+    downstream: Rc<Downstream>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let (head, incoming) = request.into_parts();
+    let grpc = headers::is_grpc(&head.headers);
+    let upgrade = headers::wants_upgrade(&head);
+    let progress = RequestProgress::new(grpc);
+    let mut exchange = Exchange::new(downstream, &head, grpc, progress.clone());
+    let body = if incoming.is_end_stream() {
+        progress.finished.set(true);
+        RequestBody::Empty
+    } else {
+        RequestBody::Stream { incoming, progress }
+    };
+    let mut response = match handle(&mut exchange, head, body, upgrade).await {
+        Ok(forwarded) => return pass_on(exchange, forwarded, upgrade),
+        Err(reply) => {
+            exchange.answer(&reply);
+            reply.response(grpc)
+        }
+    };
+    say_last(&exchange, &mut response);
+    response.map(|body| body.with_exchange(exchange))
+}
+
+/// Everything that happens before the endpoint's answer.
+async fn handle(
+    exchange: &mut Exchange,
+    mut head: request::Parts,
+    body: RequestBody,
+    upgrade: bool,
+) -> Result<Forwarded, Reply> {
+    let downstream = exchange.downstream.clone();
+    headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
+    let plan = {
+        let (view, target) = downstream.target();
+        // Logged and sent from here on, whatever becomes of it.
+        let target = target.inspect(|target| exchange.addressed(target));
+        trace(exchange, &mut head);
+        introduce(&downstream, &mut head);
+        let decided = match &target {
+            Some(target) => decide(exchange, &view, target, &mut head),
+            None => Err(Reply::GONE),
+        };
+        exchange.headers = head.headers;
+        let decided = decided?;
+        // `decide` fails without a target.
+        let target = target.ok_or(Reply::GONE)?;
+        Plan::new(&target, &view, head.uri, decided)
+    };
+    forward::forward(exchange, plan, body).await
+}
+
+/// What was decided about a request that may pass.
+pub struct Decided;
+
+/// Path, authorization and route: everything that is decided without waiting for anybody.
+fn decide(
+    exchange: &mut Exchange,
+    view: &View,
+    target: &Target,
+    head: &mut request::Parts,
+) -> Result<Decided, Reply> {
+    let path = normal_path(view, head)?;
+    let policies = target.policies();
+    if !policies.is_empty() {
+        let caller = exchange.downstream.caller.clone();
+        let destination = exchange.downstream.destination.dialled();
+        let asked = Asked {
+            caller: &caller,
+            destination: destination.unwrap_or(caller.peer),
+        };
+        let request = asked.request(Some(fields(head, &path)));
+        if let Err(denied) = authorize(policies, &request, &view.mesh().trust) {
+            exchange.policy = denied.policy;
+            return Err(Reply::DENIED);
+        }
+    }
+    Ok(Decided)
+}
+
+/// Makes the path comparable; the request goes on with it.
+fn normal_path(view: &View, head: &mut request::Parts) -> Result<NormalizedPath<'static>, Reply> {
+    let mode = view.mesh().path_normalization;
+    let path = normalize(head.uri.path(), mode)
+        .map_err(|_| Reply::bad_request("invalid_path"))?
+        .into_owned();
+    if path.as_str() != head.uri.path() {
+        let text: Cow<'_, str> = match head.uri.query() {
+            Some(query) => format!("{}?{query}", path.as_str()).into(),
+            None => path.as_str().into(),
+        };
+        let changed = PathAndQuery::try_from(&*text);
+        let changed = changed.map_err(|_| Reply::bad_request("invalid_path"))?;
+        head.uri = Uri::from(changed);
+    }
+    Ok(path)
+}
+
+/// The HTTP part of what policies are asked.
+fn fields<'a>(head: &'a request::Parts, path: &'a NormalizedPath<'a>) -> HttpFields<'a> {
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    HttpFields {
+        method: head.method.as_str(),
+        path,
+        query: head.uri.query(),
+        host: host.unwrap_or_default(),
+        headers: &head.headers,
+        claims: None,
+    }
+}
+
+/// Finds or begins the request's trace, and gives it an id.
+fn trace(exchange: &mut Exchange, head: &mut request::Parts) {
+    let random: [u64; 3] = rand::random();
+    ensure_request_id(&mut head.headers, [random[2], random[0]]);
+    if let Some(telemetry) = &exchange.telemetry {
+        let tracing = &telemetry.tracing;
+        exchange.trace = TraceContext::begin(
+            &mut head.headers,
+            tracing.sampling,
+            !tracing.no_propagation && !tracing.providers.is_empty(),
+            random,
+        );
+    }
+}
+
+/// Puts in what the mesh says of the request.
+fn introduce(downstream: &Downstream, head: &mut request::Parts) {
+    let headers = &mut head.headers;
+    // What the client says of its certificate is nothing; its certificate is known.
+    headers.insert(
+        CLIENT_CERTIFICATE,
+        downstream.caller.certificate_header.clone(),
+    );
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+/// The endpoint's answer, as the client gets it.
+fn pass_on(
+    mut exchange: Box<Exchange>,
+    forwarded: Forwarded,
+    upgrade: bool,
+) -> Response<ResponseBody> {
+    let Forwarded { answer, deadline } = forwarded;
+    let Answer {
+        response,
+        lease,
+        local,
+    } = answer;
+    let (mut head, incoming) = response.into_parts();
+    exchange.upstream_local = local;
+    exchange.status = head.status.as_u16();
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        if !upgrade {
+            let reply = Reply::UPSTREAM_PROTOCOL;
+            exchange.answer(&reply);
+            let response = reply.response(exchange.grpc);
+            return response.map(|body| body.with_exchange(exchange));
+        }
+        let protocol = head.headers.get(UPGRADE).cloned();
+        headers::remove_hop_by_hop(&mut head.headers);
+        head.headers
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            head.headers.insert(UPGRADE, protocol);
+        }
+        let downstream = exchange.downstream.clone();
+        let upgrade = Upgrade { lease, exchange };
+        downstream.upgrade.replace(Some(upgrade));
+        return plain(head, ResponseBody::empty());
+    }
+    headers::remove_hop_by_hop(&mut head.headers);
+    if exchange.grpc {
+        exchange.see_grpc_status(&head.headers);
+    }
+    if exchange.wants_response_headers() {
+        exchange.response_headers = head.headers.clone();
+    }
+    let request = exchange.request.clone();
+    let body = ResponseBody::upstream(incoming, Some(lease), request, deadline);
+    let mut response = plain(head, body);
+    say_last(&exchange, &mut response);
+    response.map(|body| body.with_exchange(exchange))
+}
+
+/// A response without what hyper has put into the endpoint's.
+fn plain(head: http::response::Parts, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
+/// Tells the client of HTTP/1 that this was the last response, if it was.
+fn say_last(exchange: &Exchange, response: &mut Response<ResponseBody>) {
+    if exchange.version != Version::HTTP_2 && exchange.downstream.is_closing() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+}
+
+impl headers::Malformed {
+    /// What the client is told.
+    fn reply(self) -> Reply {
+        let reply = Reply::bad_request(match self {
+            Self::MissingHost => "missing_host",
+            Self::DuplicateHost => "duplicate_host",
+            Self::InvalidHost => "invalid_host",
+            Self::InvalidPath => "invalid_path",
+            Self::TransferEncoding => "unsupported_transfer_encoding",
+            Self::AmbiguousLength => "ambiguous_length",
+            Self::Connect => "connect_not_supported",
+        });
+        match self {
+            // RFC 9112 6.1.
+            Self::TransferEncoding => Reply {
+                status: StatusCode::NOT_IMPLEMENTED,
+                ..reply
+            },
+            Self::Connect => Reply {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                flags: ResponseFlags::NO_ROUTE,
+                ..reply
+            },
+            _ => reply,
+        }
+    }
+}
+
+/// The name of a route in telemetry where none decides.
+pub fn no_route() -> Arc<str> {
+    Arc::from("default")
+}

@@ -1,0 +1,185 @@
+//! Bytes that are not HTTP: one endpoint for the whole connection, and the L4 part of policies
+//! and metrics.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use adit_shared::hbone::server::Responder;
+use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseFlag};
+use http::StatusCode;
+
+use super::authorize::{Asked, authorize};
+use super::copy::{CopyError, Traffic, between};
+use super::destination::{Destination, Target};
+use super::io::Io;
+use super::pick::{Choice, Picked, dialled};
+use super::reply::Reply;
+use super::tunnel::Caller;
+use super::upstream::{self, Connected, Connecting};
+use crate::balance::{Outcome, PickRequest, RequestResult};
+use crate::worker::Worker;
+
+/// Endpoints that are tried for one connection.
+const ATTEMPTS: usize = 3;
+
+struct Counted<'a>(&'a OpenConnection);
+
+impl Traffic for Counted<'_> {
+    fn request(&self, bytes: usize) {
+        self.0.count_request(bytes as u64);
+    }
+
+    fn response(&self, bytes: usize) {
+        self.0.count_response(bytes as u64);
+    }
+}
+
+/// Serves a CONNECT that has not been answered: it is refused when no endpoint can be reached,
+/// so that the app's own connect fails.
+pub async fn serve_unanswered(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    destination: Destination,
+    client: SocketAddr,
+    mut respond: Responder,
+) {
+    let opened = tokio::select! {
+        biased;
+        _ = respond.cancelled() => return,
+        opened = open(&worker, &caller, &destination, client) => opened,
+    };
+    match opened {
+        Ok((endpoint, info)) => {
+            if let Ok(tunnel) = respond.accept(None) {
+                carry(&worker, Io::tunnel(tunnel), endpoint, info).await;
+            }
+        }
+        Err(reply) if reply.status == StatusCode::FORBIDDEN => {
+            respond.refuse(StatusCode::UNAUTHORIZED, "connection_refused");
+        }
+        Err(_) => respond.refuse(StatusCode::SERVICE_UNAVAILABLE, "connection_refused"),
+    }
+}
+
+/// Serves a tunnel that is open already.
+pub async fn serve(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    destination: Destination,
+    client: SocketAddr,
+    mut io: Io,
+) {
+    match open(&worker, &caller, &destination, client).await {
+        Ok((endpoint, info)) => carry(&worker, io, endpoint, info).await,
+        Err(_) => io.reset(),
+    }
+}
+
+/// Connects to an endpoint; failures have been recorded.
+async fn open(
+    worker: &Worker,
+    caller: &Caller,
+    destination: &Destination,
+    client: SocketAddr,
+) -> Result<(Connected, ConnectionInfo), Reply> {
+    let started = Instant::now();
+    let asked_for = destination.dialled().unwrap_or(caller.peer);
+    let mut info = ConnectionInfo::new(Reporter::Waypoint, client, asked_for);
+    info.labels.source = (*caller.labels).clone();
+    let fail = |info: &ConnectionInfo, reply: Reply, error: &dyn std::fmt::Display| {
+        let flag = if reply == Reply::DENIED {
+            ResponseFlag::Denied
+        } else {
+            ResponseFlag::Connect
+        };
+        let telemetry = &worker.shared.telemetry;
+        telemetry.failed(info, started.elapsed(), flag, error);
+        reply
+    };
+    let mut tried = Vec::new();
+    let mut last = Reply::NO_HEALTHY_ENDPOINTS;
+    while tried.len() < ATTEMPTS {
+        let (target, trust) = {
+            let view = worker.shared.state.load();
+            (destination.target(&view), view.mesh().trust.clone())
+        };
+        let Some(target) = target else {
+            return Err(fail(&info, Reply::GONE, &Reply::GONE.reason));
+        };
+        if let Target::Service(port) = &target {
+            info = info.with_service(port.service.service());
+        }
+        let mut asked = Asked {
+            caller,
+            destination: asked_for,
+        };
+        if let Err(denied) = authorize(target.policies(), &asked.request(None), &trust) {
+            return Err(fail(&info, Reply::DENIED, &denied.error));
+        }
+        let choice = Choice::of(&target);
+        let request = PickRequest {
+            tried: &tried,
+            destination: dialled(destination.dialled()),
+            ..PickRequest::default()
+        };
+        let Picked { reach, held } = match choice.pick(&request) {
+            Ok(picked) if !tried.contains(&picked.reach.endpoint.uid) => picked,
+            Ok(_) => break,
+            Err((reply, error)) => {
+                last = fail(&info, reply, &error);
+                return Err(last);
+            }
+        };
+        let (workload, endpoint) = (reach.workload, reach.endpoint);
+        asked.destination = endpoint.address;
+        if let Some(policies) = &reach.policies
+            && let Err(denied) = authorize(policies, &asked.request(None), &trust)
+        {
+            return Err(fail(&info, Reply::DENIED, &denied.error));
+        }
+        info = info.with_destination(&workload);
+        info.destination_address = endpoint.address;
+        if matches!(endpoint.way, upstream::Way::Hbone { .. }) {
+            let authority = endpoint.address.to_string().into();
+            info = info.with_mutual_tls(
+                caller.identity.clone(),
+                workload.identity.clone(),
+                authority,
+            );
+        }
+        let connecting = Connecting::default();
+        let begun = Instant::now();
+        let opening = upstream::open_tcp(worker, &endpoint, Some(client), None, &connecting);
+        match opening.await {
+            Ok(mut connected) => {
+                connected.held = held;
+                return Ok((connected, info));
+            }
+            Err(error) => {
+                if let Some(held) = held {
+                    let now = Instant::now();
+                    let failed = RequestResult::ConnectFailed;
+                    held.finish(Outcome::new(failed, now - begun), now);
+                }
+                last = fail(&info, error.reply, &error);
+                tried.push(endpoint.uid.clone());
+            }
+        }
+    }
+    if tried.is_empty() {
+        return Err(fail(&info, last, &last.reason));
+    }
+    Err(last)
+}
+
+async fn carry(worker: &Worker, client: Io, endpoint: Connected, info: ConnectionInfo) {
+    let record = worker.shared.telemetry.open(info);
+    let ended = between(client, endpoint.io, &Counted(&record), None).await;
+    drop((endpoint.held, endpoint.permit));
+    match ended {
+        Ok(()) => record.close(),
+        Err(error @ CopyError::Endpoint(_)) => record.fail(ResponseFlag::None, &error),
+        Err(error) => record.fail(ResponseFlag::None, &error),
+    }
+}

@@ -1,0 +1,246 @@
+//! HBONE from a client's node: mutual TLS, CONNECT, destination, protocol; in this order, and
+//! each of them before anything of the next.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adit_shared::hbone::record::TlsStream;
+use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
+use adit_shared::hbone::{BaggageFields, ConnectionError};
+use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::telemetry::{
+    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
+};
+use http::HeaderValue;
+use tokio::net::TcpStream;
+use tracing::{debug, warn};
+
+use super::destination::{self, Destination};
+use super::http::{self as http_server, Downstream};
+use super::io::Io;
+use super::sniff::{self, Spoken};
+use super::tcp;
+use crate::state::Protocol;
+use crate::worker::Worker;
+
+/// How long a TLS handshake may take, from accept.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a client of a port that is declared HTTP may be silent at first.
+const FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Who is at the other end of an HBONE connection.
+pub struct Caller {
+    /// As its certificate says.
+    pub identity: SpiffeId,
+    /// Its address on that connection.
+    pub peer: SocketAddr,
+    /// As telemetry names it.
+    pub labels: Arc<WorkloadLabels>,
+    /// `x-forwarded-client-cert` of its requests.
+    pub certificate_header: HeaderValue,
+}
+
+/// Serves one HBONE connection to its end.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+    let telemetry = worker.shared.telemetry.clone();
+    let started = Instant::now();
+    let local = stream.local_addr().unwrap_or(peer);
+    let (tls, identity) = match Box::pin(handshake(&worker, stream)).await {
+        Ok(done) => done,
+        Err((flag, error)) => {
+            telemetry.emit(&Event::HandshakeFailed {
+                reporter: Reporter::Destination,
+            });
+            let info = ConnectionInfo::new(Reporter::Destination, peer, local);
+            telemetry.failed(&info, started.elapsed(), flag, &error);
+            return;
+        }
+    };
+    telemetry.emit(&Event::HandshakeCompleted {
+        reporter: Reporter::Destination,
+        duration: started.elapsed(),
+    });
+    telemetry.emit(&Event::TunnelOpened {
+        reporter: Reporter::Destination,
+    });
+    let caller = std::cell::OnceCell::new();
+    let streams = Rc::new(Cell::new(0));
+    let (count, owner, known) = (streams.clone(), worker.clone(), identity.clone());
+    let handler = async move |incoming: Incoming| {
+        count.set(count.get() + 1);
+        let caller = caller
+            .get_or_init(|| Rc::new(describe(&owner, known.clone(), peer, &incoming)))
+            .clone();
+        Box::pin(open(owner.clone(), caller, incoming)).await;
+    };
+    let malformed = |what: Malformed| {
+        let reason = match what {
+            Malformed::Method(_) => Rejection::Method,
+            Malformed::Header(_) => Rejection::Authority,
+        };
+        warn!(%peer, %identity, "malformed CONNECT: {what}");
+        telemetry.emit(&Event::InboundRejected { peer, reason });
+    };
+    let drain = worker.shared.drain.clone();
+    let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
+    telemetry.emit(&Event::TunnelClosed {
+        reporter: Reporter::Destination,
+        streams: streams.get(),
+    });
+    let rejected = match &served {
+        Ok(_) => None,
+        Err(ConnectionError::PrefaceTimeout) => Some(Rejection::Timeout),
+        Err(ConnectionError::Protocol(_)) => Some(Rejection::Protocol),
+        Err(error) => {
+            debug!(%peer, "HBONE: {error}");
+            None
+        }
+    };
+    if let (Some(reason), Err(error)) = (rejected, served) {
+        warn!(%peer, %identity, "HBONE: {error}");
+        telemetry.emit(&Event::InboundRejected { peer, reason });
+    }
+}
+
+async fn handshake(
+    worker: &Worker,
+    stream: TcpStream,
+) -> Result<(TlsStream, SpiffeId), (ResponseFlag, String)> {
+    let certificate = worker.certificate(HANDSHAKE_DEADLINE).await;
+    let certificate = certificate.map_err(|error| (ResponseFlag::IdentityError, error))?;
+    let config = certificate.server_config().clone();
+    let mut tls = TlsStream::accept(stream, config, HANDSHAKE_DEADLINE)
+        .await
+        .map_err(|e| (ResponseFlag::TlsFailure, format!("TLS handshake: {e}")))?;
+    let chain = tls.take_peer_certificates();
+    let identity = peer_identity(&chain);
+    let identity = identity.map_err(|e| {
+        (
+            ResponseFlag::IdentityError,
+            format!("client certificate: {e}"),
+        )
+    })?;
+    Ok((tls, identity))
+}
+
+/// Who calls, as far as telemetry and the endpoint want to know.
+fn describe(worker: &Worker, identity: SpiffeId, peer: SocketAddr, incoming: &Incoming) -> Caller {
+    let view = worker.shared.state.load();
+    let network = &view.gateway().network;
+    let labels = match view.model().workload_at(network, peer.ip()) {
+        // What discovery says of the address counts only if it is who the certificate says.
+        Some(source) if source.identity == identity => WorkloadLabels {
+            principal: Some(identity.clone()),
+            ..(&**source).into()
+        },
+        // As its own proxy describes it; the namespace is that of its certificate.
+        _ => {
+            let unknown = BaggageFields::default();
+            let baggage = incoming.request.baggage.as_deref().unwrap_or(&unknown);
+            WorkloadLabels {
+                workload: baggage.workload_name.clone(),
+                namespace: identity.namespace().into(),
+                canonical_service: baggage.service_name.clone(),
+                canonical_revision: baggage.service_version.clone(),
+                cluster: baggage.cluster.clone(),
+                region: baggage.region.clone(),
+                zone: baggage.zone.clone(),
+                principal: Some(identity.clone()),
+            }
+        }
+    };
+    let own = &worker.shared.config.identity;
+    let certificate = HeaderValue::try_from(format!("By={own};URI={identity}"));
+    Caller {
+        peer,
+        labels: Arc::new(labels),
+        // SPIFFE ids are printable ASCII.
+        certificate_header: certificate.unwrap_or_else(|_| HeaderValue::from_static("")),
+        identity,
+    }
+}
+
+/// Judges one CONNECT and serves what is inside of it.
+async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
+    let _open = worker.open_stream();
+    let authority = &incoming.request.authority;
+    let resolved = {
+        let view = worker.shared.state.load();
+        destination::resolve(&view, authority, caller.identity.namespace()).and_then(
+            |destination| {
+                let target = destination.target(&view);
+                let target = target
+                    .ok_or_else(|| destination::DestinationError::Unknown(authority.clone()))?;
+                Ok((destination, target))
+            },
+        )
+    };
+    let (destination, target) = match resolved {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            warn!(peer = %caller.peer, identity = %caller.identity, "CONNECT refused: {error}");
+            worker.shared.telemetry.emit(&Event::InboundRejected {
+                peer: caller.peer,
+                reason: Rejection::ForeignAuthority,
+            });
+            incoming
+                .respond
+                .refuse(error.status(), "destination_unavailable");
+            return;
+        }
+    };
+    // The client's own port where its proxy tells it; the address is the connection's.
+    let forwarded = incoming.request.forwarded.as_ref();
+    let client = forwarded
+        .filter(|f| f.source.ip().to_canonical() == caller.peer.ip().to_canonical())
+        .map_or(caller.peer, |f| f.source);
+    match target.protocol() {
+        Protocol::Tcp | Protocol::Tls => {
+            tcp::serve_unanswered(worker, caller, destination, client, incoming.respond).await;
+        }
+        protocol => {
+            let Ok(tunnel) = incoming.respond.accept(None) else {
+                return;
+            };
+            let io = Io::tunnel(tunnel);
+            serve_http(worker, caller, destination, client, protocol, io).await;
+        }
+    }
+}
+
+/// Serves a stream on a port that may be HTTP.
+async fn serve_http(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    destination: Destination,
+    client: SocketAddr,
+    protocol: Protocol,
+    mut io: Io,
+) {
+    let spoken = match protocol {
+        Protocol::Undeclared => sniff::sniff(&mut io).await,
+        _ => sniff::http_version(&mut io, FIRST_BYTE_DEADLINE).await,
+    };
+    let spoken = match spoken {
+        Ok(spoken) => spoken,
+        Err(error) => {
+            debug!(%client, "closed before a request: {error}");
+            return;
+        }
+    };
+    match spoken {
+        Spoken::Http1 | Spoken::Http2 => {
+            let http2 = spoken == Spoken::Http2;
+            let downstream = Downstream::new(worker.clone(), caller, destination, client, http2);
+            let _listed = worker.enter(&downstream);
+            match spoken {
+                Spoken::Http2 => http_server::serve_http2(downstream, io).await,
+                _ => http_server::serve_http1(downstream, io).await,
+            }
+        }
+        Spoken::Tls | Spoken::Other => tcp::serve(worker, caller, destination, client, io).await,
+    }
+}

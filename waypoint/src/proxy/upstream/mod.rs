@@ -1,0 +1,198 @@
+//! Towards endpoints: connections to them, over HBONE, TLS or plain TCP, and one request on
+//! one of them.
+//!
+//! What trips it: a connection that the endpoint has closed while it lay in the pool. hyper
+//! tells whether anything of a request was sent; if nothing was, the request goes to the next
+//! connection; if something was, only a request that may be sent twice does.
+
+mod connect;
+mod pool;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_shared::hbone::{Pool, PoolSettings};
+use adit_shared::model::route::{ExpectedIdentities, HBONE_PORT};
+use adit_shared::model::{ServiceEntry, TunnelProtocol, Workload, WorkloadUid};
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+pub use connect::{ConnectError, Connected, open_tcp};
+pub use pool::{Lease, Upgraded, Upstreams};
+pub use tls::Originate;
+
+use super::body::RequestBody;
+use super::reply::Reply;
+use crate::balance::Limits;
+use crate::config::Config;
+use crate::worker::Worker;
+
+/// Tunnels are shared by everything that goes to one workload's address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// The workload that answers.
+    pub peer: WorkloadUid,
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// Who may answer there.
+    pub identities: ExpectedIdentities,
+}
+
+/// A worker's tunnels.
+pub type TunnelPool = Pool<TunnelKey, ConnectError>;
+
+/// A pool as the configuration wants it.
+pub fn new_tunnel_pool(config: &Config) -> TunnelPool {
+    Pool::new(PoolSettings {
+        max_streams: config.pool_max_streams,
+        unused_release: config.pool_unused_release,
+        ..PoolSettings::default()
+    })
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Which workload.
+    pub uid: WorkloadUid,
+    /// The app's address and port.
+    pub address: SocketAddr,
+    /// How it is reached.
+    pub way: Way,
+}
+
+/// How an endpoint is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// Through its node's tunnel.
+    Hbone {
+        /// Where the tunnel ends.
+        gateway: SocketAddr,
+        /// Who may answer.
+        identities: ExpectedIdentities,
+    },
+    /// Without encryption.
+    Plain,
+    /// Over TLS that begins here.
+    Tls(Arc<Originate>),
+}
+
+impl Endpoint {
+    /// `workload` at `port`, as it says that it can be reached.
+    pub fn new(
+        workload: &Workload,
+        port: u16,
+        service: Option<&ServiceEntry>,
+        originate: Option<&Arc<Originate>>,
+    ) -> Option<Self> {
+        let ip = *workload.addresses.first()?;
+        let address = SocketAddr::new(ip, port);
+        Some(Self::at(workload, address, service, originate))
+    }
+
+    /// `workload` at `address`, which is its own.
+    pub fn at(
+        workload: &Workload,
+        address: SocketAddr,
+        service: Option<&ServiceEntry>,
+        originate: Option<&Arc<Originate>>,
+    ) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            address,
+            way: match (originate, workload.tunnel_protocol) {
+                // A TLS server stays one behind its node's tunnel; the tunnel is not used then,
+                // for who asks for TLS names the server that it has to be.
+                (Some(originate), _) => Way::Tls(originate.clone()),
+                (None, TunnelProtocol::None) => Way::Plain,
+                (None, TunnelProtocol::Hbone) => Way::Hbone {
+                    gateway: SocketAddr::new(address.ip(), HBONE_PORT),
+                    identities: ExpectedIdentities::new(workload, service),
+                },
+            },
+        }
+    }
+}
+
+/// Which version of HTTP an endpoint is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HttpVersion {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// What an endpoint answered.
+pub struct Answer {
+    /// Head and body.
+    pub response: Response<Incoming>,
+    /// The connection, which is given back when the body has been read.
+    pub lease: Lease,
+    /// Our address on it.
+    pub local: Option<SocketAddr>,
+}
+
+/// How an attempt failed.
+pub struct SendError {
+    /// What it is, for the answer and the log.
+    pub reply: Reply,
+    /// What it was, for people.
+    pub error: String,
+    /// How far the request came.
+    pub reached: Reached,
+    /// The request, if nothing of it has been used up.
+    pub request: Option<Box<Request<RequestBody>>>,
+}
+
+/// How far a request came that was not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// There was no connection.
+    NotConnected,
+    /// There was, but the endpoint has not looked at it: nothing was sent, or it said so
+    /// (REFUSED_STREAM, GOAWAY beyond the stream).
+    NotProcessed,
+    /// It may have been acted upon; but its connection had lain idle and ended without a word,
+    /// which most likely is all that was in the way.
+    Stale,
+    /// It may have been acted upon.
+    Sent,
+}
+
+/// How a connection is made where one is needed.
+#[derive(Clone)]
+pub struct Connecting {
+    /// How long a TCP connect may take.
+    pub deadline: Duration,
+    /// Bounds their number; `None`: a workload that was dialled itself.
+    pub limits: Option<Arc<Limits>>,
+}
+
+impl Default for Connecting {
+    fn default() -> Self {
+        Self {
+            deadline: connect::CONNECT_DEADLINE,
+            limits: None,
+        }
+    }
+}
+
+/// Sends a request to an endpoint, on a pooled connection or on a new one.
+///
+/// # Errors
+/// [`SendError`].
+pub async fn send(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    version: HttpVersion,
+    request: Request<RequestBody>,
+    connecting: &Connecting,
+) -> Result<Answer, SendError> {
+    match version {
+        HttpVersion::Http1 => pool::send_http1(worker, endpoint, request, connecting).await,
+        HttpVersion::Http2 => pool::send_http2(worker, endpoint, request, connecting).await,
+    }
+}

@@ -1,0 +1,1 @@
+//! What cannot be understood answers 500 and is listed.

@@ -1,0 +1,3 @@
+//! Tables that cite the specification, and properties against oracles that share no code.
+
+mod convert;

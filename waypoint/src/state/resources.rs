@@ -1,0 +1,237 @@
+//! The resources as they were received, by name, and what each of them touches.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use adit_shared::model::ServiceName;
+use adit_shared::policy::http::{HttpPolicies, HttpPolicy, HttpUpdate};
+use adit_shared::proto::waypoint as pb;
+use bytes::Bytes;
+use prost::Message;
+
+use super::Touched;
+use super::view::Protocol;
+use crate::balance::TrafficPolicy;
+
+/// Everything that was received and is in force.
+#[derive(Default)]
+pub(super) struct Store {
+    pub(super) settings: pb::Settings,
+    pub(super) waypoints: HashMap<String, pb::Waypoint>,
+    pub(super) services: HashMap<ServiceName, Arc<[DeclaredPort]>>,
+    service_names: HashMap<String, ServiceName>,
+    pub(super) providers: HashMap<String, Arc<pb::Provider>>,
+    pub(super) policies: HttpPolicies,
+    pub(super) telemetry: BTreeMap<String, Arc<pb::Telemetry>>,
+    pub(super) traffic: BTreeMap<String, Traffic>,
+    pub(super) backend_tls: BTreeMap<String, Arc<pb::BackendTls>>,
+}
+
+/// What a service says of one of its ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DeclaredPort {
+    pub(super) port: u16,
+    pub(super) name: Arc<str>,
+    pub(super) protocol: Protocol,
+}
+
+/// A traffic policy and where it comes from.
+pub(super) struct Traffic {
+    pub(super) policy: Arc<TrafficPolicy>,
+    /// The user's object: which of two for one host wins.
+    pub(super) object: pb::ObjectRef,
+}
+
+/// Of two objects that say the same, the older one holds, then the first by name
+/// (Gateway API, conflict resolution).
+pub(super) fn seniority(object: Option<&pb::ObjectRef>) -> (i64, &str, &str) {
+    object.map_or((i64::MAX, "", ""), |object| {
+        let created = match object.created {
+            0 => i64::MAX,
+            created => created,
+        };
+        (created, &object.namespace, &object.name)
+    })
+}
+
+impl Store {
+    /// Takes a resource.
+    ///
+    /// # Errors
+    /// Why it cannot be used as it is. What fails closed is in force all the same; of the
+    /// rest, what was there before stays.
+    pub(super) fn upsert(
+        &mut self,
+        type_url: &str,
+        name: &str,
+        body: Bytes,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        match type_url {
+            pb::SETTINGS_TYPE => {
+                self.settings = decode(body)?;
+                touched.everything = true;
+            }
+            pb::WAYPOINT_TYPE => {
+                self.waypoints.insert(name.to_owned(), decode(body)?);
+            }
+            pb::SERVICE_TYPE => self.upsert_service(name, &decode(body)?, touched)?,
+            pb::PROVIDER_TYPE => {
+                let provider = Arc::new(decode(body)?);
+                self.providers.insert(name.to_owned(), provider);
+                touched.everything = true;
+            }
+            pb::AUTHORIZATION_POLICY_TYPE => return self.upsert_policy(name, body, touched),
+            pb::TELEMETRY_TYPE => {
+                let resource: Arc<pb::Telemetry> = Arc::new(decode(body)?);
+                touched.targets(&resource.targets);
+                let before = self.telemetry.insert(name.to_owned(), resource);
+                touched.targets(before.iter().flat_map(|before| &before.targets));
+            }
+            pb::TRAFFIC_POLICY_TYPE => {
+                let wire: pb::TrafficPolicy = decode(body)?;
+                let policy = Arc::new(TrafficPolicy::from_proto(&wire));
+                touched.hosts.push(policy.host.clone());
+                let problem = policy.problems().first().map(ToString::to_string);
+                let traffic = Traffic {
+                    policy,
+                    object: wire.object.unwrap_or_default(),
+                };
+                if let Some(before) = self.traffic.insert(name.to_owned(), traffic) {
+                    touched.hosts.push(before.policy.host.clone());
+                }
+                // In force all the same: it fails what it is about.
+                return problem.map_or(Ok(()), Err);
+            }
+            pb::BACKEND_TLS_TYPE => {
+                let resource: Arc<pb::BackendTls> = Arc::new(decode(body)?);
+                touched.backends(&resource);
+                if let Some(before) = self.backend_tls.insert(name.to_owned(), resource) {
+                    touched.backends(&before);
+                }
+            }
+            other => return Err(format!("resources of type {other} are not known here")),
+        }
+        Ok(())
+    }
+
+    fn upsert_service(
+        &mut self,
+        name: &str,
+        wire: &pb::Service,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let service = ServiceName {
+            namespace: wire.namespace.as_str().into(),
+            hostname: wire.hostname.as_str().into(),
+        };
+        let ports = wire.ports.iter().map(declared_port);
+        let ports = ports.collect::<Result<_, _>>()?;
+        self.services.insert(service.clone(), ports);
+        let before = self.service_names.insert(name.to_owned(), service.clone());
+        if let Some(before) = before.filter(|before| *before != service) {
+            self.services.remove(&before);
+            touched.services.insert(before);
+        }
+        touched.services.insert(service);
+        Ok(())
+    }
+
+    fn upsert_policy(
+        &mut self,
+        name: &str,
+        body: Bytes,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let policy = match pb::AuthorizationPolicy::decode(body) {
+            Ok(wire) => HttpPolicy::from_resource(name, &wire),
+            Err(error) => HttpPolicy::unreadable(name, &error.to_string()),
+        };
+        let problem = policy.problems().first().map(ToString::to_string);
+        if let Some(before) = self.policies.get(policy.key()) {
+            touched.policy_targets(before.targets());
+        }
+        touched.policy_targets(policy.targets());
+        self.policies.apply([HttpUpdate::Upsert(policy)]);
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Forgets a resource.
+    pub(super) fn remove(&mut self, type_url: &str, name: &str, touched: &mut Touched) {
+        match type_url {
+            pb::SETTINGS_TYPE => {
+                self.settings = pb::Settings::default();
+                touched.everything = true;
+            }
+            pb::WAYPOINT_TYPE => {
+                self.waypoints.remove(name);
+            }
+            pb::SERVICE_TYPE => {
+                if let Some(service) = self.service_names.remove(name) {
+                    self.services.remove(&service);
+                    touched.services.insert(service);
+                }
+            }
+            pb::PROVIDER_TYPE => {
+                self.providers.remove(name);
+                touched.everything = true;
+            }
+            pb::AUTHORIZATION_POLICY_TYPE => {
+                let key = name.strip_prefix("AuthorizationPolicy/").unwrap_or(name);
+                if let Some(policy) = self.policies.get(key).cloned() {
+                    touched.policy_targets(policy.targets());
+                    let removed = HttpUpdate::Remove(policy.key().clone());
+                    self.policies.apply([removed]);
+                }
+            }
+            pb::TELEMETRY_TYPE => {
+                if let Some(before) = self.telemetry.remove(name) {
+                    touched.targets(&before.targets);
+                }
+            }
+            pb::TRAFFIC_POLICY_TYPE => {
+                if let Some(before) = self.traffic.remove(name) {
+                    touched.hosts.push(before.policy.host.clone());
+                }
+            }
+            pb::BACKEND_TLS_TYPE => {
+                if let Some(before) = self.backend_tls.remove(name) {
+                    touched.backends(&before);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn decode<M: Message + Default>(body: Bytes) -> Result<M, String> {
+    M::decode(body).map_err(|e| e.to_string())
+}
+
+/// The name of a service in a resource.
+pub(super) fn service_name(wire: &pb::ServiceRef) -> ServiceName {
+    ServiceName {
+        namespace: wire.namespace.as_str().into(),
+        hostname: wire.hostname.as_str().into(),
+    }
+}
+
+fn declared_port(wire: &pb::ServicePort) -> Result<DeclaredPort, String> {
+    use pb::service_port::Protocol as Wire;
+    let port = u16::try_from(wire.port).ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(|| format!("ports: {} is no port", wire.port))?;
+    let protocol = match Wire::try_from(wire.protocol) {
+        Ok(Wire::Undeclared) => Protocol::Undeclared,
+        Ok(Wire::Http) => Protocol::Http,
+        Ok(Wire::Http2) => Protocol::Http2,
+        Ok(Wire::Grpc) => Protocol::Grpc,
+        // A protocol that we do not know is not ours to look into.
+        Ok(Wire::Tcp | Wire::Udp) | Err(_) => Protocol::Tcp,
+        Ok(Wire::Tls) => Protocol::Tls,
+    };
+    Ok(DeclaredPort {
+        port,
+        name: wire.name.as_str().into(),
+        protocol,
+    })
+}

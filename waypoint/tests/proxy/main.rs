@@ -1,0 +1,10 @@
+//! The data path, over real HBONE connections and sockets.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod http1;
+mod http2;
+mod policies;
+mod support;
+mod tcp;
+mod workers;

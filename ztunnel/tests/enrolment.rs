@@ -1,0 +1,348 @@
+//! The enrolment manager on the real kernel: pods are network namespaces of this test, and the
+//! control plane is what it says.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use adit_ebpf::socket::PortRotor;
+use adit_ebpf::{NetnsFd, NodeConfig, Redirector, in_netns};
+use adit_shared::hbone::Settings;
+use adit_shared::identity::{
+    CacheOptions, CertificateAuthority, CertificateCache, SignError, SignedChain, SpiffeId,
+    TrustDomain,
+};
+use adit_shared::model::SharedModel;
+use adit_shared::net::drain::{self, DrainTrigger};
+use adit_shared::policy::TrustDomains;
+use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport, EnrolmentState};
+use adit_shared::telemetry::{Metrics, Telemetry};
+use adit_ztunnel::config::{Config, OwnPod};
+use adit_ztunnel::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use adit_ztunnel::pod::PodSpec;
+use adit_ztunnel::worker::{Shared, WorkerHandle};
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const WORKERS: usize = 2;
+/// Of one enrolment: outbound, plaintext and HBONE at each worker.
+const LISTENERS: usize = 3 * WORKERS;
+const UID: &str = "7d0c";
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+
+/// One that says no at once, so that nothing waits for it.
+struct NoCertificates;
+
+impl CertificateAuthority for NoCertificates {
+    fn sign<'a>(
+        &'a self,
+        _: &'a SpiffeId,
+        _: &'a str,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<SignedChain, SignError>> {
+        Box::pin(async { Err(SignError::Refused("not in this test".into())) })
+    }
+}
+
+/// A network namespace with [`ADDRESS`], deleted with this.
+struct Netns(String);
+
+impl Netns {
+    fn new(lab: &str, name: &str) -> Self {
+        let netns = Self(format!("{lab}-{name}"));
+        ip(&["netns", "add", &netns.0]);
+        for arguments in [
+            "link set lo up",
+            "link add eth0 type veth peer name eth1",
+            "link set eth1 up",
+            "addr add 10.9.0.2/24 dev eth0",
+            "link set eth0 up",
+        ] {
+            let mut all = vec!["-n", &netns.0];
+            all.extend(arguments.split(' '));
+            ip(&all);
+        }
+        netns
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    fn fd(&self) -> NetnsFd {
+        NetnsFd::open(self.path()).expect("it is there")
+    }
+
+    /// The sockets that listen there.
+    fn listeners(&self) -> usize {
+        const LISTEN: &str = "0A";
+        let tables = in_netns(self.fd().as_fd(), || {
+            ["tcp", "tcp6"]
+                .map(|table| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
+        });
+        let tables = tables.expect("entered");
+        let lines = tables.iter().flatten().flat_map(|table| table.lines());
+        lines
+            .filter(|line| line.split_whitespace().nth(3) == Some(LISTEN))
+            .count()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output();
+    let output = output.expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+}
+
+/// A node with its manager.
+struct Node {
+    name: String,
+    directory: PathBuf,
+    cgroup: PathBuf,
+    wanted: Arc<Wanted>,
+    redirector: Arc<Mutex<Redirector>>,
+    reports: watch::Receiver<EnrolmentReport>,
+    /// How often the manager has worked off what is wanted.
+    rounds: Arc<AtomicUsize>,
+    manager: JoinHandle<()>,
+    _drain: DrainTrigger,
+}
+
+impl Node {
+    fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("zt{}-{number}", std::process::id());
+        let directory = Path::new("/run").join(&name);
+        let netns_dir = directory.join("netns");
+        for needed in [&netns_dir, &directory.join("bpf")] {
+            std::fs::create_dir_all(needed).expect("a directory");
+        }
+        let detected = NodeConfig::detect(&name).expect("cgroup v2");
+        let cgroup = detected.cgroup.join(&name);
+        std::fs::create_dir(&cgroup).expect("a cgroup");
+        let redirector = Redirector::open(NodeConfig {
+            cgroup: cgroup.clone(),
+            bpffs: directory.join("bpf"),
+            ..detected
+        });
+        let redirector = Arc::new(Mutex::new(redirector.expect("this kernel can")));
+
+        let certificates = CertificateCache::new(Arc::new(NoCertificates), CacheOptions::default());
+        let metrics = Arc::new(Metrics::new("ztunnel", "test"));
+        let telemetry = Telemetry::new(metrics, None, Vec::new());
+        let (drain, watcher) = drain::channel();
+        let shared = Arc::new(Shared {
+            config: config(&name, &netns_dir),
+            model: Arc::new(SharedModel::new()),
+            trust_domains: TrustDomains::new(TrustDomain::default(), Vec::new()),
+            certificates: certificates.clone(),
+            telemetry: telemetry.clone(),
+            ports: PortRotor::default(),
+            drain: watcher,
+        });
+        let workers: Arc<[WorkerHandle]> = (0..WORKERS)
+            .map(|index| WorkerHandle::start(index, shared.clone()).expect("a worker"))
+            .collect();
+        let wanted = Arc::new(Wanted::default());
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let counted = rounds.clone();
+        let (sender, reports) = watch::channel(EnrolmentReport::default());
+        let manager = EnrolmentManager {
+            node: name.clone(),
+            netns_dir,
+            ipv6: false,
+            drain_deadline: Duration::ZERO,
+            wanted: wanted.clone(),
+            certificates,
+            redirector: redirector.clone(),
+            workers,
+            pods: Arc::new(EnrolledPods::default()),
+            telemetry,
+            reports: sender,
+            settled: Box::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }),
+        };
+        Self {
+            name,
+            directory,
+            cgroup,
+            wanted,
+            redirector,
+            reports,
+            rounds,
+            manager: tokio::spawn(manager.run()),
+            _drain: drain,
+        }
+    }
+
+    /// Names the pod's namespace from now on.
+    fn set_netns(&self, netns: &Netns) {
+        let (path, temporary) = (
+            self.directory.join("netns").join(UID),
+            self.directory.join("next"),
+        );
+        std::os::unix::fs::symlink(netns.path(), &temporary).expect("a link");
+        std::fs::rename(&temporary, &path).expect("in its place");
+    }
+
+    fn want(&self, address: Ipv4Addr) {
+        let enrolment = Enrolment {
+            uid: UID.into(),
+            name: "web-1".into(),
+            namespace: "shop".into(),
+            service_account: "web".into(),
+            addresses: vec![address.octets().to_vec()],
+            outbound_only: false,
+        };
+        let spec = PodSpec::new(&enrolment, &TrustDomain::default(), "Kubernetes");
+        self.wanted.update(vec![spec.expect("valid")], &[]);
+    }
+
+    /// Waits until the manager has worked off what is wanted once more.
+    async fn another_round(&self) {
+        let before = self.rounds.load(Ordering::Relaxed);
+        wait_for("a round", || self.rounds.load(Ordering::Relaxed) > before).await;
+    }
+
+    async fn is_reported(&mut self, state: EnrolmentState, why: &str) {
+        let fits = |report: &EnrolmentReport| {
+            let mut pods = report.pods.iter();
+            pods.any(|pod| pod.state() == state && pod.message.contains(why))
+        };
+        let waiting = self.reports.wait_for(fits);
+        let told = tokio::time::timeout(PATIENCE, waiting).await.is_ok();
+        assert!(told, "{:?}", *self.reports.borrow());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.manager.abort();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.directory.join("bpf"))
+            .output();
+        let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = std::fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn config(node: &str, netns_dir: &Path) -> Config {
+    let nowhere = || SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Config {
+        node: node.to_owned(),
+        network: String::new(),
+        cluster: "Kubernetes".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+        trust_domain: TrustDomain::default(),
+        own_pod: OwnPod {
+            name: String::new(),
+            namespace: String::new(),
+            service_account: String::new(),
+            ip: None,
+        },
+        xds_address: String::new(),
+        xds_root_ca: PathBuf::new(),
+        alt_xds_hostname: None,
+        ca_address: String::new(),
+        ca_root_ca: PathBuf::new(),
+        alt_ca_hostname: None,
+        auth_token: PathBuf::new(),
+        certificate_ttl: Duration::from_secs(600),
+        workers: WORKERS,
+        admin_address: nowhere(),
+        stats_address: nowhere(),
+        readiness_address: nowhere(),
+        ipv6: false,
+        pool_max_streams: 100,
+        pool_unused_release: Duration::from_secs(300),
+        http2: Settings::default(),
+        termination_deadline: Duration::ZERO,
+        max_connections: 1024,
+        idle_timeout: None,
+        cgroup: None,
+        bpffs: PathBuf::new(),
+        kubelet_cgroup: None,
+        netns_dir: netns_dir.to_owned(),
+        metadata: Default::default(),
+    }
+}
+
+async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enrolment_that_fails_leaves_no_listener() {
+    let mut node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    node.set_netns(&netns);
+    // Listeners are opened before capture, which does not find this address.
+    let nobodys = Ipv4Addr::new(10, 9, 0, 99);
+    for _ in 0..4 {
+        node.want(nobodys);
+        node.another_round().await;
+    }
+    node.is_reported(EnrolmentState::Failed, "10.9.0.99").await;
+    wait_for("the end of its listeners", || netns.listeners() == 0).await;
+
+    node.want(ADDRESS);
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+    wait_for("one set of listeners", || netns.listeners() == LISTENERS).await;
+    // A change that cannot be put into force leaves what is in force.
+    node.want(nobodys);
+    node.is_reported(EnrolmentState::Failed, "10.9.0.99").await;
+    node.another_round().await;
+    wait_for("that set of listeners", || netns.listeners() == LISTENERS).await;
+}
+
+/// A sandbox that was made anew has the same uid, and nothing in it is captured.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_with_a_new_network_namespace_is_enrolled_in_that() {
+    let mut node = Node::start();
+    let (old, new) = (Netns::new(&node.name, "a"), Netns::new(&node.name, "b"));
+    node.set_netns(&old);
+    node.want(ADDRESS);
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+    assert_eq!(old.listeners(), LISTENERS);
+    let captured = |node: &Node| -> Vec<u64> {
+        let pods = node.redirector.lock().pods();
+        pods.iter().map(|pod| pod.netns_inode).collect()
+    };
+    assert_eq!(captured(&node), [old.fd().inode()]);
+
+    // The control plane does not say a word about that.
+    node.set_netns(&new);
+    wait_for("capture in the new one", || {
+        captured(&node) == [new.fd().inode()] && new.listeners() == LISTENERS
+    })
+    .await;
+    wait_for("the end of the listeners in the old one", || {
+        old.listeners() == 0
+    })
+    .await;
+    let rules = Command::new("ip")
+        .args(["-n", &old.0, "rule", "show", "pref", "5"])
+        .output()
+        .expect("iproute2 is installed");
+    assert!(rules.stdout.is_empty(), "{rules:?}");
+}
