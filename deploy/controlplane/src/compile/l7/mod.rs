@@ -10,6 +10,7 @@ mod attachment;
 mod backend_tls;
 mod backends;
 mod binding;
+mod canary;
 mod gateways;
 mod reach;
 mod resource;
@@ -27,6 +28,7 @@ pub use backends::check_backend;
 pub use binding::{
     Bindable, Binding, Outcome, USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, WAYPOINT_BOUND, bind,
 };
+pub use canary::Canary;
 pub use gateways::class_statuses;
 pub use resource::{Resource, ResourceKey};
 pub use settings::{SETTINGS_NAME, settings};
