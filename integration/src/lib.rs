@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod mesh;
 pub mod observe;
 pub mod socket;
+pub mod waypoint;
 pub mod wire;
 
 pub use call::{Call, Caller, Stream, StreamEvent};
@@ -20,4 +21,5 @@ pub use manifest::Manifest;
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
 pub use socket::Outcome;
+pub use waypoint::{Counted, SAMPLE_TOKEN, sample_waypoint};
 pub use wire::Packets;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use adit_local::HttpAnswer;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
@@ -48,6 +49,14 @@ impl AccessLine {
 pub struct Metrics(String);
 
 impl Metrics {
+    /// What a metrics port answered.
+    pub(crate) fn read(answer: HttpAnswer) -> anyhow::Result<Self> {
+        if answer.status != 200 {
+            bail!("metrics: status {}", answer.status);
+        }
+        Ok(Self(String::from_utf8(answer.body)?))
+    }
+
     /// The sum of all series of `name` that have all `labels`.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.0
@@ -109,10 +118,7 @@ impl TestMesh {
     /// It does not answer.
     pub fn metrics(&self, node: &str) -> anyhow::Result<Metrics> {
         let answer = self.get(node, 15020, "/metrics")?;
-        if answer.status != 200 {
-            bail!("metrics of {node}: status {}", answer.status);
-        }
-        Ok(Metrics(String::from_utf8(answer.body)?))
+        Metrics::read(answer).with_context(|| format!("ztunnel of {node}"))
     }
 
     /// A ztunnel's configuration dump.

@@ -56,7 +56,14 @@ pub(super) fn check(objects: &Objects, report: &mut Report) {
         let policies = policies.map(|o| (Kind::AuthorizationPolicy, &o.meta));
         let peers = of.peer_authentications.values();
         let peers = peers.map(|o| (Kind::PeerAuthentication, &o.meta));
-        for (kind, meta) in services.chain(accounts).chain(policies).chain(peers) {
+        let gateways = of.gateways.values().map(|o| (Kind::Gateway, &o.meta));
+        let http = of.http_routes.values().map(|o| (Kind::HttpRoute, &o.meta));
+        let grpc = of.grpc_routes.values().map(|o| (Kind::GrpcRoute, &o.meta));
+        let tls = of.tls_routes.values().map(|o| (Kind::TlsRoute, &o.meta));
+        let tcp = of.tcp_routes.values().map(|o| (Kind::TcpRoute, &o.meta));
+        let older = services.chain(accounts).chain(policies).chain(peers);
+        let routes = http.chain(grpc).chain(tls).chain(tcp);
+        for (kind, meta) in older.chain(gateways).chain(routes) {
             check_annotations(kind, meta, report);
         }
     }

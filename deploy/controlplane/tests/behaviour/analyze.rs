@@ -101,3 +101,48 @@ fn a_finding_can_be_silenced_and_reads_well() {
     assert_eq!(json["object"], "AuthorizationPolicy a/q");
     assert_eq!(json["line"], 8);
 }
+
+#[test]
+fn waypoints_and_routes() {
+    let gateway = |listener: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w, namespace: a}}\nspec:\n  gatewayClassName: istio-waypoint\n  listeners: [{listener}]\n---\n"
+        )
+    };
+    let mesh = gateway("{name: mesh, port: 15008, protocol: HBONE}");
+    let service = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: s\n  namespace: a\n  labels: {{{labels}}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n"
+        )
+    };
+    let route = |parent: &str, backend: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {parent}}}]\n  rules: [{{backendRefs: [{{{backend}}}]}}]\n"
+        )
+    };
+    let bound = "istio.io/use-waypoint: w";
+    for (yaml, expected) in [
+        // An unready waypoint is no mistake: manifests hold no generated objects.
+        (mesh.clone() + &service(bound) + &route("s", "name: s, port: 80"), ""),
+        (mesh.clone() + &service("istio.io/use-waypoint: x"), "13 metadata.labels[\"istio.io/use-waypoint\"] IST0101"),
+        (mesh.clone() + &service("istio.io/use-waypoint-namespace: x"), "13 metadata.labels[\"istio.io/use-waypoint-namespace\"] IST0125"),
+        (mesh.replace("metadata: {", "metadata: {labels: {istio.io/waypoint-for: workload}, ") + &service(bound), "13 metadata.labels[\"istio.io/use-waypoint\"] IST0171"),
+        (mesh.replace("namespace: a", "namespace: b") + &service("istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: b"), "13 metadata.labels[\"istio.io/use-waypoint\"] IST0171"),
+        (gateway("{name: http, port: 80, protocol: HTTP}"), "4 spec IST0171"),
+        (mesh.clone() + &service(bound) + &route("s", "name: x, port: 80"), "21 spec.rules[0].backendRefs[0] IST0101"),
+        (mesh.clone() + &service(bound) + &route("s", "name: x, namespace: b, port: 80"), "21 spec.rules[0].backendRefs[0] IST0171"),
+        (mesh.clone() + &service(bound) + &route("x", "name: s, port: 80"), "20 spec.parentRefs IST0101"),
+        (mesh.clone() + &service(bound) + &route("s, port: 81", "name: s, port: 80"), "20 spec.parentRefs IST0171"),
+        (mesh.clone() + &service("a: b") + &route("s", "name: s, port: 80"), "20 spec.parentRefs IST0171"),
+        (mesh.clone() + &service(bound) + &route("s", "name: s, prt: 80"), "21 spec.rules[0].backendRefs[0].prt IST0106"),
+        ("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {}\n".into(), "4 spec IST0167"),
+        ("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: v}\nspec: {}\n".into(), "4 spec IST0167"),
+    ] {
+        let found = findings(&yaml);
+        let texts: Vec<_> = found
+            .iter()
+            .map(|f| format!("{} {} {}", f.line, f.field, f.code.as_str()))
+            .collect();
+        assert_eq!(texts.join(" | "), expected, "{yaml}\n{found:#?}");
+    }
+}

@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use adit_controlplane::auth::Caller;
+use adit_controlplane::compile::l7::WaypointName;
 use adit_controlplane::driver::{ControlPlane, Options};
+use adit_controlplane::model::Kind;
 use adit_controlplane::serve::ResourceSnapshot;
+use adit_controlplane::status::read_statuses;
 use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
+use adit_shared::proto::waypoint::SERVICE_TYPE;
 use adit_shared::proto::workload::{Address, TunnelProtocol, address};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
@@ -207,4 +212,62 @@ async fn a_change_without_effect_is_no_new_snapshot() {
         .await;
     // The writes may have been seen one by one, but only the last has an effect.
     assert_eq!(running.snapshots.borrow().generation(), before + 1);
+}
+
+/// From manifests to the waypoint: its pod is known, it gets its resources, and a user can
+/// read what came of it.
+#[tokio::test]
+async fn a_waypoint_is_known_served_and_reported() {
+    let mut running = Running::start().await;
+    let manifest = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: w, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: w, gateway.istio.io/managed: istio.io-mesh-controller}}\nspec: {clusterIP: 10.96.9.1, ports: [{port: 15008, name: mesh}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a, labels: {istio.io/use-waypoint: w}}\nspec: {ports: [{port: 80, name: http}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: w-1, namespace: a, uid: u7, labels: {gateway.networking.k8s.io/gateway-name: w, gateway.istio.io/managed: istio.io-mesh-controller}}\nspec: {serviceAccountName: w, nodeName: n1, containers: []}\nstatus: {phase: Running, podIP: 10.0.0.7}\n";
+    fs::write(running.file("waypoint.yaml"), manifest).unwrap();
+    let name = WaypointName {
+        namespace: "a".into(),
+        name: "w".into(),
+    };
+    running
+        .wait("the waypoint's service", |snapshot| {
+            let services = snapshot.of_waypoint(&name, SERVICE_TYPE);
+            services.is_some_and(|set| set.get("a/s.a.svc.cluster.local").is_some())
+        })
+        .await;
+    let pods = running.plane.pods();
+    let caller = |account: &str, pod: &str, uid: &str| Caller {
+        namespace: "a".into(),
+        service_account: account.into(),
+        pod_name: pod.into(),
+        pod_uid: uid.into(),
+        node: "n1".into(),
+    };
+    let gateway = |caller| pods.gateway_of(&caller);
+    assert_eq!(gateway(caller("w", "w-1", "u7")).as_deref(), Some("w"));
+    for other in [
+        caller("w", "w-1", "u8"),
+        caller("x", "w-1", "u7"),
+        caller("w", "w-2", "u7"),
+        caller("s", "p", "u1"),
+    ] {
+        assert_eq!(gateway(other.clone()), None, "{other}");
+    }
+    let status = running.directory.path().join("status");
+    let read = |kind| read_statuses(&status, kind).unwrap().remove(0);
+    let gateway = read(Kind::Gateway);
+    assert_eq!(gateway.addresses[0].value, "w.a.svc.cluster.local");
+    let programmed = &gateway.conditions[1];
+    assert_eq!(
+        (programmed.kind.as_str(), programmed.reason.as_str()),
+        ("Programmed", "Pending")
+    );
+    assert_eq!(read(Kind::Service).conditions[0].reason, "WaypointAccepted");
+    // When a pod of it is ready, so is the waypoint.
+    let ready = manifest.replace(
+        "podIP: 10.0.0.7",
+        "podIP: 10.0.0.7, conditions: [{type: Ready, status: 'True'}]",
+    );
+    fs::write(running.file("waypoint.yaml"), ready).unwrap();
+    let end = Instant::now() + DEADLINE;
+    while read(Kind::Gateway).conditions[1].status != "True" {
+        assert!(Instant::now() < end, "the waypoint is not programmed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

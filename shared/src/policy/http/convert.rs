@@ -114,7 +114,6 @@ impl Reader<'_> {
     }
 
     fn targets(&mut self, wire: &[proto::Target]) -> Vec<HttpTarget> {
-        use proto::target::Kind;
         if wire.is_empty() {
             return vec![HttpTarget::Everything];
         }
@@ -125,26 +124,10 @@ impl Reader<'_> {
         }
         let mut targets = Vec::with_capacity(wire.len());
         for (at, target) in wire.iter().enumerate() {
-            targets.push(match &target.kind {
-                Some(Kind::Service(service))
-                    if !service.namespace.is_empty() && !service.hostname.is_empty() =>
-                {
-                    HttpTarget::Service {
-                        namespace: service.namespace.as_str().into(),
-                        hostname: service.hostname.to_ascii_lowercase().into(),
-                    }
-                }
-                Some(Kind::Gateway(gateway)) if gateway.contains('/') => {
-                    HttpTarget::Gateway(gateway.as_str().into())
-                }
-                Some(Kind::Workload(uid)) if !uid.is_empty() => {
-                    HttpTarget::Workload(uid.as_str().into())
-                }
-                _ => {
-                    self.problem(format_args!("targets[{at}]"), "is of no known kind");
-                    HttpTarget::Namespace(self.namespace.into())
-                }
-            });
+            targets.push(HttpTarget::try_from(target).unwrap_or_else(|error| {
+                self.problem(format_args!("targets[{at}]"), error.to_string());
+                HttpTarget::Namespace(self.namespace.into())
+            }));
         }
         targets.sort_unstable();
         targets.dedup();

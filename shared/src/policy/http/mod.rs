@@ -29,4 +29,4 @@ pub use evaluate::{AuditMatch, CustomCheck, HttpEvaluation, HttpPolicySet};
 pub use normalize::{NormalizedPath, PathNormalization, Rejected, normalize};
 pub use request::{HostRejected, HttpFields, HttpRequest, remote_address, request_host};
 pub use store::{HttpPolicies, HttpUpdate};
-pub use types::{HttpAction, HttpPolicy, HttpTarget};
+pub use types::{HttpAction, HttpPolicy, HttpTarget, UnknownTarget};

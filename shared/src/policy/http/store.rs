@@ -104,42 +104,25 @@ impl HttpPolicies {
     /// What applies to traffic for a service at the waypoint `namespace/name`, before an
     /// endpoint is picked.
     pub fn for_service(&self, waypoint: &str, namespace: &str, hostname: &str) -> HttpPolicySet {
-        let mut set = self.for_address(waypoint, namespace);
-        self.add(
-            &mut set,
-            &HttpTarget::Service {
-                namespace: namespace.into(),
-                hostname: hostname.to_ascii_lowercase().into(),
-            },
-        );
-        set
+        self.of(&HttpTarget::covering(waypoint, namespace, Some(hostname)))
     }
 
     /// What applies at the waypoint `namespace/name` to traffic that was dialled by the
     /// address of a workload of `namespace`.
     pub fn for_address(&self, waypoint: &str, namespace: &str) -> HttpPolicySet {
-        let mut set = HttpPolicySet::default();
-        self.add(&mut set, &HttpTarget::Everything);
-        self.add(&mut set, &HttpTarget::Gateway(waypoint.into()));
-        self.add(&mut set, &HttpTarget::Namespace(namespace.into()));
-        let own = waypoint.split_once('/').map_or("", |(own, _)| own);
-        if own != namespace {
-            self.add(&mut set, &HttpTarget::Namespace(own.into()));
-        }
-        set
+        self.of(&HttpTarget::covering(waypoint, namespace, None))
     }
 
     /// What applies to traffic whose endpoint is the workload, besides what applies to the
     /// service: an enforcement point of its own, as the workload's ztunnel is for L4.
     pub fn for_workload(&self, uid: &str) -> HttpPolicySet {
-        let mut set = HttpPolicySet::default();
-        self.add(&mut set, &HttpTarget::Workload(uid.into()));
-        set
+        self.of(&[HttpTarget::Workload(uid.into())])
     }
 
-    fn add(&self, set: &mut HttpPolicySet, target: &HttpTarget) {
-        if let Some(targeted) = self.by_target.get(target) {
-            set.chains.push(targeted.chain.clone());
+    fn of(&self, targets: &[HttpTarget]) -> HttpPolicySet {
+        let targeted = targets.iter().filter_map(|t| self.by_target.get(t));
+        HttpPolicySet {
+            chains: targeted.map(|targeted| targeted.chain.clone()).collect(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::fields::Rule;
 use crate::policy::{PolicyError, PolicyKey};
+use crate::proto::waypoint as proto;
 
 /// What a match of the policy means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +38,58 @@ pub enum HttpTarget {
     },
     /// Traffic whose endpoint is this workload, by uid.
     Workload(Arc<str>),
+}
+
+impl HttpTarget {
+    /// The targets that lead to traffic for the service `hostname` of `namespace` at the
+    /// waypoint `namespace/name`; without a host name, to traffic that was dialled by the
+    /// address of a workload of `namespace`. Widest first.
+    pub fn covering(waypoint: &str, namespace: &str, hostname: Option<&str>) -> Vec<Self> {
+        let mut targets = vec![
+            Self::Everything,
+            Self::Gateway(waypoint.into()),
+            Self::Namespace(namespace.into()),
+        ];
+        let own = waypoint.split_once('/').map_or("", |(own, _)| own);
+        if own != namespace {
+            targets.push(Self::Namespace(own.into()));
+        }
+        if let Some(hostname) = hostname {
+            targets.push(Self::Service {
+                namespace: namespace.into(),
+                hostname: hostname.to_ascii_lowercase().into(),
+            });
+        }
+        targets
+    }
+}
+
+/// The target is of no known kind, or empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is of no known kind")]
+pub struct UnknownTarget;
+
+impl TryFrom<&proto::Target> for HttpTarget {
+    type Error = UnknownTarget;
+
+    fn try_from(wire: &proto::Target) -> Result<Self, UnknownTarget> {
+        use proto::target::Kind;
+        match &wire.kind {
+            Some(Kind::Service(service))
+                if !service.namespace.is_empty() && !service.hostname.is_empty() =>
+            {
+                Ok(Self::Service {
+                    namespace: service.namespace.as_str().into(),
+                    hostname: service.hostname.to_ascii_lowercase().into(),
+                })
+            }
+            Some(Kind::Gateway(gateway)) if gateway.contains('/') => {
+                Ok(Self::Gateway(gateway.as_str().into()))
+            }
+            Some(Kind::Workload(uid)) if !uid.is_empty() => Ok(Self::Workload(uid.as_str().into())),
+            _ => Err(UnknownTarget),
+        }
+    }
 }
 
 /// One authorization policy for requests (Istio AuthorizationPolicy).

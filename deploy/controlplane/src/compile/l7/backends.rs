@@ -28,6 +28,21 @@ pub(super) struct Failure {
     pub(super) message: String,
 }
 
+/// Whether a route of `kind` in the namespace of `view` can send to `backend`.
+///
+/// # Errors
+/// Why not, in one word (`ResolvedRefs`) and for people.
+pub fn check_backend(
+    kind: Kind,
+    backend: &BackendRef,
+    view: &View<'_>,
+) -> Result<(), (&'static str, String)> {
+    match Resolver::new(kind, view).resolve(backend) {
+        Ok(_) => Ok(()),
+        Err(failure) => Err((failure.reason, failure.message)),
+    }
+}
+
 impl<'v, 'a> Resolver<'v, 'a> {
     /// For a route of `kind` in the namespace of `view`.
     pub(super) fn new(kind: Kind, view: &'v View<'a>) -> Self {

@@ -26,6 +26,7 @@ mod waypoints;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use backends::check_backend;
 pub use binding::{
     Bindable, Binding, Outcome, USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, WAYPOINT_BOUND, bind,
 };

@@ -1,6 +1,8 @@
 //! `make demo`: a mesh on this machine, and a tour of it. Every line that is shown is
 //! checked; the exit status says whether all were as expected.
 
+mod waypoint;
+
 use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,6 +48,12 @@ Go on by hand (the YAML is in deploy/samples/mesh; edit it and the mesh follows)
   target/debug/adit local logs ztunnel-node1
   target/debug/adit ztunnel-config workloads
   target/debug/adit local down
+L7 (deploy/samples/waypoint has the YAML and a README):
+  target/debug/adit local apply -f deploy/samples/waypoint/reviews.yaml
+  target/debug/adit waypoint apply -n shop --enroll-namespace --wait
+  target/debug/adit local apply -f deploy/samples/waypoint/route.yaml
+  target/debug/adit local exec shop/client -- adit-sample requests http://reviews.shop/
+  target/debug/adit proxy-config routes
 Metrics: port 15020 of each node, /metrics and /stats/prometheus; admin: port 15000, from
 inside the node:
   target/debug/adit local exec node:node1 -- curl -s localhost:15020/metrics
@@ -96,7 +104,7 @@ fn walk(tour: &Tour) -> anyhow::Result<()> {
     deny_a_caller(tour, &mesh)?;
     strict(tour, &mesh)?;
     ztunnel_dies(tour, &mesh)?;
-    Ok(())
+    waypoint::walk(tour, &mesh)
 }
 
 /// Who called whom, over which path, as whom, and how long it took.
