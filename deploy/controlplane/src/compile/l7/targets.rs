@@ -126,7 +126,7 @@ pub(super) fn every_service(view: &View<'_>, resolved: &mut Resolved) {
     let of = view.namespace(view.namespace);
     let services = of.into_iter().flat_map(|of| of.services.values());
     for service in services.filter(|service| !service.external_name) {
-        if let Some(waypoint) = serving(service, view) {
+        for waypoint in serving(service, view) {
             let meta = &service.meta;
             let target = Wire::Service(reference(&meta.namespace, &meta.name, view.mesh));
             resolved.add(&waypoint, Some(target));
@@ -158,13 +158,18 @@ fn resolve_one(
                 let message = format!("there is no Service {name:?}");
                 ("TargetNotFound", message)
             })?;
-            let waypoint = serving(found, view).ok_or_else(|| {
-                let message = format!("no waypoint serves Service {name:?}");
-                ("AncestorNotBound", message)
-            })?;
-            let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
-            resolved.add(&waypoint, Some(target));
-            Ok(())
+            let waypoints = serving(found, view);
+            for waypoint in &waypoints {
+                let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
+                resolved.add(waypoint, Some(target));
+            }
+            match waypoints.is_empty() {
+                true => Err((
+                    "AncestorNotBound",
+                    format!("no waypoint serves Service {name:?}"),
+                )),
+                false => Ok(()),
+            }
         }
         (group, kind) => Err((
             "TargetNotFound",
