@@ -7,6 +7,7 @@
 //! to do it again. A resource goes to each waypoint that needs it and to no other.
 
 mod attachment;
+mod authorization;
 mod backend_tls;
 mod backends;
 mod binding;
@@ -16,8 +17,10 @@ mod reach;
 mod resource;
 mod routes;
 mod rules;
+mod served;
 mod services;
 mod settings;
+mod targets;
 mod view;
 mod waypoints;
 
@@ -39,6 +42,7 @@ pub use waypoints::{
 };
 
 pub(super) use binding::ingress_uses;
+pub(super) use served::{Served, served};
 
 use crate::model::{NamespaceObjects, ObjectRef};
 use crate::status::ObjectStatus;
@@ -74,5 +78,6 @@ pub fn compile_namespace(objects: &NamespaceObjects, view: &View<'_>) -> Part {
     services::compile(objects, view, &mut part);
     routes::compile(objects, view, &mut part);
     backend_tls::compile(objects, view, &mut part);
+    authorization::compile(objects, view, &mut part);
     part
 }

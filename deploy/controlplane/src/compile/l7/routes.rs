@@ -120,7 +120,7 @@ fn each<R: RouteRule>(
                 }
             }
         }
-        let status = status(route, &attachments, &waypoints, &resolver);
+        let status = status(route, &attachments, &resolver, view);
         *part.status(route.meta.reference(kind.kind())) = status;
     }
 }
@@ -160,8 +160,8 @@ fn wire_parents(attachment: &Attachment<'_>, view: &View<'_>) -> Vec<wire::Route
 fn status<R: RouteRule>(
     route: &Route<R>,
     attachments: &[(&ParentRef, Attachment<'_>)],
-    waypoints: &[WaypointName],
     resolver: &Resolver<'_, '_>,
+    view: &View<'_>,
 ) -> ObjectStatus {
     let invalid = route.rules.iter().filter(|rule| rule.invalid().is_some());
     let all_invalid = !route.rules.is_empty() && invalid.clone().count() == route.rules.len();
@@ -223,7 +223,7 @@ fn status<R: RouteRule>(
         });
         if let Attachment::Service { service, verdict } = attachment
             && !matches!(verdict, Verdict::Rejected { .. })
-            && waypoints.is_empty()
+            && serving(service, view).is_empty()
         {
             let meta = &service.meta;
             unbound.get_or_insert_with(|| {
