@@ -1,5 +1,6 @@
 //! One user object, understood: what it is attached to and what its rules do.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,8 @@ pub struct Route {
     pub(super) problems: Box<[Problem]>,
 }
 
-/// The user's object.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The user's object. Ordered "alphabetically by {namespace}/{name}" (Gateway API).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RouteId {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -40,6 +41,31 @@ pub struct RouteId {
 impl fmt::Display for RouteId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+impl Ord for RouteId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // As one text: `-` and `.` sort before the slash.
+        let own = self
+            .namespace
+            .bytes()
+            .chain([b'/'])
+            .chain(self.name.bytes());
+        let others = other
+            .namespace
+            .bytes()
+            .chain([b'/'])
+            .chain(other.name.bytes());
+        own.cmp(others)
+            .then_with(|| self.namespace.cmp(&other.namespace))
+            .then_with(|| self.kind.cmp(&other.kind))
+    }
+}
+
+impl PartialOrd for RouteId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
