@@ -530,6 +530,28 @@ fn what_the_endpoint_sees() {
 }
 
 #[test]
+fn claims_for_routes() {
+    let Value::Object(payload) = json!({
+        "scope": "read write", "role": ["a", "b"], "n": 7, "deep": {"x": "y"}, "text": "a b",
+    }) else {
+        panic!("an object");
+    };
+    let claims = Claims::new(payload, []);
+    let has = |path: &[&str], wanted: &str| {
+        let path: Vec<Box<str>> = path.iter().map(|name| (*name).into()).collect();
+        route::Claims::any(&claims, &path, &mut |value| value == wanted)
+    };
+    assert!(has(&["scope"], "write"));
+    assert!(!has(&["scope"], "read write"));
+    assert!(has(&["role"], "b"));
+    assert!(has(&["n"], "7"));
+    assert!(has(&["deep", "x"], "y"));
+    assert!(has(&["text"], "a b"));
+    assert!(!has(&["deep"], "y"));
+    assert!(!has(&["none"], ""));
+}
+
+#[test]
 fn preflight() {
     // 96
     let signer = Signer::es256();
