@@ -11,6 +11,7 @@ mod authorization;
 mod backend_tls;
 mod backends;
 mod binding;
+mod canary;
 mod coverage;
 mod gateways;
 mod reach;
@@ -33,6 +34,7 @@ pub use backends::check_backend;
 pub use binding::{
     Bindable, Binding, Outcome, USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, WAYPOINT_BOUND, bind,
 };
+pub use canary::Canary;
 pub use gateways::class_statuses;
 pub use resource::{Resource, ResourceKey};
 pub use settings::{SETTINGS_NAME, settings};
