@@ -37,8 +37,8 @@ mod text;
 pub mod waypoint {
     tonic::include_proto!("adit.waypoint.v1");
 
-    /// Type URLs, in the order in which they are subscribed to and pushed: what is referred to
-    /// comes before what refers to it.
+    /// Type URLs, in the order in which they are subscribed to. They are pushed in
+    /// [`WAYPOINT_PUSH_ORDER`](crate::xds::server::WAYPOINT_PUSH_ORDER).
     pub const TYPES: [&str; 10] = [
         SETTINGS_TYPE,
         WAYPOINT_TYPE,

@@ -30,6 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Received};
 use crate::config::Config;
+use crate::route::SessionKey;
 use crate::state::{Addresses, Gateway, Resources, State};
 use crate::telemetry::{MAX_SERIES, RequestCollector, RequestMetrics, RequestTableHealth};
 use crate::worker::{Shared, WorkerHandle};
@@ -106,6 +107,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         telemetry: telemetry.clone(),
         requests: requests.clone(),
         log: Some(log.clone()),
+        // Tokens of other replicas mean nothing to this one: their sessions begin anew here.
+        session_key: SessionKey::new(&rand::random()).context("session key")?,
         drain: drain_watcher,
         config,
     });

@@ -33,8 +33,10 @@ use tracing::{error, warn};
 use crate::config::Config;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::http::{Downstream, SWEEP};
+use crate::proxy::mirror::MAX_MIRRORS;
 use crate::proxy::tunnel;
 use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
+use crate::route::SessionKey;
 use crate::state::State;
 use crate::telemetry::{RequestMetrics, RequestTelemetry};
 
@@ -59,6 +61,8 @@ pub struct Shared {
     pub requests: Arc<RequestMetrics>,
     /// Where access logs go.
     pub log: Option<LogWriter>,
+    /// Seals the tokens of sessions.
+    pub session_key: SessionKey,
     /// Says when to stop.
     pub drain: DrainWatcher,
 }
@@ -225,6 +229,7 @@ pub struct Worker {
     telemetry: RefCell<RequestTelemetry>,
     description: RefCell<Option<(Arc<Workload>, Baggage)>>,
     draining: Cell<bool>,
+    mirrors: Rc<Cell<usize>>,
 }
 
 impl Worker {
@@ -247,6 +252,7 @@ impl Worker {
             )),
             description: RefCell::new(None),
             draining: Cell::new(false),
+            mirrors: Rc::default(),
             shared,
         });
         let listener = match TcpListener::from_std(listener) {
@@ -359,6 +365,16 @@ impl Worker {
         let load = self.peers[self.index].load.clone();
         load.streams.fetch_add(1, Ordering::Relaxed);
         OpenStream(load)
+    }
+
+    /// Counts a mirrored request until it is dropped; `None`: there are too many.
+    pub fn open_mirror(&self) -> Option<impl Drop + use<>> {
+        let count = self.mirrors.clone();
+        if count.get() >= MAX_MIRRORS {
+            return None;
+        }
+        count.set(count.get() + 1);
+        Some(OpenMirror(count))
     }
 
     /// Lists an HTTP connection until it is dropped.
@@ -502,6 +518,14 @@ struct OpenStream(Arc<Load>);
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct OpenMirror(Rc<Cell<usize>>);
+
+impl Drop for OpenMirror {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -15,6 +15,7 @@ mod proxy;
 mod proxy_config;
 mod proxy_status;
 mod table;
+mod tap;
 mod version;
 mod waypoint;
 mod ztunnel;
@@ -47,6 +48,7 @@ enum Command {
     ProxyConfig(proxy_config::Args),
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::Args),
+    Tap(tap::Args),
     Version(version::Args),
     Waypoint(waypoint::Args),
     #[command(visible_alias = "zc")]
@@ -62,6 +64,7 @@ impl Command {
             Self::Local(args) => local::run(args, out),
             Self::ProxyConfig(args) => proxy_config::run(args, out),
             Self::ProxyStatus(args) => proxy_status::run(&args, out),
+            Self::Tap(args) => tap::run(&args, out),
             Self::Version(args) => version::run(args, out),
             Self::Waypoint(args) => waypoint::run(args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),

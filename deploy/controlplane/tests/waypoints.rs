@@ -164,14 +164,15 @@ async fn policies_come_before_routes_and_go_after_them() {
     eventually("the additions", || proxy.messages().len() == initial + 4).await;
     mesh.publish(|edit| {
         take(edit, "waypoint", policy("new"));
+        edit.remove(ADDRESS_TYPE, "new");
         take(edit, "waypoint", route("new"));
         take(edit, "waypoint", service("new"));
     });
-    eventually("the removals", || proxy.messages().len() == initial + 7).await;
+    eventually("the removals", || proxy.messages().len() == initial + 8).await;
     // Not this waypoint's.
     mesh.publish(|edit| give(edit, "waypoint-2", route("other")));
     mesh.publish(|edit| give(edit, "waypoint", route("one more")));
-    eventually("the last", || proxy.messages().len() == initial + 8).await;
+    eventually("the last", || proxy.messages().len() == initial + 9).await;
     assert_eq!(
         proxy.messages()[initial..],
         [
@@ -181,6 +182,7 @@ async fn policies_come_before_routes_and_go_after_them() {
             "Service +shop/new",
             "Service -shop/new",
             "Route -HTTPRoute/shop/new",
+            "Address -new",
             "AuthorizationPolicy -AuthorizationPolicy/shop/new",
             "Route +HTTPRoute/shop/one more",
         ]

@@ -59,10 +59,18 @@ pub struct Phase {
     pub part: Part,
 }
 
-/// Policies come before the workloads that name them and go after them. Of a waypoint's
-/// types what is referred to comes before what refers to it, and goes after it; workloads
-/// come before the routes that lead to them.
+/// Policies come before the workloads that name them and go after them.
 pub const PUSH_ORDER: &[Phase] = &[
+    updates(AUTHORIZATION_TYPE),
+    all(ADDRESS_TYPE),
+    removals(AUTHORIZATION_TYPE),
+    all(ENROLMENT_TYPE),
+];
+
+/// For waypoints: what is referred to comes before what refers to it, and goes after it. So
+/// a route that is moved from one service to another never leads nowhere, though the first
+/// is deleted at the same moment.
+pub const WAYPOINT_PUSH_ORDER: &[Phase] = &[
     updates(AUTHORIZATION_TYPE),
     updates(waypoint::SETTINGS_TYPE),
     updates(waypoint::WAYPOINT_TYPE),
@@ -70,7 +78,7 @@ pub const PUSH_ORDER: &[Phase] = &[
     updates(waypoint::REQUEST_AUTHENTICATION_TYPE),
     updates(waypoint::AUTHORIZATION_POLICY_TYPE),
     updates(waypoint::TELEMETRY_TYPE),
-    all(ADDRESS_TYPE),
+    updates(ADDRESS_TYPE),
     updates(waypoint::TRAFFIC_POLICY_TYPE),
     updates(waypoint::BACKEND_TLS_TYPE),
     updates(waypoint::ROUTE_TYPE),
@@ -79,6 +87,7 @@ pub const PUSH_ORDER: &[Phase] = &[
     removals(waypoint::ROUTE_TYPE),
     removals(waypoint::BACKEND_TLS_TYPE),
     removals(waypoint::TRAFFIC_POLICY_TYPE),
+    removals(ADDRESS_TYPE),
     removals(waypoint::TELEMETRY_TYPE),
     removals(waypoint::AUTHORIZATION_POLICY_TYPE),
     removals(waypoint::REQUEST_AUTHENTICATION_TYPE),
@@ -86,7 +95,6 @@ pub const PUSH_ORDER: &[Phase] = &[
     removals(waypoint::WAYPOINT_TYPE),
     removals(waypoint::SETTINGS_TYPE),
     removals(AUTHORIZATION_TYPE),
-    all(ENROLMENT_TYPE),
 ];
 
 const fn updates(type_url: &'static str) -> Phase {
@@ -205,6 +213,13 @@ impl ServerState {
             last_nonce: 0,
             max_response_bytes: MAX_RESPONSE_BYTES,
         }
+    }
+
+    /// Pushes in `order` instead. Types that it does not know depend on nothing.
+    #[must_use]
+    pub fn with_order(mut self, order: &'static [Phase]) -> Self {
+        self.order = order;
+        self
     }
 
     /// Responses are cut past this many bytes of names and bodies.

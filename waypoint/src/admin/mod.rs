@@ -2,6 +2,7 @@
 
 mod received;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ use crate::worker::{Shared, WorkerHandle};
 /// A worker that does not answer in this time is left out of the dump.
 const WORKER_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How long a watcher waits for requests before it is told that there were none.
+const TAP_WAIT: Duration = Duration::from_secs(1);
+
 /// What the endpoint serves from.
 pub struct Admin {
     /// What the workers share.
@@ -47,15 +51,26 @@ impl Admin {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => html(INDEX),
             (&Method::GET, "/config_dump") => self.config_dump().await,
+            (&Method::GET, "/debug/tap") => self.tap(&query).await,
             (&Method::POST, "/logging") => set_logging(&query),
             (&Method::POST, "/quitquitquit") => {
                 self.quit.notify_one();
                 text(StatusCode::OK, "shutting down\n")
             }
-            (_, "/" | "/config_dump") => method_not_allowed("GET"),
+            (_, "/" | "/config_dump" | "/debug/tap") => method_not_allowed("GET"),
             (_, "/logging" | "/quitquitquit") => method_not_allowed("POST"),
             _ => not_found(),
         }
+    }
+
+    async fn tap(&self, query: &HashMap<String, String>) -> HttpResponse {
+        let since = match query.get("since").map(|text| text.parse()) {
+            None => None,
+            Some(Ok(since)) => Some(since),
+            Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "since: a number is needed\n"),
+        };
+        let tapped = self.shared.requests.tap().read(since, TAP_WAIT).await;
+        json_response(StatusCode::OK, format!("{}\n", json!(tapped)))
     }
 
     async fn config_dump(&self) -> HttpResponse {
@@ -119,5 +134,6 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 const INDEX: &str = "<!DOCTYPE html><title>waypoint</title><h1>Adit waypoint</h1><ul>\
 <li><a href=\"config_dump\">config_dump</a>: everything the waypoint knows, as JSON\
+<li><a href=\"debug/tap\">debug/tap</a>: requests as they end, from ?since=NUMBER on\
 <li>logging: POST, ?level=LEVEL or ?level=TARGET=LEVEL, ?reset\
 <li>quitquitquit: POST, shuts down in good order</ul>\n";

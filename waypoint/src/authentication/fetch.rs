@@ -271,7 +271,7 @@ impl Shared {
                 Err(error) => {
                     tracing::warn!(uri = %self.address.uri, %error, "cannot fetch the keys of an issuer");
                     let pause = retry;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    retry = (retry * 2).min(LAST_RETRY).min(self.timing.refresh);
                     pause
                 }
             };

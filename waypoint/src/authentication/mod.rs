@@ -146,7 +146,7 @@ impl Authenticator {
         }
         let mut accepted = Vec::with_capacity(found.len());
         for (location, token) in found {
-            match self.verify(set, &location, &token, now).await {
+            match self.verify(set, location, &token, now).await {
                 Ok((rule, verified)) => accepted.push((location, rule, verified)),
                 Err(reason) => return Err(Unauthenticated::new(reason, parts)),
             }
@@ -243,17 +243,12 @@ impl AuthenticationSet {
         self.policies.iter().flat_map(|policy| &policy.rules)
     }
 
-    /// Every token in every place that is looked at, each place once.
-    fn tokens(&self, parts: &request::Parts) -> Vec<(Location, String)> {
-        let mut seen: Vec<&Location> = Vec::new();
+    /// Every token in every place that is looked at.
+    fn tokens(&self, parts: &request::Parts) -> Vec<(&Location, String)> {
         let mut found = Vec::new();
-        for location in self.policies.iter().flat_map(|policy| &policy.locations) {
-            if seen.contains(&location) {
-                continue;
-            }
-            seen.push(location);
+        for location in self.locations.iter() {
             let tokens = location.tokens(parts).into_iter();
-            found.extend(tokens.map(|token| (location.clone(), token)));
+            found.extend(tokens.map(|token| (location, token)));
         }
         found
     }

@@ -287,13 +287,15 @@ impl Reader<'_> {
 #[derive(Debug, Clone, Default)]
 pub struct RequestAuthentications {
     by_key: BTreeMap<Arc<str>, Arc<RequestAuthentication>>,
-    by_target: HashMap<HttpTarget, Vec<Arc<RequestAuthentication>>>,
+    by_target: HashMap<HttpTarget, BTreeMap<Arc<str>, Arc<RequestAuthentication>>>,
 }
 
 /// What applies to one destination. Cloning copies reference counts.
 #[derive(Debug, Clone, Default)]
 pub struct AuthenticationSet {
     pub(super) policies: Arc<[Arc<RequestAuthentication>]>,
+    /// Every place that one of them looks at, once.
+    pub(super) locations: Arc<[Location]>,
 }
 
 impl AuthenticationSet {
@@ -301,19 +303,37 @@ impl AuthenticationSet {
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
     }
+
+    /// What applies, to be shown.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+        self.policies.iter()
+    }
 }
 
 impl RequestAuthentications {
     /// Adds or replaces one.
     pub fn upsert(&mut self, policy: RequestAuthentication) {
-        self.by_key.insert(policy.key.clone(), Arc::new(policy));
-        self.index();
+        self.remove(&policy.key);
+        let policy = Arc::new(policy);
+        for target in &policy.targets {
+            let at = self.by_target.entry(target.clone()).or_default();
+            at.insert(policy.key.clone(), policy.clone());
+        }
+        self.by_key.insert(policy.key.clone(), policy);
     }
 
     /// Removes the one with this key, `namespace/name`.
     pub fn remove(&mut self, key: &str) {
-        if self.by_key.remove(key).is_some() {
-            self.index();
+        let Some(policy) = self.by_key.remove(key) else {
+            return;
+        };
+        for target in &policy.targets {
+            if let Some(at) = self.by_target.get_mut(target) {
+                at.remove(key);
+                if at.is_empty() {
+                    self.by_target.remove(target);
+                }
+            }
         }
     }
 
@@ -340,27 +360,22 @@ impl RequestAuthentications {
 
     fn of(&self, targets: &[HttpTarget]) -> AuthenticationSet {
         let mut policies: Vec<Arc<RequestAuthentication>> = Vec::new();
-        for policy in targets
-            .iter()
-            .filter_map(|t| self.by_target.get(t))
-            .flatten()
-        {
-            if !policies.iter().any(|known| known.key == policy.key) {
-                policies.push(policy.clone());
+        let mut locations: Vec<Location> = Vec::new();
+        let targeted = targets.iter().filter_map(|t| self.by_target.get(t));
+        for policy in targeted.flat_map(BTreeMap::values) {
+            if policies.iter().any(|known| known.key == policy.key) {
+                continue;
+            }
+            policies.push(policy.clone());
+            for location in &policy.locations {
+                if !locations.contains(location) {
+                    locations.push(location.clone());
+                }
             }
         }
         AuthenticationSet {
             policies: policies.into(),
-        }
-    }
-
-    fn index(&mut self) {
-        self.by_target.clear();
-        for policy in self.by_key.values() {
-            for target in &policy.targets {
-                let at = self.by_target.entry(target.clone()).or_default();
-                at.push(policy.clone());
-            }
+            locations: locations.into(),
         }
     }
 }

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::exchange::Exchange;
+use super::mirror::Piece;
 use super::upstream::Lease;
 
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
@@ -46,6 +48,8 @@ pub struct RequestProgress {
     /// Something of the body was given to an endpoint.
     pub started: Cell<bool>,
     grpc: RefCell<Option<MessageCounter>>,
+    /// Who gets a copy of it.
+    mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
 }
 
 impl RequestProgress {
@@ -55,6 +59,19 @@ impl RequestProgress {
             grpc: RefCell::new(grpc.then(MessageCounter::default)),
             ..Self::default()
         })
+    }
+
+    /// Has what comes from now on copied.
+    pub fn mirror(&self, sender: mpsc::Sender<Piece>) {
+        self.mirrors.borrow_mut().push(sender);
+    }
+
+    /// Copies; who does not keep up gets no more, and knows that it is not all.
+    fn copy(&self, piece: impl Fn() -> Piece) {
+        let mut mirrors = self.mirrors.borrow_mut();
+        if !mirrors.is_empty() {
+            mirrors.retain(|mirror| mirror.try_send(piece()).is_ok());
+        }
     }
 
     fn see(&self, data: &[u8]) {
@@ -124,6 +141,8 @@ pub enum RequestBody {
     },
     /// One piece.
     Full(Option<Bytes>),
+    /// A copy of another request's.
+    Mirrored(mpsc::Receiver<Piece>),
 }
 
 /// A body that may be sent again.
@@ -237,19 +256,25 @@ fn poll_incoming(
     Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
         None => {
             progress.finished.set(true);
+            progress.copy(|| Piece::End);
             None
         }
         Some(Ok(frame)) => {
             if let Some(data) = frame.data_ref() {
                 progress.see(data);
+                progress.copy(|| Piece::Frame(Frame::data(data.clone())));
+            } else if let Some(trailers) = frame.trailers_ref() {
+                progress.copy(|| Piece::Frame(Frame::trailers(trailers.clone())));
             }
             if incoming.is_end_stream() {
                 progress.finished.set(true);
+                progress.copy(|| Piece::End);
             }
             Some(Ok(frame))
         }
         Some(Err(error)) => {
             progress.failed.set(true);
+            progress.mirrors.borrow_mut().clear();
             Some(Err(error.into()))
         }
     })
@@ -272,6 +297,11 @@ impl Body for RequestBody {
                 at,
             } => shared.poll_frame(cx, *attempt, at),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Mirrored(pieces) => Poll::Ready(match ready!(pieces.poll_recv(cx)) {
+                Some(Piece::Frame(frame)) => Some(Ok(frame)),
+                Some(Piece::End) => None,
+                None => Some(Err(BodyError::Superseded)),
+            }),
         }
     }
 
@@ -290,6 +320,7 @@ impl Body for RequestBody {
                 }
             }
             Self::Full(bytes) => bytes.is_none(),
+            Self::Mirrored(_) => false,
         }
     }
 
@@ -309,6 +340,7 @@ impl Body for RequestBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
+            Self::Mirrored(_) => SizeHint::default(),
         }
     }
 }

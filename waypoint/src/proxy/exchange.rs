@@ -15,6 +15,7 @@ use super::destination::Target;
 use super::http::Downstream;
 use super::pick::Picked;
 use super::reply::Reply;
+use super::routing::Routed;
 use crate::balance;
 use crate::telemetry::{
     Peer, Protocol, RequestEvent, RequestTelemetry, ResponseFlags, TelemetrySettings, TraceContext,
@@ -77,6 +78,8 @@ pub struct Exchange {
     pub upstream_failure: Option<String>,
     /// Tries beyond the first.
     pub retries: u32,
+    /// What the rule that decided does to the response.
+    pub routed: Option<Routed>,
     response_bytes: u64,
     response_messages: u64,
     counter: Option<MessageCounter>,
@@ -89,6 +92,11 @@ const NO_TRACE: TraceContext = TraceContext {
     parent_id: None,
     sampled: false,
 };
+
+thread_local! {
+    /// The name of the route where none decides, as Envoy has it.
+    static NO_ROUTE: Arc<str> = Arc::from("default");
+}
 
 impl Exchange {
     /// A request whose head has been read.
@@ -116,7 +124,7 @@ impl Exchange {
             flags: ResponseFlags::NONE,
             details: "via_upstream",
             policy: None,
-            route: Arc::default(),
+            route: NO_ROUTE.with(Clone::clone),
             cluster: Arc::default(),
             sent: None,
             upstream_time: None,
@@ -127,6 +135,7 @@ impl Exchange {
             upstream_local: None,
             upstream_failure: None,
             retries: 0,
+            routed: None,
             response_bytes: 0,
             response_messages: 0,
             counter: grpc.then(MessageCounter::default),

@@ -3,27 +3,30 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_shared::model::WorkloadUid;
 use adit_shared::policy::http::{HttpFields, normalize};
-use http::header::{HOST, HeaderName, UPGRADE};
+use http::header::{HOST, HeaderName, SET_COOKIE, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Uri, Version};
 use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::authorize::{Asked, authorize};
 use super::body::{Replay, RequestBody};
-use super::destination::Target;
 use super::exchange::{Exchange, grpc_status};
 use super::headers;
+use super::mirror::{self, Original};
 use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
-use super::request::Decided;
-use super::retry::{self, RetryPolicy, Tried};
+use super::routing::Decided;
 use super::upstream::{self, Answer, Connecting, HttpVersion, Reached, SendError};
 use crate::balance::{Outcome, Permit, PickRequest, RequestResult, Resource, UpstreamProtocol};
+use crate::route::{
+    Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, format_grpc_timeout,
+    parse_grpc_timeout,
+};
 use crate::state::{Mesh, Protocol, Reach, View};
 use crate::telemetry::ResponseFlags;
 
@@ -31,20 +34,41 @@ use crate::telemetry::ResponseFlags;
 const STALE: u32 = 3;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
+/// Tries beyond the first of a request whose route, or which without a route, says nothing
+/// (Istio).
+const DEFAULT_ATTEMPTS: u32 = 2;
+/// Istio's retries of requests that follow a route which says nothing of them: never of what
+/// may have been acted upon.
+static ROUTED: LazyLock<RetryPolicy> = LazyLock::new(|| {
+    let on = RetryOn::DEFAULT
+        .union(RetryOn::RESET_BEFORE_REQUEST)
+        .union(RetryOn::CANCELLED);
+    default_retry(DEFAULT_ATTEMPTS, on)
+});
+/// Those of requests without a route.
+static UNROUTED: LazyLock<RetryPolicy> = LazyLock::new(|| {
+    let on = RetryOn::CONNECT_FAILURE
+        .union(RetryOn::REFUSED_STREAM)
+        .union(RetryOn::RESET_BEFORE_REQUEST);
+    default_retry(DEFAULT_ATTEMPTS, on)
+});
+/// A gRPC client without a route repeats by itself.
+static NEVER: LazyLock<RetryPolicy> = LazyLock::new(|| default_retry(0, RetryOn::default()));
+
+fn default_retry(attempts: u32, on: RetryOn) -> RetryPolicy {
+    RetryPolicy {
+        attempts,
+        codes: Box::new([]),
+        on,
+        backoff: Duration::from_millis(25),
+        per_try_timeout: None,
+    }
+}
+
 /// Where a request goes, and how often.
 pub struct Plan {
-    /// Endpoints to choose from.
-    pub choice: Choice,
-    /// What the port says that is spoken there.
-    pub protocol: Protocol,
-    /// Path and query as they are sent.
-    pub uri: Uri,
-    /// Tries beyond the first.
-    pub retry: RetryPolicy,
-    /// For all tries and the response together.
-    pub timeout: Option<Duration>,
-    /// For one try.
-    pub per_try_timeout: Option<Duration>,
+    uri: Uri,
+    decided: Decided,
     mesh: Arc<Mesh>,
 }
 
@@ -54,27 +78,37 @@ pub struct Forwarded {
     pub answer: Answer,
     /// When the response has to have been read.
     pub deadline: Option<Pin<Box<Sleep>>>,
+    /// To be added to the response: cookies of sessions and of hashing.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Plan {
-    /// For a request without a route.
-    pub fn new(target: &Target, view: &View, uri: Uri, _decided: Decided) -> Self {
-        let mesh = view.mesh().clone();
-        let retry = match (&mesh.default_retry, target.protocol()) {
-            // A gRPC client retries by itself.
-            (_, Protocol::Grpc) => RetryPolicy::never(),
-            (Some(default), _) => RetryPolicy::from_proto(default),
-            (None, _) => RetryPolicy::unrouted(),
-        };
+    /// For a request that goes on as `uri`.
+    pub fn new(view: &View, uri: Uri, decided: Decided) -> Self {
         Self {
-            choice: Choice::of(target),
-            protocol: target.protocol(),
             uri,
-            per_try_timeout: retry.per_try_timeout,
-            retry,
-            timeout: None,
-            mesh,
+            decided,
+            mesh: view.mesh().clone(),
         }
+    }
+
+    /// An injected delay.
+    pub fn delay(&self) -> Option<Duration> {
+        self.decided.delay
+    }
+
+    fn rule(&self) -> Option<&Rule> {
+        self.decided.routed.as_ref().map(|routed| &*routed.rule)
+    }
+
+    fn retry(&self) -> &RetryPolicy {
+        let stated = self.rule().and_then(Rule::retry);
+        let stated = stated.or(self.mesh.default_retry.as_ref());
+        stated.unwrap_or(match (self.decided.unrouted, self.decided.protocol) {
+            (true, Protocol::Grpc) => &NEVER,
+            (true, _) => &UNROUTED,
+            (false, _) => &ROUTED,
+        })
     }
 }
 
@@ -89,8 +123,8 @@ pub async fn forward(
 ) -> Result<Forwarded, Reply> {
     let begun = exchange.started;
     let asked = exchange.headers.get(GRPC_TIMEOUT).filter(|_| exchange.grpc);
-    let asked = asked.and_then(|value| retry::grpc_timeout(value.as_bytes()));
-    let time = match (plan.timeout, asked) {
+    let asked = asked.and_then(|value| parse_grpc_timeout(value).ok());
+    let time = match (plan.decided.timeouts.request, asked) {
         (Some(own), Some(asked)) => Some(own.min(asked)),
         (own, asked) => own.or(asked),
     };
@@ -98,25 +132,29 @@ pub async fn forward(
     let mut sender = Sender::new(exchange, plan, body, deadline, asked.is_some());
     match deadline {
         None => {
-            let answer = sender.run().await?;
+            let answer = sender.run().await;
+            let headers = sender.end();
             Ok(Forwarded {
-                answer,
+                answer: answer?,
                 deadline: None,
+                headers,
             })
         }
         Some(deadline) => {
             let mut sleeping = Box::pin(sleep_until(deadline.into()));
             let answer = tokio::select! {
                 biased;
-                answer = sender.run() => answer?,
+                answer = sender.run() => answer,
                 () = &mut sleeping => {
                     sender.observe(RequestResult::Timeout);
-                    return Err(Reply::REQUEST_TIMEOUT);
+                    Err(Reply::REQUEST_TIMEOUT)
                 }
             };
+            let headers = sender.end();
             Ok(Forwarded {
-                answer,
+                answer: answer?,
                 deadline: Some(sleeping),
+                headers,
             })
         }
     }
@@ -142,6 +180,9 @@ struct Sender<'a> {
     /// `grpc-timeout` is written anew for each try.
     grpc_timeout: bool,
     tried: Vec<WorkloadUid>,
+    hash: Option<u64>,
+    session: Option<Session>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl<'a> Sender<'a> {
@@ -155,13 +196,22 @@ impl<'a> Sender<'a> {
         let has_body = !matches!(body, RequestBody::Empty);
         let source = match body {
             RequestBody::Empty => Source::Empty,
-            RequestBody::Stream { incoming, progress } if plan.retry.may_resend() => {
+            RequestBody::Stream { incoming, progress } if may_resend(plan.retry()) => {
                 Source::Kept(Replay::new(incoming, progress))
             }
             body => Source::Once(Some(body)),
         };
-        let version = upstream_version(&plan, exchange);
-        exchange.cluster = plan.choice.cluster();
+        let version = upstream_version(&plan.decided, exchange);
+        exchange.cluster = plan.decided.choice.cluster();
+        copy_to_mirrors(exchange, &plan, has_body);
+        let mut headers = Vec::new();
+        let hash = hash(exchange, &plan, &mut headers);
+        let session = plan.rule().and_then(|rule| {
+            let persistence = rule.session()?;
+            let key = &exchange.downstream.worker.shared.session_key;
+            let found = persistence.find(&exchange.headers, key, rule.label(), now());
+            found?.ok()
+        });
         Self {
             exchange,
             plan,
@@ -171,14 +221,45 @@ impl<'a> Sender<'a> {
             deadline,
             grpc_timeout,
             tried: Vec::new(),
+            hash,
+            session,
+            headers,
         }
     }
 
+    /// Nothing is tried any more: what the rule does to the response goes with the exchange.
+    fn end(self) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = self.headers;
+        if let (Some(rule), Some(held)) = (self.plan.rule(), &self.exchange.held)
+            && let Some(persistence) = rule.session()
+        {
+            let now = now();
+            let session = match self.session {
+                // It stays where it is, and the client knows.
+                Some(session) if *session.endpoint == **held.uid() => {
+                    let stale = persistence.is_stale(&session, now);
+                    stale.then(|| session.used_at(now))
+                }
+                _ => Some(Session::begin(held.uid(), now)),
+            };
+            let key = &self.exchange.downstream.worker.shared.session_key;
+            let header = session.and_then(|session| {
+                let scope = rule.label();
+                let nonce = rand::random();
+                persistence.header(&session, key, scope, nonce, false).ok()
+            });
+            headers.extend(header);
+        }
+        self.exchange.routed = self.plan.decided.routed;
+        headers
+    }
+
     async fn run(&mut self) -> Result<Answer, Reply> {
-        let mut count = 0;
+        let mut made = 0;
         let mut last: Option<Reply> = None;
         let mut given_back: Option<Box<Request<RequestBody>>> = None;
-        let mut _retrying: Option<Permit> = None;
+        // Held while the retry is under way.
+        let mut _permit: Option<Permit> = None;
         loop {
             let reach = match self.pick() {
                 Ok(reach) => reach,
@@ -191,44 +272,67 @@ impl<'a> Sender<'a> {
                     None => return Err(last.unwrap_or(Reply::UPSTREAM_CLOSED)),
                 },
             };
-            count += 1;
-            let (tried, outcome) = self.attempt(&reach, request).await;
-            let stale = tried == Tried::Failed(Reached::Stale)
-                && count <= STALE
-                && retry::is_repeatable(&self.exchange.method, self.has_body);
-            let wanted = stale || self.plan.retry.repeats(tried, count);
-            let permit = match wanted && self.may_repeat(tried) {
-                true => self.allow_retry(),
-                false => None,
-            };
-            match outcome {
-                Ok(answer) if permit.is_none() => return Ok(answer),
-                // Its connection closes: the rest of the answer is not waited for.
-                Ok(_) => {}
-                Err(mut error) => {
-                    given_back = error.request.take();
+            made += 1;
+            let (attempt, mut outcome) = self.attempt(&reach, request).await;
+            if let Err(error) = &mut outcome {
+                given_back = error.request.take();
+            }
+            let again = self.again(attempt, &outcome, made, given_back.is_some());
+            let granted = again.and_then(|pause| Some((pause, self.allow_retry()?)));
+            let Some((pause, permit)) = granted else {
+                return outcome.map_err(|error| {
                     self.exchange.upstream_failure = Some(error.error);
-                    if permit.is_none() {
-                        let mut reply = error.reply;
-                        if count > 1 {
-                            reply.flags |= ResponseFlags::RETRY_LIMIT_EXCEEDED;
-                        }
-                        return Err(reply);
+                    let mut reply = error.reply;
+                    if made > 1 {
+                        reply.flags |= ResponseFlags::RETRY_LIMIT_EXCEEDED;
                     }
-                    last = Some(error.reply);
-                }
+                    reply
+                });
+            };
+            // Of an answer that is not passed on the rest is not waited for: its connection
+            // closes.
+            if let Err(error) = outcome {
+                last = Some(error.reply);
+                self.exchange.upstream_failure = Some(error.error);
             }
-            _retrying = permit.flatten();
+            _permit = permit;
             self.exchange.retries += 1;
-            if stale {
-                continue;
-            }
             self.tried.push(reach.endpoint.uid.clone());
-            let pause = self.plan.retry.pause(count, &mut rand::rng());
-            // Another endpoint has nothing to recover from.
-            if !self.plan.choice.has_more(&self.tried) || matches!(tried, Tried::Answered(..)) {
+            if !pause.is_zero() {
                 sleep(pause).await;
             }
+        }
+    }
+
+    /// After what pause the request is tried again, if it is.
+    fn again(
+        &self,
+        attempt: Attempt,
+        outcome: &Result<Answer, SendError>,
+        made: u32,
+        given_back: bool,
+    ) -> Option<Duration> {
+        let exchange = &*self.exchange;
+        let whole = !exchange.request.failed.get()
+            && match &self.source {
+                Source::Empty => true,
+                Source::Once(_) => given_back && !exchange.request.started.get(),
+                Source::Kept(replay) => replay.is_whole(),
+            };
+        // A connection that was closed while it lay idle (RFC 9112 9.3.1): the method allows
+        // what nothing else speaks against (RFC 9110 9.2.2).
+        let stale = matches!(outcome, Err(error) if error.reached == Reached::Stale);
+        if stale && made <= STALE && !self.has_body && exchange.method.is_idempotent() {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(now));
+        let policy = self.plan.retry();
+        match policy.decide(attempt, made, whole, left, rand::random()) {
+            RetryDecision::After(pause) => Some(pause),
+            _ => None,
         }
     }
 
@@ -236,14 +340,24 @@ impl<'a> Sender<'a> {
     fn pick(&mut self) -> Result<Reach, Reply> {
         let request = PickRequest {
             tried: &self.tried,
-            hash: None,
-            sticky: None,
+            hash: self.hash,
+            // A session whose endpoint has failed goes elsewhere.
+            sticky: self
+                .session
+                .as_ref()
+                .map(|session| &*session.endpoint)
+                .filter(|uid| !self.tried.iter().any(|tried| **tried == **uid)),
             destination: dialled(self.exchange.downstream.destination.dialled()),
         };
-        let picked = self.plan.choice.pick(&request).map_err(|(reply, error)| {
-            self.exchange.upstream_failure = Some(error.to_string());
-            reply
-        })?;
+        let picked = self
+            .plan
+            .decided
+            .choice
+            .pick(&request)
+            .map_err(|(reply, error)| {
+                self.exchange.upstream_failure = Some(error.to_string());
+                reply
+            })?;
         let Picked { reach, .. } = &picked;
         let reach = reach.clone();
         self.exchange.send_to(picked);
@@ -304,10 +418,8 @@ impl<'a> Sender<'a> {
         };
         if let Some(deadline) = self.deadline.filter(|_| self.grpc_timeout) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let value = HeaderValue::try_from(retry::write_grpc_timeout(left));
-            if let Ok(value) = value {
-                request.headers_mut().insert(GRPC_TIMEOUT, value);
-            }
+            let value = format_grpc_timeout(left);
+            request.headers_mut().insert(GRPC_TIMEOUT, value);
         }
         Ok(Some(Box::new(request)))
     }
@@ -316,9 +428,9 @@ impl<'a> Sender<'a> {
         &mut self,
         reach: &Reach,
         request: Box<Request<RequestBody>>,
-    ) -> (Tried, Result<Answer, SendError>) {
+    ) -> (Attempt, Result<Answer, SendError>) {
         let worker = self.exchange.downstream.worker.clone();
-        let connecting = connecting(&self.plan.choice);
+        let connecting = connecting(&self.plan.decided.choice);
         let sending = upstream::send(
             &worker,
             &reach.endpoint,
@@ -326,7 +438,8 @@ impl<'a> Sender<'a> {
             *request,
             &connecting,
         );
-        let sent = match self.plan.per_try_timeout {
+        let stated = self.plan.retry().per_try_timeout;
+        let sent = match self.plan.decided.timeouts.backend_request.or(stated) {
             None => sending.await,
             Some(time) => match tokio::time::timeout(time, sending).await {
                 Ok(sent) => sent,
@@ -338,7 +451,7 @@ impl<'a> Sender<'a> {
                         reached: Reached::Sent,
                         request: None,
                     };
-                    return (Tried::TimedOut, Err(error));
+                    return (Attempt::TimedOut, Err(error));
                 }
             },
         };
@@ -352,14 +465,24 @@ impl<'a> Sender<'a> {
                 self.observe(grpc.map_or(RequestResult::Status(status), RequestResult::from_grpc));
                 let sent = self.exchange.sent;
                 self.exchange.upstream_time = sent.map(|sent| sent.elapsed());
-                (Tried::Answered(status, grpc), Ok(answer))
+                let attempt = Attempt::Response {
+                    status,
+                    grpc_status: grpc,
+                };
+                (attempt, Ok(answer))
             }
             Err(error) => {
                 self.observe(match error.reached {
                     Reached::NotConnected => RequestResult::ConnectFailed,
                     Reached::NotProcessed | Reached::Stale | Reached::Sent => RequestResult::Reset,
                 });
-                (Tried::Failed(error.reached), Err(error))
+                let attempt = match error.reached {
+                    Reached::NotConnected => Attempt::ConnectFailed,
+                    Reached::NotProcessed if error.request.is_some() => Attempt::ResetBeforeRequest,
+                    Reached::NotProcessed => Attempt::Refused,
+                    Reached::Stale | Reached::Sent => Attempt::Reset,
+                };
+                (attempt, Err(error))
             }
         }
     }
@@ -375,26 +498,9 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Whether another try could carry the same request.
-    fn may_repeat(&self, tried: Tried) -> bool {
-        if self.exchange.request.failed.get() {
-            return false;
-        }
-        match (&self.source, tried) {
-            (Source::Empty, _) => true,
-            // Given back, or never read.
-            (Source::Once(_), Tried::Failed(reached)) => {
-                !matches!(reached, Reached::Sent | Reached::Stale)
-                    && !self.exchange.request.started.get()
-            }
-            (Source::Once(_), _) => false,
-            (Source::Kept(replay), _) => replay.is_whole(),
-        }
-    }
-
     /// A place among the retries that are allowed; `None`: there is none.
     fn allow_retry(&self) -> Option<Option<Permit>> {
-        match &self.plan.choice {
+        match &self.plan.decided.choice {
             Choice::Backend(backend) => {
                 let limits = backend.balancer.limits();
                 limits.acquire(Resource::Retries).ok().map(Some)
@@ -420,7 +526,57 @@ fn connecting(choice: &Choice) -> Connecting {
     }
 }
 
-fn upstream_version(plan: &Plan, exchange: &Exchange) -> HttpVersion {
+/// Whether a try that was answered, or cut off half-way, may be repeated: then the body has to
+/// be kept. What was not connected gives it back unused.
+fn may_resend(policy: &RetryPolicy) -> bool {
+    let given_back = RetryOn::CONNECT_FAILURE.union(RetryOn::RESET_BEFORE_REQUEST);
+    let refused = given_back.union(RetryOn::REFUSED_STREAM);
+    policy.attempts > 0
+        && (!policy.codes.is_empty() || (policy.on != given_back && policy.on != refused))
+}
+
+/// Sends copies to those who are to get them.
+fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
+    for (choice, protocol) in &plan.decided.mirrors {
+        let original = Original {
+            method: &exchange.method,
+            uri: &plan.uri,
+            headers: &exchange.headers,
+            body: has_body.then_some(&exchange.request),
+            shadow: plan.mesh.shadow_host_suffix,
+        };
+        let worker = &exchange.downstream.worker;
+        mirror::send(worker, choice.clone(), *protocol, &original);
+    }
+}
+
+/// What consistent hashing goes by, where the backend asks for it.
+fn hash(
+    exchange: &Exchange,
+    plan: &Plan,
+    headers: &mut Vec<(HeaderName, HeaderValue)>,
+) -> Option<u64> {
+    let Choice::Backend(backend) = &plan.decided.choice else {
+        return None;
+    };
+    let balancer = &backend.settings.load_balancer;
+    let key = balancer.hash_key.as_ref()?;
+    if !balancer.algorithm.is_consistent_hash() {
+        return None;
+    }
+    let source = exchange.downstream.client.ip();
+    let hashed = key.hash(&exchange.headers, &plan.uri, source, &mut rand::rng());
+    headers.extend(hashed.set_cookie.map(|cookie| (SET_COOKIE, cookie)));
+    hashed.hash
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn upstream_version(plan: &Decided, exchange: &Exchange) -> HttpVersion {
     if exchange.headers.contains_key(UPGRADE) {
         return HttpVersion::Http1;
     }

@@ -3,9 +3,9 @@
 //! * [`tunnel`]: mutual TLS, CONNECT, who calls; [`destination`]: where to; [`sniff`]: what is
 //!   spoken there.
 //! * [`http`]: connections of HTTP on a tunnel ([`io`]); [`tcp`]: what is not HTTP ([`copy`]).
-//! * [`request`]: one request: [`headers`], [`authorize`], then [`forward`], which [`pick`]s an
-//!   endpoint, sends there by [`upstream`] and asks [`retry`] what to do when that fails;
-//!   [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else.
+//! * [`request`]: one request: [`headers`], [`authorize`], [`routing`], then [`forward`], which
+//!   [`pick`]s an endpoint and sends there by [`upstream`], again where that fails; [`mirror`]:
+//!   copies; [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else.
 //! * [`reply`]: what we answer ourselves; [`exchange`]: the record of it all.
 
 pub mod authorize;
@@ -17,10 +17,11 @@ pub mod forward;
 pub mod headers;
 pub mod http;
 pub mod io;
+pub mod mirror;
 pub mod pick;
 pub mod reply;
 pub mod request;
-pub mod retry;
+pub mod routing;
 pub mod sniff;
 pub mod tcp;
 pub mod tunnel;

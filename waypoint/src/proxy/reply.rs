@@ -66,6 +66,17 @@ impl Reply {
         ResponseFlags::NO_CLUSTER,
         "invalid_backend",
     );
+    /// The route that matches cannot be understood (Gateway API: 500).
+    pub const INVALID_ROUTE: Self = Self {
+        reason: "invalid_route",
+        ..Self::INVALID_BACKEND
+    };
+    /// The backend has no such subset.
+    pub const UNKNOWN_SUBSET: Self = Self {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        reason: "unknown_subset",
+        ..Self::INVALID_BACKEND
+    };
     /// No route matches (Gateway API: 404, UNIMPLEMENTED).
     pub const NO_ROUTE: Self = Self {
         grpc: Some(12),

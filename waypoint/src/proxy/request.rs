@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
+use tokio::time::sleep;
 
 use super::authorize::{Asked, authorize};
 use super::body::{RequestBody, RequestProgress, ResponseBody};
@@ -19,8 +19,10 @@ use super::forward::{self, Forwarded, Plan};
 use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
 use super::reply::Reply;
+use super::routing::{self, Routing};
 use super::upgrade::Upgrade;
-use super::upstream::Answer;
+use super::upstream;
+use crate::route::Answer;
 use crate::state::View;
 use crate::telemetry::{ResponseFlags, TraceContext, ensure_request_id};
 
@@ -41,14 +43,27 @@ pub async fn serve(
         RequestBody::Stream { incoming, progress }
     };
     let mut response = match handle(&mut exchange, head, body, upgrade).await {
-        Ok(forwarded) => return pass_on(exchange, forwarded, upgrade),
+        Ok(Handled::Forwarded(forwarded)) => return pass_on(exchange, forwarded, upgrade),
+        Ok(Handled::Answered(answer)) => routing::respond(&mut exchange, *answer),
         Err(reply) => {
             exchange.answer(&reply);
-            reply.response(grpc)
+            let mut response = reply.response(grpc);
+            if let Some(routed) = &exchange.routed {
+                routed.apply_response(response.headers_mut());
+            }
+            response
         }
     };
     say_last(&exchange, &mut response);
     response.map(|body| body.with_exchange(exchange))
+}
+
+/// What a request has come to.
+enum Handled {
+    /// An endpoint has answered.
+    Forwarded(Forwarded),
+    /// The configuration answers.
+    Answered(Box<Answer>),
 }
 
 /// Everything that happens before the endpoint's answer.
@@ -57,7 +72,7 @@ async fn handle(
     mut head: request::Parts,
     body: RequestBody,
     upgrade: bool,
-) -> Result<Forwarded, Reply> {
+) -> Result<Handled, Reply> {
     let downstream = exchange.downstream.clone();
     headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
     let plan = {
@@ -70,17 +85,29 @@ async fn handle(
             Some(target) => decide(exchange, &view, target, &mut head),
             None => Err(Reply::GONE),
         };
+        let uri = std::mem::take(&mut head.uri);
         exchange.headers = head.headers;
-        let decided = decided?;
-        // `decide` fails without a target.
-        let target = target.ok_or(Reply::GONE)?;
-        Plan::new(&target, &view, head.uri, decided)
+        match decided? {
+            Routing::Forward(decided) => Ok(Plan::new(&view, uri, decided)),
+            Routing::Answer { delay, answer } => Err((delay, answer)),
+        }
     };
-    forward::forward(exchange, plan, body).await
+    match plan {
+        Ok(plan) => {
+            if let Some(delay) = plan.delay() {
+                sleep(delay).await;
+            }
+            let forwarded = forward::forward(exchange, plan, body).await?;
+            Ok(Handled::Forwarded(forwarded))
+        }
+        Err((delay, answer)) => {
+            if let Some(delay) = delay {
+                sleep(delay).await;
+            }
+            Ok(Handled::Answered(Box::new(answer)))
+        }
+    }
 }
-
-/// What was decided about a request that may pass.
-pub struct Decided;
 
 /// Path, authorization and route: everything that is decided without waiting for anybody.
 fn decide(
@@ -88,7 +115,7 @@ fn decide(
     view: &View,
     target: &Target,
     head: &mut request::Parts,
-) -> Result<Decided, Reply> {
+) -> Result<Routing, Reply> {
     let path = normal_path(view, head)?;
     let policies = target.policies();
     if !policies.is_empty() {
@@ -104,7 +131,7 @@ fn decide(
             return Err(Reply::DENIED);
         }
     }
-    Ok(Decided)
+    routing::route(exchange, view, target, head, &path)
 }
 
 /// Makes the path comparable; the request goes on with it.
@@ -172,8 +199,12 @@ fn pass_on(
     forwarded: Forwarded,
     upgrade: bool,
 ) -> Response<ResponseBody> {
-    let Forwarded { answer, deadline } = forwarded;
-    let Answer {
+    let Forwarded {
+        answer,
+        deadline,
+        headers: added,
+    } = forwarded;
+    let upstream::Answer {
         response,
         lease,
         local,
@@ -203,6 +234,12 @@ fn pass_on(
     headers::remove_hop_by_hop(&mut head.headers);
     if exchange.grpc {
         exchange.see_grpc_status(&head.headers);
+    }
+    if let Some(routed) = &exchange.routed {
+        routed.apply_response(&mut head.headers);
+    }
+    for (name, value) in added {
+        head.headers.append(name, value);
     }
     if exchange.wants_response_headers() {
         exchange.response_headers = head.headers.clone();
@@ -256,9 +293,4 @@ impl headers::Malformed {
             _ => reply,
         }
     }
-}
-
-/// The name of a route in telemetry where none decides.
-pub fn no_route() -> Arc<str> {
-    Arc::from("default")
 }

@@ -15,9 +15,12 @@ use super::destination::{Destination, Target};
 use super::io::Io;
 use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
+use super::routing;
 use super::tunnel::Caller;
 use super::upstream::{self, Connected, Connecting};
 use crate::balance::{Outcome, PickRequest, RequestResult};
+use crate::route::PortRoutes;
+use crate::state::View;
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
@@ -117,7 +120,15 @@ async fn open(
         if let Err(denied) = authorize(target.policies(), &asked.request(None), &trust) {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
-        let choice = Choice::of(&target);
+        let routed = {
+            let view = worker.shared.state.load();
+            l4_route(&view, &target, caller)
+        };
+        let choice = match routed {
+            Ok(Some(choice)) => choice,
+            Ok(None) => Choice::of(&target),
+            Err(reply) => return Err(fail(&info, reply, &reply.reason)),
+        };
         let request = PickRequest {
             tried: &tried,
             destination: dialled(destination.dialled()),
@@ -171,6 +182,22 @@ async fn open(
         return Err(fail(&info, last, &last.reason));
     }
     Err(last)
+}
+
+/// Where TCPRoutes and TLSRoutes lead; `None`: there are none.
+fn l4_route(view: &View, target: &Target, caller: &Caller) -> Result<Option<Choice>, Reply> {
+    let Target::Service(port) = target else {
+        return Ok(None);
+    };
+    let namespace = caller.identity.namespace();
+    let table = match port.routes.for_port(port.port, namespace) {
+        PortRoutes::Tcp(table) | PortRoutes::Tls(table) => table,
+        PortRoutes::Http(_) | PortRoutes::None => return Ok(None),
+    };
+    let backend = table.choose(rand::random());
+    let backend = backend.map_err(|_| Reply::INVALID_BACKEND)?;
+    let (choice, _) = routing::resolve(view, backend.target())?;
+    Ok(Some(choice))
 }
 
 async fn carry(worker: &Worker, client: Io, endpoint: Connected, info: ConnectionInfo) {

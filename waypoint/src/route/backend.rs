@@ -134,7 +134,7 @@ mod tests {
     fn count(backends: &Backends) -> [u32; 4] {
         let mut counts = [0; 4];
         for step in 0..1000_u64 {
-            let random = u64::MAX / 1000 * step + 7;
+            let random = u64::MAX / 2000 * (2 * step + 1);
             let slot = match backends.choose(random) {
                 Ok(backend) if &*backend.target().service.hostname == "a" => 0,
                 Ok(_) => 1,

@@ -143,6 +143,7 @@ fn invalid_http(id: &Arc<RouteId>, reason: Arc<str>) -> Rule {
     let everything = PathMatch::Prefix("".into());
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, 0, ""),
         index: 0,
         name: None,
         matches: Box::new([RequestMatch::everything(everything)]),
@@ -215,6 +216,7 @@ fn read_http(
     }
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, index, &rule.name),
         index,
         name: name(&rule.name),
         matches: matches.into(),
@@ -257,6 +259,7 @@ fn read_grpc(
     }
     Rule {
         route: Arc::clone(id),
+        label: Rule::make_label(id, index, &rule.name),
         index,
         name: name(&rule.name),
         matches: matches.into(),
@@ -531,8 +534,9 @@ pub(super) fn read_duration(
     problems: &mut Problems,
 ) -> Result<Option<Duration>, Arc<str>> {
     let Some(value) = value else { return Ok(None) };
-    match Duration::try_from(*value) {
-        Ok(value) => Ok(Some(value)),
-        Err(_) => Err(problems.add("is no span of time")),
+    // Not the conversion of prost-types: it overflows on the smallest number of seconds.
+    match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
+        (Ok(seconds), Ok(nanos @ ..=999_999_999)) => Ok(Some(Duration::new(seconds, nanos))),
+        _ => Err(problems.add("is no span of time")),
     }
 }

@@ -9,6 +9,7 @@ use regex::bytes::Regex;
 
 use super::claims::Claims;
 use super::query;
+use super::rule::RouteId;
 use super::text::TextMatch;
 
 /// What matching sees of a request.
@@ -272,7 +273,7 @@ pub(super) struct Summary<'r> {
     headers: usize,
     query: usize,
     older: Reverse<i64>,
-    name: Reverse<(&'r str, &'r str)>,
+    name: Reverse<&'r RouteId>,
     rule: Reverse<usize>,
     alternative: Reverse<usize>,
 }
@@ -282,8 +283,7 @@ pub(super) struct Summary<'r> {
 pub(super) struct Standing<'r> {
     /// Microseconds since 1970; what is not known is younger than everything that is.
     pub(super) created: i64,
-    pub(super) namespace: &'r str,
-    pub(super) name: &'r str,
+    pub(super) route: &'r RouteId,
     pub(super) rule: usize,
     pub(super) alternative: usize,
 }
@@ -318,7 +318,7 @@ impl<'r> Summary<'r> {
                 0 => i64::MAX,
                 created => created,
             }),
-            name: Reverse((standing.namespace, standing.name)),
+            name: Reverse(standing.route),
             rule: Reverse(standing.rule),
             alternative: Reverse(standing.alternative),
         }

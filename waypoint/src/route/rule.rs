@@ -1,5 +1,6 @@
 //! One user object, understood: what it is attached to and what its rules do.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,8 @@ pub struct Route {
     pub(super) problems: Box<[Problem]>,
 }
 
-/// The user's object.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The user's object. Ordered "alphabetically by {namespace}/{name}" (Gateway API).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RouteId {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -40,6 +41,31 @@ pub struct RouteId {
 impl fmt::Display for RouteId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+impl Ord for RouteId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // As one text: `-` and `.` sort before the slash.
+        let own = self
+            .namespace
+            .bytes()
+            .chain([b'/'])
+            .chain(self.name.bytes());
+        let others = other
+            .namespace
+            .bytes()
+            .chain([b'/'])
+            .chain(other.name.bytes());
+        own.cmp(others)
+            .then_with(|| self.namespace.cmp(&other.namespace))
+            .then_with(|| self.kind.cmp(&other.kind))
+    }
+}
+
+impl PartialOrd for RouteId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -69,6 +95,8 @@ pub(super) struct Parent {
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub(super) route: Arc<RouteId>,
+    /// As telemetry names it.
+    pub(super) label: Arc<str>,
     pub(super) index: usize,
     pub(super) name: Option<Box<str>>,
     pub(super) matches: Box<[RequestMatch]>,
@@ -136,6 +164,23 @@ impl Rule {
     /// The user's object.
     pub fn route(&self) -> &Arc<RouteId> {
         &self.route
+    }
+
+    /// As telemetry names it: `namespace/route.rule`, the rule by its name or else its place.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    pub(super) fn make_label(id: &RouteId, index: usize, name: &str) -> Arc<str> {
+        let RouteId {
+            namespace,
+            name: route,
+            ..
+        } = id;
+        match name {
+            "" => format!("{namespace}/{route}.{index}").into(),
+            name => format!("{namespace}/{route}.{name}").into(),
+        }
     }
 
     /// Place among the rules of its route, from 0.

@@ -90,8 +90,7 @@ impl HttpTable {
                 for (alternative, of) in rule.matches.iter().enumerate() {
                     let standing = Standing {
                         created: route.created,
-                        namespace: &route.id.namespace,
-                        name: &route.id.name,
+                        route: &route.id,
                         rule: rule.index,
                         alternative,
                     };

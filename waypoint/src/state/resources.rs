@@ -1,6 +1,6 @@
 //! The resources as they were received, by name, and what each of them touches.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use adit_shared::model::ServiceName;
@@ -12,6 +12,7 @@ use prost::Message;
 use super::Touched;
 use super::view::Protocol;
 use crate::balance::TrafficPolicy;
+use crate::route::Route;
 
 /// Everything that was received and is in force.
 #[derive(Default)]
@@ -25,6 +26,9 @@ pub(super) struct Store {
     pub(super) telemetry: BTreeMap<String, Arc<pb::Telemetry>>,
     pub(super) traffic: BTreeMap<String, Traffic>,
     pub(super) backend_tls: BTreeMap<String, Arc<pb::BackendTls>>,
+    routes: BTreeMap<String, Arc<Route>>,
+    /// Names of the routes that are attached to a service.
+    attached: HashMap<ServiceName, BTreeSet<String>>,
 }
 
 /// What a service says of one of its ports.
@@ -110,9 +114,44 @@ impl Store {
                     touched.backends(&before);
                 }
             }
+            pb::ROUTE_TYPE => {
+                let route = Route::from_proto(&decode(body)?);
+                let problem = route.problems().first().map(ToString::to_string);
+                self.detach(name, touched);
+                for service in route.services() {
+                    let attached = self.attached.entry(service.clone()).or_default();
+                    attached.insert(name.to_owned());
+                    touched.services.insert(service.clone());
+                }
+                self.routes.insert(name.to_owned(), Arc::new(route));
+                // In force all the same: what it is about is answered with 500.
+                return problem.map_or(Ok(()), Err);
+            }
             other => return Err(format!("resources of type {other} are not known here")),
         }
         Ok(())
+    }
+
+    /// Takes a route from the services that it was attached to.
+    fn detach(&mut self, name: &str, touched: &mut Touched) {
+        let Some(route) = self.routes.remove(name) else {
+            return;
+        };
+        for service in route.services() {
+            if let Some(attached) = self.attached.get_mut(service) {
+                attached.remove(name);
+                if attached.is_empty() {
+                    self.attached.remove(service);
+                }
+            }
+            touched.services.insert(service.clone());
+        }
+    }
+
+    /// The routes that are attached to a service, by name.
+    pub(super) fn routes_of(&self, service: &ServiceName) -> impl Iterator<Item = Arc<Route>> {
+        let names = self.attached.get(service).into_iter().flatten();
+        names.filter_map(|name| self.routes.get(name).cloned())
     }
 
     fn upsert_service(
@@ -199,6 +238,7 @@ impl Store {
                     touched.backends(&before);
                 }
             }
+            pb::ROUTE_TYPE => self.detach(name, touched),
             _ => {}
         }
     }

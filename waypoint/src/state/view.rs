@@ -20,6 +20,7 @@ use super::resources::{DeclaredPort, Store, seniority};
 use super::{Touched, host_matches};
 use crate::balance::{Origin, Selection, TrafficSettings};
 use crate::proxy::upstream::Originate;
+use crate::route::{RetryPolicy, ServiceRoutes};
 use crate::telemetry::TelemetrySettings;
 
 /// Which Gateway this process is an instance of.
@@ -95,7 +96,9 @@ pub struct Mesh {
     /// Telemetry of what has no service.
     pub telemetry: Arc<TelemetrySettings>,
     /// How often requests are tried of which no route says anything.
-    pub default_retry: Option<pb::Retry>,
+    pub default_retry: Option<RetryPolicy>,
+    /// Whom the waypoint asks itself, by name.
+    pub providers: HashMap<String, Arc<pb::Provider>>,
 }
 
 /// One state of everything. It never changes.
@@ -133,6 +136,8 @@ pub struct PortView {
     pub backend: Arc<Backend>,
     /// Subsets of them, by name.
     subsets: Vec<(Arc<str>, Arc<Backend>)>,
+    /// Routes that are attached to the service.
+    pub routes: Arc<ServiceRoutes>,
     /// Policies for what is sent to it.
     pub policies: HttpPolicySet,
     /// What is measured and logged.
@@ -297,7 +302,16 @@ impl Mesh {
             trust: TrustDomains::new(domain, aliases.collect()),
             shadow_host_suffix: settings.shadow_host_suffix,
             telemetry: telemetry(store, gateway, None),
-            default_retry: settings.default_retry.clone(),
+            default_retry: settings.default_retry.as_ref().and_then(|retry| {
+                let read = RetryPolicy::from_proto(retry);
+                read.inspect_err(|reason| warn!("default_retry: {reason}"))
+                    .ok()
+            }),
+            providers: store
+                .providers
+                .iter()
+                .map(|(name, provider)| (name.clone(), provider.clone()))
+                .collect(),
         }
     }
 }
@@ -318,6 +332,7 @@ impl ServiceView {
             Some(before) if *before.labels == *labels => before.labels.clone(),
             _ => labels,
         };
+        let routes = Arc::new(ServiceRoutes::build(key, store.routes_of(key)));
         let policies = store
             .policies
             .for_service(&gateway.key, &key.namespace, &key.hostname);
@@ -343,6 +358,7 @@ impl ServiceView {
                     protocol: declared.map_or(Protocol::Undeclared, |d| d.protocol),
                     backend,
                     subsets,
+                    routes: routes.clone(),
                     policies: policies.clone(),
                     telemetry: telemetry.clone(),
                 })

@@ -25,6 +25,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::event::{Peer, RequestEvent, ResponseFlags};
 use super::overrides::{Metric, MetricView, Tag};
+use super::tap::Tap;
 
 /// Label sets; more are counted together.
 pub const MAX_SERIES: usize = 20_000;
@@ -180,6 +181,7 @@ pub struct RequestMetrics {
     started: Instant,
     overflowed: AtomicU64,
     evicted: AtomicU64,
+    tap: Tap,
 }
 
 impl RequestMetrics {
@@ -203,7 +205,13 @@ impl RequestMetrics {
             started: Instant::now(),
             overflowed: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            tap: Tap::default(),
         }
+    }
+
+    /// What is counted, request by request.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// Counts one request, as `view` says.

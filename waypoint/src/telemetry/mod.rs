@@ -13,6 +13,7 @@ mod metrics;
 mod overrides;
 mod settings;
 mod span;
+mod tap;
 #[cfg(test)]
 mod testing;
 mod trace;
@@ -26,6 +27,7 @@ pub use settings::{
     AccessLogSettings, SettingsError, TagValue, TelemetrySettings, TracingSettings,
 };
 pub use span::Span;
+pub use tap::{Tap, Tapped};
 pub use trace::{EVERY_REQUEST, REQUEST_ID, TraceContext, ensure_request_id};
 
 use std::collections::HashMap;
@@ -64,6 +66,7 @@ impl RequestTelemetry {
     pub fn record(&self, event: &RequestEvent<'_>, settings: &TelemetrySettings) {
         self.metrics
             .count(&self.series, event, settings.metrics.as_ref());
+        self.metrics.tap().offer(event);
         if let Some(log) = &self.log {
             for wanted in &settings.access_logs {
                 if wanted.filter.as_ref().is_none_or(|f| f.is_true(event)) {

@@ -5,6 +5,7 @@
 mod http1;
 mod http2;
 mod policies;
+mod routes;
 mod support;
 mod tcp;
 mod workers;

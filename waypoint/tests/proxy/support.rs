@@ -26,6 +26,7 @@ use adit_shared::telemetry::{Metrics, Telemetry};
 use adit_shared::xds::client::Resource;
 use adit_waypoint::config::{Config, http2_settings};
 use adit_waypoint::proxy::http::LocalExecutor;
+use adit_waypoint::route::SessionKey;
 use adit_waypoint::state::{Gateway, State};
 use adit_waypoint::telemetry::{RequestCollector, RequestMetrics};
 use adit_waypoint::worker::{Counts, Shared, WorkerHandle};
@@ -137,6 +138,7 @@ impl Mesh {
             telemetry: Telemetry::new(metrics, None, Vec::new()),
             requests,
             log: None,
+            session_key: SessionKey::new(&[7; 32]).expect("a key"),
             drain: watcher,
         });
         let (workers, address) = WorkerHandle::start_all(&shared).expect("workers");

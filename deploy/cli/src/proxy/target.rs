@@ -79,14 +79,6 @@ impl Waypoint {
         }
         Ok(body)
     }
-
-    /// The network namespace it is in, for a stream that outlasts a request.
-    pub fn netns(&self) -> Option<(&PathBuf, u16)> {
-        match &self.reach {
-            Reach::Address(_) => None,
-            Reach::Pod { netns, port } => Some((netns, *port)),
-        }
-    }
 }
 
 /// The waypoint that is meant: by name, by name and namespace, by its pod, or the only

@@ -234,6 +234,24 @@ fn check_route<R: RouteRule>(
         return;
     };
     let meta = &route.meta;
+    for parent in &route.parents {
+        let known = matches!(
+            (&*parent.group, &*parent.kind),
+            ("" | "core", "Service") | ("gateway.networking.k8s.io", _)
+        );
+        if !known {
+            let at = At::ROOT.key("spec");
+            let message = format!("{} cannot be the parent of a route here", parent.kind);
+            let code = Code::IneffectivePolicy;
+            report.add(
+                (kind, meta),
+                at.key("parentRefs").path(),
+                Severity::Warning,
+                code,
+                message,
+            );
+        }
+    }
     for condition in &status.conditions {
         let at = At::ROOT.key("spec");
         let missing = condition.reason == "NoMatchingParent";

@@ -5,6 +5,7 @@
 //! the unit: [`namespace`] is a pure function of its objects and of what it shares with
 //! all others, and the [`Compiler`] calls it again only where one of the two changed.
 
+mod admission;
 mod authorization;
 mod compiler;
 mod enrolment;

@@ -8,9 +8,10 @@ use adit_shared::proto::enrolment::Enrolment;
 use adit_shared::proto::security::Authorization;
 use adit_shared::proto::workload::{Address, address};
 
+use super::admission::{self, Accounts, Admission};
 use super::authorization::convert;
 use super::enrolment;
-use super::l7::{Resource, ResourceKey, Waypoints};
+use super::l7::{self, Resource, ResourceKey, Waypoints};
 use super::mesh::MeshConfig;
 use super::peer_authentication::{effective, inherited};
 use super::redirection::Redirection;
@@ -46,6 +47,9 @@ pub struct Shared {
     localities: BTreeMap<Arc<str>, Locality>,
     /// Selector policies of the root namespace.
     policies: Vec<(Labels, String)>,
+    /// Whom ALLOW policies of the root namespace cover.
+    allowing: Vec<Labels>,
+    accounts: Accounts,
     /// The PeerAuthentication of the mesh.
     peer: Option<Arc<PeerAuthentication>>,
 }
@@ -61,8 +65,11 @@ impl Shared {
             .into_iter()
             .flat_map(|root| selector_policies(root, mesh));
         let network = label.map_or_else(|| mesh.network.clone(), Arc::from);
+        let waypoints = Waypoints::of(objects, &network, mesh);
         Self {
-            waypoints: Waypoints::of(objects, &network, mesh),
+            accounts: admission::accounts(objects, &waypoints),
+            allowing: root.map_or_else(Vec::new, |root| admission::allowing(root, mesh)),
+            waypoints,
             network,
             localities: objects
                 .nodes
@@ -122,6 +129,17 @@ pub fn namespace(
         }
     }
 
+    let allowing = admission::allowing(objects, mesh);
+    let of_root = shared.allowing.iter().filter(|_| !is_root);
+    let admission = Admission::new(
+        name,
+        &l7::served(objects, &shared.waypoints, mesh),
+        allowing.iter().chain(of_root),
+        &shared.accounts,
+        mesh,
+    );
+    compiled.authorizations.extend(admission.policies);
+
     let services = objects
         .services
         .values()
@@ -172,7 +190,12 @@ pub fn namespace(
     };
     for pod in objects.pods.values() {
         let captured = redirection.hbone.contains(&pod.meta.uid);
-        if let Some(workload) = workloads::pod(pod, captured, &around) {
+        if let Some(mut workload) = workloads::pod(pod, captured, &around) {
+            if let Some(listed) = admission.listed.get(&workload.uid) {
+                workload
+                    .authorization_policies
+                    .extend(listed.iter().cloned());
+            }
             insert(workload.uid.clone(), workload);
         }
     }

@@ -60,6 +60,9 @@ pub(super) fn convert(
         load_balancing: load_balancing(service, namespace),
         ip_families: service.families.into(),
         canonical: true,
+        weighted_waypoints: binding
+            .as_ref()
+            .map_or_else(Vec::new, |binding| binding.weighted(waypoints)),
         waypoint: binding.and_then(|binding| binding.address(waypoints, mesh)),
         ingress_use_waypoint: ingress_uses(meta, namespace),
         ..WireService::default()

@@ -1,6 +1,7 @@
 //! Pods, and endpoints without a pod, on the wire.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_shared::model::Locality as NodeLocality;
@@ -42,6 +43,15 @@ pub(super) struct Surroundings<'a> {
 pub(super) fn pod_uid(pod: &Pod, mesh: &MeshConfig) -> String {
     let meta = &pod.meta;
     format!("{}//Pod/{}/{}", mesh.cluster_id, meta.namespace, meta.name)
+}
+
+/// The uid of an endpoint without a pod.
+pub(super) fn endpoint_uid(slice: &EndpointSlice, ip: &IpAddr, mesh: &MeshConfig) -> String {
+    let meta = &slice.meta;
+    format!(
+        "{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}",
+        mesh.cluster_id, meta.namespace, meta.name
+    )
 }
 
 /// Converts a pod. `None`: it has ended, or has no address.
@@ -235,10 +245,7 @@ pub(super) fn endpoints(
             }),
         };
         for ip in &endpoint.addresses {
-            let uid = format!(
-                "{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}",
-                mesh.cluster_id, meta.namespace, meta.name
-            );
+            let uid = endpoint_uid(slice, ip, mesh);
             let workload = Workload {
                 uid: uid.clone(),
                 name: meta.name.to_string(),

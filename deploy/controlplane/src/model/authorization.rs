@@ -39,6 +39,8 @@ pub struct PolicySpec {
     pub rules: Vec<Rule>,
     /// Evaluated and logged, not enforced (annotation `istio.io/dry-run`).
     pub dry_run: bool,
+    /// The provider that action CUSTOM asks; empty with the others.
+    pub provider: Arc<str>,
 }
 
 /// A policy with errors, and what could be read of it all the same.
@@ -310,6 +312,7 @@ fn read(raw: &raw::Spec, meta: &Meta, dry_run: bool, errors: &mut Vec<FieldError
         action,
         rules,
         dry_run,
+        provider: provider.unwrap_or_default().into(),
     }
 }
 

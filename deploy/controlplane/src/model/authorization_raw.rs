@@ -166,10 +166,23 @@ pub(super) fn salvage_scope(spec: &Value) -> PolicyScope {
             _ => PolicyScope::Namespace,
         }
     } else if present("targetRef") || present("targetRefs") {
-        PolicyScope::Targets(Vec::new())
+        PolicyScope::Targets(salvage_targets(spec))
     } else {
         PolicyScope::Namespace
     }
+}
+
+/// The targets that can be read; none where any of them cannot, which then stands for
+/// everything that the policy could be meant for.
+fn salvage_targets(spec: &Value) -> Vec<TargetRef> {
+    let single = spec.get("targetRef").filter(|target| !target.is_null());
+    let listed = spec.get("targetRefs").and_then(Value::as_array);
+    let all = single.into_iter().chain(listed.into_iter().flatten());
+    let read: Result<Vec<_>, _> = all
+        .map(|target| Map::<Target>::deserialize(target).map(|target| target.read()))
+        .collect();
+    let whole = listed.is_some() || spec.get("targetRefs").is_none_or(Value::is_null);
+    read.ok().filter(|_| whole).unwrap_or_default()
 }
 
 /// What an unreadable spec does: an action that cannot be read might be a DENY.

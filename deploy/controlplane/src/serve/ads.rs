@@ -7,7 +7,7 @@ use std::time::Duration;
 use adit_shared::proto::xds::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use adit_shared::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use adit_shared::xds::client::node::metadata_string;
-use adit_shared::xds::server::{Outcome, ServerState};
+use adit_shared::xds::server::{Outcome, PUSH_ORDER, ServerState, WAYPOINT_PUSH_ORDER};
 use rand::Rng as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -209,7 +209,11 @@ impl Connection<'_> {
             };
             Arc::new(NodeView::new(snapshot, node).with_waypoint(waypoint.clone()))
         };
-        let mut state = ServerState::new(view(&mut snapshots));
+        let order = match waypoint {
+            Some(_) => WAYPOINT_PUSH_ORDER,
+            None => PUSH_ORDER,
+        };
+        let mut state = ServerState::new(view(&mut snapshots)).with_order(order);
         let spread = rand::rng().random_range(0.9..=1.0);
         let end_of_life = Instant::now() + limits.max_age.mul_f64(spread);
         let mut acknowledge_by = None;

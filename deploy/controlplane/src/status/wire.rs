@@ -134,37 +134,49 @@ impl Item {
             value: address.value.clone(),
         });
         let listeners = status.listeners.iter().map(|listener| {
-            let known = before.map(|item| item.listeners.as_slice());
-            let known = known.unwrap_or_default().iter();
-            let mut known = known.filter(|known| known.name == listener.name);
-            let known = known.next().map(|known| known.conditions.as_slice());
+            let known = before.and_then(|item| {
+                let mut known = item.listeners.iter();
+                known.find(|known| known.name == listener.name)
+            });
             StoredListener {
                 name: listener.name.clone(),
                 attached_routes: 0,
                 supported_kinds: Vec::new(),
-                conditions: stamp(&listener.conditions, known, now),
+                conditions: stamp(
+                    &listener.conditions,
+                    known.map(|known| &*known.conditions),
+                    now,
+                ),
             }
         });
         let parents = status.parents.iter().map(|parent| {
             let parent_ref = stored(&parent.reference);
-            let known = before.map(|item| item.parents.as_slice());
-            let known = known.unwrap_or_default().iter();
-            let mut known = known.filter(|known| known.parent_ref == parent_ref);
-            let known = known.next().map(|known| known.conditions.as_slice());
+            let known = before.and_then(|item| {
+                let mut known = item.parents.iter();
+                known.find(|known| known.parent_ref == parent_ref)
+            });
             StoredParent {
-                conditions: stamp(&parent.conditions, known, now),
+                conditions: stamp(
+                    &parent.conditions,
+                    known.map(|known| &*known.conditions),
+                    now,
+                ),
                 controller_name: CONTROLLER.into(),
                 parent_ref,
             }
         });
         let ancestor = |ancestor: &ParentStatus| {
             let ancestor_ref = stored(&ancestor.reference);
-            let known = before.map(|item| item.ancestors.as_slice());
-            let known = known.unwrap_or_default().iter();
-            let mut known = known.filter(|known| known.ancestor_ref == ancestor_ref);
-            let known = known.next().map(|known| known.conditions.as_slice());
+            let known = before.and_then(|item| {
+                let mut known = item.ancestors.iter();
+                known.find(|known| known.ancestor_ref == ancestor_ref)
+            });
             StoredAncestor {
-                conditions: stamp(&ancestor.conditions, known, now),
+                conditions: stamp(
+                    &ancestor.conditions,
+                    known.map(|known| &*known.conditions),
+                    now,
+                ),
                 controller_name: CONTROLLER.into(),
                 ancestor_ref,
             }

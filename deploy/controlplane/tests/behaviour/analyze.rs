@@ -133,6 +133,7 @@ fn waypoints_and_routes() {
         (mesh.clone() + &service(bound) + &route("s", "name: x, namespace: b, port: 80"), "21 spec.rules[0].backendRefs[0] IST0171"),
         (mesh.clone() + &service(bound) + &route("x", "name: s, port: 80"), "20 spec.parentRefs IST0101"),
         (mesh.clone() + &service(bound) + &route("s, port: 81", "name: s, port: 80"), "20 spec.parentRefs IST0171"),
+        (mesh.clone() + &service(bound) + &route("e, kind: ServiceEntry", "name: s, port: 80").replace("kind: Service,", ""), "20 spec.parentRefs IST0167"),
         (mesh.clone() + &service("a: b") + &route("s", "name: s, port: 80"), "20 spec.parentRefs IST0171"),
         (mesh.clone() + &service(bound) + &route("s", "name: s, prt: 80"), "21 spec.rules[0].backendRefs[0].prt IST0106"),
         ("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {}\n".into(), "4 spec IST0167"),

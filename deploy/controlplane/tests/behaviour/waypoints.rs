@@ -297,3 +297,88 @@ fn resources_of_a_waypoint() {
     assert!(found[1].starts_with("a/w Waypoint a/w") && found[1].contains("Service"));
     assert!(found[2].starts_with("b/w Waypoint b/w") && found[2].contains("Workload"));
 }
+
+/// Istio `istio.io/use-waypoint-canary`: a share of the traffic takes a second waypoint.
+#[test]
+fn a_canary_takes_its_share() {
+    let w = "istio.io/use-waypoint: w";
+    let canary = "istio.io/use-waypoint-canary: c";
+    let weight =
+        |weight: &str| format!("annotations: {{istio.io/use-waypoint-canary-weight: '{weight}'}}");
+    let both = format!("{w}, {canary}");
+    let same = format!("{w}, istio.io/use-waypoint-canary: w");
+    let none = String::new();
+    let table = [
+        // (namespace's labels and annotations, service's) -> (shares, told)
+        (
+            &both,
+            weight("10"),
+            "",
+            &none,
+            "w.a 90, c.a 10",
+            "10 % to canary a/c",
+        ),
+        (
+            &none,
+            none.clone(),
+            &*both,
+            &weight("100"),
+            "w.a 0, c.a 100",
+            "100 % to canary",
+        ),
+        (
+            &w.to_owned(),
+            none.clone(),
+            canary,
+            &weight("5"),
+            "w.a 95, c.a 5",
+            "5 % to canary",
+        ),
+        (&both, weight("10"), w, &none, "", "bound to waypoint a/w"),
+        (&both, none.clone(), "", &none, "", "bound to waypoint a/w"),
+        (&both, weight("0"), "", &none, "", "bound to waypoint a/w"),
+        (&both, weight("101"), "", &none, "", "CanaryInvalidWeight"),
+        (&both, weight("x"), "", &none, "", "CanaryInvalidWeight"),
+        (&same, weight("10"), "", &none, "", "CanarySameAsPrimary"),
+        (
+            &format!("{w}, istio.io/use-waypoint-canary: missing"),
+            weight("10"),
+            "",
+            &none,
+            "",
+            "CanaryIsNotReady",
+        ),
+    ];
+    for (labels, annotations, of_service, service_annotations, shares, told) in table {
+        let yaml = shop(labels, of_service, "")
+            .replacen("labels: {", &format!("{annotations}, labels: {{"), 1)
+            .replace(
+                "name: s, namespace: a, ",
+                &format!("name: s, namespace: a, {service_annotations}, "),
+            )
+            .replace(", , ", ", ")
+            + &waypoint("a", "w", "", "")
+            + &waypoint("a", "c", "", "");
+        let mesh = mesh(&yaml);
+        let service = mesh.service("a/s.a.svc.cluster.local");
+        assert_eq!(shown(service.waypoint.as_ref()), "w.a");
+        let found: Vec<String> = service
+            .weighted_waypoints
+            .iter()
+            .map(|share| format!("{} {}", shown(share.destination.as_ref()), share.weight))
+            .collect();
+        assert_eq!(found.join(", "), shares, "{labels} | {of_service}");
+        let statuses = &mesh.compiled.statuses;
+        let status = statuses.iter().find(|(object, _)| &*object.name == "s");
+        let message = &status.unwrap().1.conditions[0].message;
+        assert!(message.contains(told), "{message}");
+        // Both have to know what to do.
+        let knows = |name: &str| {
+            mesh.compiled
+                .waypoints
+                .keys()
+                .any(|key| &*key.waypoint.name == name && key.name == "a/s.a.svc.cluster.local")
+        };
+        assert_eq!((knows("w"), knows("c")), (true, !shares.is_empty()));
+    }
+}

@@ -94,11 +94,14 @@ fn split(tour: &Tour, mesh: &TestMesh) -> anyhow::Result<()> {
     mesh.apply_accepted(sample_waypoint("route.yaml"))?;
     let client = pod("shop/client");
     let jason = ["-n", "100", "-H", "end-user: jason"];
-    mesh.eventually("the route", || {
+    let in_force = mesh.eventually("the route", || {
         let counted = mesh.requests(client, URL, &jason)?;
         ensure!(counted.version("v2") == 100, "{counted:?}");
+        let counted = mesh.requests(client, URL, &["-n", "100"])?;
+        ensure!(counted.version("v1") > 60, "{counted:?}");
         Ok(())
-    })?;
+    });
+    tour.check("it is accepted, and in force", in_force.is_ok());
     let counted = mesh.requests(client, URL, &["-n", "1000", "-c", "4"])?;
     tour.check(
         format!(
@@ -126,6 +129,8 @@ fn split_grpc(tour: &Tour, mesh: &TestMesh) -> anyhow::Result<()> {
     let jasons = mesh.eventually("the route", || {
         let counted = mesh.requests(client, GRPC, &jason)?;
         ensure!(counted.version("v2") == 50, "{counted:?}");
+        let counted = mesh.requests(client, GRPC, &["--grpc", "-n", "100"])?;
+        ensure!(counted.version("v1") > 60, "{counted:?}");
         Ok(counted)
     });
     let counted = mesh.requests(client, GRPC, &["--grpc", "-n", "1000", "-c", "4"])?;

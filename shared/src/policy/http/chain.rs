@@ -9,7 +9,7 @@ use super::types::{HttpAction, HttpPolicy};
 use crate::policy::PolicyKey;
 
 /// Below this many rules trying each is cheaper than looking any up.
-const INDEX_FROM: usize = 12;
+const INDEX_FROM: usize = 4;
 
 /// The policies of one target.
 #[derive(Debug, Default)]

@@ -21,6 +21,8 @@ use crate::proto::waypoint as proto;
 
 /// As Istio's own validation; bounds what one object can cost.
 const MAX_RULES: usize = 512;
+/// Targets that a user names. Workloads are not among them: a selector picks as many as
+/// there are.
 const MAX_TARGETS: usize = 16;
 
 impl HttpPolicy {
@@ -115,7 +117,9 @@ impl Reader<'_> {
         if wire.is_empty() {
             return vec![HttpTarget::Everything];
         }
-        if wire.len() > MAX_TARGETS {
+        let is_workload =
+            |of: &&proto::Target| matches!(of.kind, Some(proto::target::Kind::Workload(_)));
+        if wire.iter().filter(|of| !is_workload(of)).count() > MAX_TARGETS {
             self.problem("targets", format!("more than {MAX_TARGETS}"));
         }
         let mut targets = Vec::with_capacity(wire.len());

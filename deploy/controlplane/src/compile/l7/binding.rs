@@ -9,8 +9,9 @@
 //! nowhere: clients fail until it can. Going around it would skip the policies that it
 //! enforces. Istio goes around it; [`MeshConfig::waypoint_fail_open`] does so too.
 
-use adit_shared::proto::workload::GatewayAddress;
+use adit_shared::proto::workload::{GatewayAddress, WeightedWaypoint};
 
+use super::canary::{self, Canary};
 use super::waypoints::{GATEWAY_NAME, WaypointName, Waypoints, is_generated, nowhere};
 use crate::compile::enrolment::go_bool;
 use crate::compile::mesh::MeshConfig;
@@ -42,6 +43,8 @@ pub struct Binding {
     pub waypoint: WaypointName,
     /// What came of it.
     pub outcome: Outcome,
+    /// A second waypoint for a part of the traffic; of services that are bound.
+    pub canary: Option<Canary>,
 }
 
 /// What came of a binding.
@@ -97,7 +100,17 @@ pub fn bind(
             }
         }
     };
-    Some(Binding { waypoint, outcome })
+    let canary = match (bindable, &outcome) {
+        (Bindable::Service, Outcome::Bound) => {
+            canary::find(object, explicit, namespace, &waypoint, waypoints)
+        }
+        _ => None,
+    };
+    Some(Binding {
+        waypoint,
+        outcome,
+        canary,
+    })
 }
 
 enum Asked {
@@ -143,6 +156,42 @@ impl Binding {
         }
     }
 
+    /// The shares of both waypoints, where there are two.
+    pub fn weighted(&self, waypoints: &Waypoints) -> Vec<WeightedWaypoint> {
+        let Some(Canary::Bound { waypoint, weight }) = &self.canary else {
+            return Vec::new();
+        };
+        let share = |name: &WaypointName, weight| {
+            let found = waypoints.get(name)?;
+            Some(WeightedWaypoint {
+                destination: Some(found.address.clone().ok()?),
+                weight,
+            })
+        };
+        let both = [
+            share(&self.waypoint, 100 - weight),
+            share(waypoint, *weight),
+        ];
+        both.into_iter().flatten().collect()
+    }
+
+    /// The waypoints that have to know of the object. They are told before they have an
+    /// address, so that they know what to do when the first connection comes.
+    pub fn serving(&self, waypoints: &Waypoints) -> Vec<WaypointName> {
+        let primary = match &self.outcome {
+            Outcome::Bound | Outcome::NotReady(_) => Some(&self.waypoint),
+            Outcome::Denied | Outcome::UnsupportedTraffic => None,
+        };
+        let canary = match &self.canary {
+            Some(Canary::Bound { waypoint, .. }) => Some(waypoint),
+            _ => None,
+        };
+        let both = primary.into_iter().chain(canary);
+        both.filter(|name| waypoints.get(name).is_some())
+            .cloned()
+            .collect()
+    }
+
     /// What the object's owner is told.
     pub fn condition(&self, mesh: &MeshConfig) -> Condition {
         let waypoint = &self.waypoint;
@@ -151,7 +200,7 @@ impl Binding {
         } else {
             "traffic is refused"
         };
-        let (reason, message) = match &self.outcome {
+        let (reason, mut message) = match &self.outcome {
             Outcome::Bound => ("WaypointAccepted", format!("bound to waypoint {waypoint}")),
             Outcome::NotReady(why) => (
                 "WaypointIsNotReady",
@@ -170,12 +219,24 @@ impl Binding {
                 ),
             ),
         };
-        Condition {
-            kind: WAYPOINT_BOUND.into(),
-            status: self.outcome == Outcome::Bound,
-            reason: reason.into(),
-            message,
+        match &self.canary {
+            None => {}
+            Some(Canary::Bound { waypoint, weight }) => {
+                message.push_str(&format!(", {weight} % to canary {waypoint}"));
+            }
+            Some(Canary::Ignored {
+                reason,
+                message: why,
+            }) => {
+                message.push_str(&format!("; no canary: {reason}: {why}"));
+            }
         }
+        Condition::new(
+            WAYPOINT_BOUND,
+            self.outcome == Outcome::Bound,
+            reason,
+            message,
+        )
     }
 }
 

@@ -7,16 +7,20 @@
 //! to do it again. A resource goes to each waypoint that needs it and to no other.
 
 mod attachment;
+mod authorization;
 mod backend_tls;
 mod backends;
 mod binding;
+mod canary;
 mod gateways;
 mod reach;
 mod resource;
 mod routes;
 mod rules;
+mod served;
 mod services;
 mod settings;
+mod targets;
 mod view;
 mod waypoints;
 
@@ -27,6 +31,7 @@ pub use backends::check_backend;
 pub use binding::{
     Bindable, Binding, Outcome, USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, WAYPOINT_BOUND, bind,
 };
+pub use canary::Canary;
 pub use gateways::class_statuses;
 pub use resource::{Resource, ResourceKey};
 pub use settings::{SETTINGS_NAME, settings};
@@ -37,6 +42,7 @@ pub use waypoints::{
 };
 
 pub(super) use binding::ingress_uses;
+pub(super) use served::{Served, served};
 
 use crate::model::{NamespaceObjects, ObjectRef};
 use crate::status::ObjectStatus;
@@ -72,5 +78,6 @@ pub fn compile_namespace(objects: &NamespaceObjects, view: &View<'_>) -> Part {
     services::compile(objects, view, &mut part);
     routes::compile(objects, view, &mut part);
     backend_tls::compile(objects, view, &mut part);
+    authorization::compile(objects, view, &mut part);
     part
 }

@@ -120,24 +120,21 @@ fn each<R: RouteRule>(
                 }
             }
         }
-        let status = status(route, &attachments, &waypoints, &resolver);
+        let status = status(route, &attachments, &resolver, view);
         *part.status(route.meta.reference(kind.kind())) = status;
     }
 }
 
 /// The waypoints of the services that the route is in force at.
 fn waypoints(attachments: &[(&ParentRef, Attachment<'_>)], view: &View<'_>) -> Vec<WaypointName> {
-    let in_force = attachments
-        .iter()
-        .filter_map(|(_, attachment)| match attachment {
-            Attachment::Service { service, verdict }
-                if !matches!(verdict, Verdict::Rejected { .. }) =>
-            {
-                serving(service, view)
-            }
-            _ => None,
-        });
-    let mut found: Vec<WaypointName> = in_force.collect();
+    let mut found = Vec::new();
+    for (_, attachment) in attachments {
+        if let Attachment::Service { service, verdict } = attachment
+            && !matches!(verdict, Verdict::Rejected { .. })
+        {
+            found.extend(serving(service, view));
+        }
+    }
     found.sort();
     found.dedup();
     found
@@ -163,8 +160,8 @@ fn wire_parents(attachment: &Attachment<'_>, view: &View<'_>) -> Vec<wire::Route
 fn status<R: RouteRule>(
     route: &Route<R>,
     attachments: &[(&ParentRef, Attachment<'_>)],
-    waypoints: &[WaypointName],
     resolver: &Resolver<'_, '_>,
+    view: &View<'_>,
 ) -> ObjectStatus {
     let invalid = route.rules.iter().filter(|rule| rule.invalid().is_some());
     let all_invalid = !route.rules.is_empty() && invalid.clone().count() == route.rules.len();
@@ -226,7 +223,7 @@ fn status<R: RouteRule>(
         });
         if let Attachment::Service { service, verdict } = attachment
             && !matches!(verdict, Verdict::Rejected { .. })
-            && waypoints.is_empty()
+            && serving(service, view).is_empty()
         {
             let meta = &service.meta;
             unbound.get_or_insert_with(|| {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use adit_shared::proto::waypoint as wire;
 use adit_shared::proto::waypoint::service_port::Protocol;
 
-use super::binding::Outcome;
 use super::resource::Resource;
 use super::view::View;
 use super::{Part, WaypointName, reach};
@@ -20,26 +19,19 @@ pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Pa
         let condition = binding.condition(view.mesh);
         let status = part.status(service.meta.reference(Kind::Service));
         status.conditions.push(condition);
-        if let Some(waypoint) = serving(service, view) {
-            let resource = Resource::Service(convert(service, view.mesh));
-            part.give(&waypoint, &Arc::new(resource));
+        let resource = Arc::new(Resource::Service(convert(service, view.mesh)));
+        for waypoint in binding.serving(view.waypoints) {
+            part.give(&waypoint, &resource);
             let meta = &service.meta;
             reach::compile(&waypoint, &meta.namespace, &meta.name, view, part);
         }
     }
 }
 
-/// The waypoint that serves `service`. It is told so before it has an address, so that it
-/// knows what to do when the first connection comes.
-pub(super) fn serving(service: &Service, view: &View<'_>) -> Option<WaypointName> {
-    let binding = view.binding(service)?;
-    match binding.outcome {
-        Outcome::Bound | Outcome::NotReady(_) => view
-            .waypoints
-            .get(&binding.waypoint)
-            .map(|_| binding.waypoint),
-        Outcome::Denied | Outcome::UnsupportedTraffic => None,
-    }
+/// The waypoints that serve `service`.
+pub(super) fn serving(service: &Service, view: &View<'_>) -> Vec<WaypointName> {
+    let binding = view.binding(service);
+    binding.map_or_else(Vec::new, |binding| binding.serving(view.waypoints))
 }
 
 /// A service as the waypoint's resources name it.

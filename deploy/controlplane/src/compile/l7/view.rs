@@ -11,12 +11,19 @@ use crate::model::{NamespaceObjects, Objects, Service};
 
 /// Namespaces that were looked at, as they were.
 #[derive(Debug, Clone, Default)]
-pub struct Consulted(BTreeMap<Arc<str>, Option<Arc<NamespaceObjects>>>);
+pub struct Consulted {
+    seen: BTreeMap<Arc<str>, Option<Arc<NamespaceObjects>>>,
+    /// All were looked at, and there were so many.
+    all: Option<usize>,
+}
 
 impl Consulted {
     /// Whether all of them are still the same.
     pub fn is_current(&self, objects: &Objects) -> bool {
-        self.0
+        if self.all.is_some_and(|all| all != objects.namespaces.len()) {
+            return false;
+        }
+        self.seen
             .iter()
             .all(|(name, seen)| match (objects.namespaces.get(name), seen) {
                 (Some(now), Some(seen)) => Arc::ptr_eq(now, seen),
@@ -61,11 +68,18 @@ impl<'a> View<'a> {
         let found = self.objects.namespaces.get(name);
         if *name != **self.namespace {
             let mut consulted = self.consulted.borrow_mut();
-            if !consulted.0.contains_key(name) {
-                consulted.0.insert(name.into(), found.cloned());
+            if !consulted.seen.contains_key(name) {
+                consulted.seen.insert(name.into(), found.cloned());
             }
         }
         found.map(|of| &**of)
+    }
+
+    /// All namespaces.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&'a Arc<str>, &'a NamespaceObjects)> {
+        self.consulted.borrow_mut().all = Some(self.objects.namespaces.len());
+        let names = self.objects.namespaces.keys();
+        names.filter_map(|name| Some((name, self.namespace(name)?)))
     }
 
     /// A service that can be a parent or a backend; not an ExternalName.

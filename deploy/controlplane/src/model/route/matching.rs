@@ -261,6 +261,10 @@ fn check_value(value: &str, at: At<'_>, errors: &mut Vec<FieldError>) {
 
 /// A waypoint reads the same syntax: RE2's.
 fn check_regex(value: &str, at: At<'_>, errors: &mut Vec<FieldError>) {
+    // One that is too long has been reported, and costs time to compile.
+    if value.len() > MAX_VALUE {
+        return;
+    }
     if let Err(error) = regex::Regex::new(value) {
         let reason = error.to_string();
         let reason = reason.lines().last().unwrap_or_default();
