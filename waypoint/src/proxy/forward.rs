@@ -283,7 +283,10 @@ impl<'a> Sender<'a> {
             let Some((pause, permit)) = granted else {
                 return outcome.map_err(|error| {
                     self.exchange.upstream_failure = Some(error.error);
-                    let mut reply = error.reply;
+                    let mut reply = match self.exchange.request.stalled.get() {
+                        true => Reply::BODY_TIMEOUT,
+                        false => error.reply,
+                    };
                     if made > 1 {
                         reply.flags |= ResponseFlags::RETRY_LIMIT_EXCEEDED;
                     }

@@ -31,8 +31,8 @@ pub(super) struct Resolved {
 type Fault = (&'static str, String);
 
 impl Resolved {
-    /// Adds a target at a waypoint, unless the policy is for everything there.
-    fn add(&mut self, waypoint: &WaypointName, target: Option<Wire>) {
+    /// Adds a target at a waypoint; `None`: everything there.
+    pub(super) fn add(&mut self, waypoint: &WaypointName, target: Option<Wire>) {
         match target {
             None => {
                 self.waypoints.insert(waypoint.clone(), Vec::new());
@@ -62,11 +62,19 @@ impl Resolved {
                 "Invalid",
                 format!("the policy is invalid and fails closed: {invalid}"),
             ),
+            (None, None) if self.waypoints.is_empty() && self.outcomes.is_empty() => {
+                Condition::new(
+                    WAYPOINT_ACCEPTED,
+                    false,
+                    "AncestorNotBound",
+                    "no waypoint serves what it covers",
+                )
+            }
             (None, None) => Condition::new(
                 WAYPOINT_ACCEPTED,
                 true,
                 "Accepted",
-                "bound to what it targets",
+                "bound to what it covers",
             ),
             (None, Some(_)) if bad.len() < self.outcomes.len() => {
                 let messages: Vec<_> = bad.iter().map(|(_, message)| message.as_str()).collect();
