@@ -87,7 +87,14 @@ async fn handle(
     upgrade: bool,
 ) -> Result<Handled, Reply> {
     let downstream = exchange.downstream.clone();
-    headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
+    headers::normalise(&mut head, upgrade).map_err(|malformed| {
+        // Whoever sent this and we may not agree where it ends; hyper's own refusals end their
+        // connections too. A stream of HTTP/2 has its end for itself.
+        if !downstream.is_http2() {
+            downstream.drain();
+        }
+        malformed.reply()
+    })?;
     let asks = {
         let (view, target) = downstream.target();
         // Logged and sent from here on, whatever becomes of it.
@@ -397,12 +404,17 @@ impl headers::Malformed {
             Self::InvalidPath => "invalid_path",
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",
+            Self::TooManyHeaders => "too_many_headers",
             Self::Connect => "connect_not_supported",
         });
         match self {
             // RFC 9112 6.1.
             Self::TransferEncoding => Reply {
                 status: StatusCode::NOT_IMPLEMENTED,
+                ..reply
+            },
+            Self::TooManyHeaders => Reply {
+                status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 ..reply
             },
             Self::Connect => Reply {

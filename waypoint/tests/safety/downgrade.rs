@@ -111,7 +111,11 @@ const CASES: &[Case] = &[
         &["abcd"],
     ),
     malformed("a negative length", post!("content-length": "-1"), &["a"]),
-    malformed("a length of no number", post!("content-length": "1 "), &["a"]),
+    malformed(
+        "a length of no number",
+        post!("content-length": "1 "),
+        &["a"],
+    ),
     malformed("a length and no data", post!("content-length": "3"), &[]),
     // RFC 9113 8.2.2.
     malformed(

@@ -121,7 +121,7 @@ const LENGTHS: &[Case] = &[
     refused(
         "the largest of 64 bits",
         "POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 18446744073709551615\r\n\r\nabc",
-        &[400],
+        &[431],
     ),
     refused(
         "an empty length",
@@ -367,42 +367,42 @@ const TARGETS: &[Case] = &[
         sent: "GET /a HTTP/1.1\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "two hosts",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "the same host twice",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nHost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "an empty host",
         sent: "GET /a HTTP/1.1\r\nhost:\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a host with a path",
         sent: "GET /a HTTP/1.1\r\nhost: w/x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a host with user information",
         sent: "GET /a HTTP/1.1\r\nhost: u@w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     served(
         "absolute form",
@@ -419,28 +419,28 @@ const TARGETS: &[Case] = &[
         sent: "GET http://u:p@x/a HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "absolute form with two hosts",
         sent: "GET http://x/a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "authority form",
         sent: "GET w:80 HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a target without a slash",
         sent: "GET a HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     refused(
         "CONNECT",
@@ -457,7 +457,7 @@ const TARGETS: &[Case] = &[
         sent: "GET * HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     // RFC 9112 3.2: a fragment is not part of a target; what is judged is what is sent.
     served(
@@ -520,13 +520,13 @@ const SERIES: &[Case] = &[
         got: &["GET /1 HTTP/1.1\r\nhost: w\r\n\r\n"],
         then: Closed,
     },
-    // The body of a refused request is skipped; it does not become the next one.
+    // The body of a refused request does not become the next one.
     Case {
         name: "the body of a refused request",
         sent: "POST /a HTTP/1.1\r\ncontent-length: 35\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "the chunked body of a refused request",
@@ -534,7 +534,7 @@ const SERIES: &[Case] = &[
                23\r\nGET /smuggled HTTP/1.1\r\nhost: w\r\n\r\n\r\n0\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
 ];
 
