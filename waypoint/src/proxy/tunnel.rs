@@ -14,7 +14,7 @@ use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::telemetry::{
     ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
 };
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
@@ -166,6 +166,10 @@ fn describe(worker: &Worker, identity: SpiffeId, peer: SocketAddr, incoming: &In
 /// Judges one CONNECT and serves what is inside of it.
 async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
     let _open = worker.open_stream();
+    if !worker.shared.state.is_complete() {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return incoming.respond.refuse(status, "destination_unavailable");
+    }
     let authority = &incoming.request.authority;
     let resolved = {
         let view = worker.shared.state.load();

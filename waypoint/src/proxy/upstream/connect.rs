@@ -68,6 +68,8 @@ pub struct Connected {
     pub permit: Option<Permit>,
     /// For who wants to count it as active at its endpoint.
     pub held: Option<Picked>,
+    /// How long nothing may move on it, where it carries opaque bytes; `None`: for ever.
+    pub idle: Option<Duration>,
 }
 
 /// Opens a byte stream to `endpoint` for `client`, who is named to the endpoint's node.
@@ -99,6 +101,7 @@ pub async fn open_tcp(
                 local,
                 permit,
                 held: None,
+                idle: None,
             })
         }
         Way::Tls(originate) => {
@@ -126,6 +129,7 @@ pub async fn open_tcp(
                 local,
                 permit,
                 held: None,
+                idle: None,
             })
         }
         Way::Hbone {
@@ -145,6 +149,7 @@ pub async fn open_tcp(
                 local: None,
                 permit,
                 held: None,
+                idle: None,
             })
         }
     }
