@@ -2,13 +2,13 @@
 //! retry may need.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -24,8 +24,8 @@ use super::upstream::Lease;
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
 pub const REPLAY_LIMIT: usize = 64 << 10;
 
-/// What each kept chunk counts for beyond its bytes: many small ones cost more than their sum.
-const CHUNK_OVERHEAD: usize = size_of::<Bytes>();
+/// Pieces of a body that are kept: many small ones cost more than their sum.
+const MAX_CHUNKS: usize = 4096;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +201,8 @@ pub struct Replay {
     progress: Rc<RequestProgress>,
     kept: RefCell<Kept>,
     attempt: Cell<u32>,
+    /// Bytes that are kept.
+    limit: usize,
 }
 
 #[derive(Default)]
@@ -216,7 +218,13 @@ struct Kept {
 impl Replay {
     /// Keeps what comes of `incoming`.
     pub fn new(incoming: Incoming, progress: Rc<RequestProgress>) -> Rc<Self> {
+        Self::with_limit(incoming, progress, REPLAY_LIMIT)
+    }
+
+    /// Keeps at least `limit` bytes of it.
+    pub fn with_limit(incoming: Incoming, progress: Rc<RequestProgress>, limit: usize) -> Rc<Self> {
         Rc::new(Self {
+            limit: limit.max(REPLAY_LIMIT),
             incoming: RefCell::new(incoming),
             progress,
             kept: RefCell::default(),
@@ -227,6 +235,45 @@ impl Replay {
     /// Whether another try can have all of it.
     pub fn is_whole(&self) -> bool {
         !self.kept.borrow().overflowed && !self.progress.failed.get()
+    }
+
+    /// Reads until `want` bytes are there. Returns as many, and whether they are all.
+    pub async fn fill(&self, want: usize) -> (Bytes, bool) {
+        loop {
+            let enough = {
+                let kept = self.kept.borrow();
+                kept.ended || kept.overflowed || kept.size >= want
+            };
+            if enough || self.progress.failed.get() {
+                break;
+            }
+            let next =
+                poll_fn(|cx| poll_incoming(&mut self.incoming.borrow_mut(), &self.progress, cx));
+            let next = next.await;
+            let mut kept = self.kept.borrow_mut();
+            match next {
+                None | Some(Err(_)) => kept.ended = true,
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        kept.size += data.len();
+                        kept.chunks.push(data);
+                    }
+                    Err(frame) => {
+                        kept.trailers = frame.into_trailers().ok();
+                        kept.ended = true;
+                    }
+                },
+            }
+        }
+        let ended = self.incoming.borrow().is_end_stream();
+        let kept = self.kept.borrow();
+        let mut seen = BytesMut::with_capacity(kept.size.min(want));
+        for chunk in &kept.chunks {
+            let room = want - seen.len();
+            seen.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        }
+        let whole = (kept.ended || ended) && kept.size <= want && !kept.overflowed;
+        (seen.freeze(), whole)
     }
 
     /// The body for one more try; earlier ones end.
@@ -274,8 +321,8 @@ impl Replay {
             None => kept.ended = true,
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    kept.size += data.len() + CHUNK_OVERHEAD;
-                    if kept.size > REPLAY_LIMIT {
+                    kept.size += data.len();
+                    if kept.size > self.limit || kept.chunks.len() >= MAX_CHUNKS {
                         kept.overflowed = true;
                         kept.chunks = Vec::new();
                         *at = 0;
@@ -582,8 +629,6 @@ impl Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use tokio::time::{sleep, timeout};
 
     use super::*;

@@ -199,6 +199,7 @@ impl<'a> Sender<'a> {
             RequestBody::Stream { incoming, progress } if may_resend(plan.retry()) => {
                 Source::Kept(Replay::new(incoming, progress))
             }
+            RequestBody::Replay { shared, .. } => Source::Kept(shared),
             body => Source::Once(Some(body)),
         };
         let version = upstream_version(&plan.decided, exchange);
@@ -384,7 +385,7 @@ impl<'a> Sender<'a> {
             query: exchange.uri.query(),
             host: host.unwrap_or_default(),
             headers: &exchange.headers,
-            claims: None,
+            claims: exchange.claims.as_deref(),
         };
         let asked = Asked {
             caller: &exchange.downstream.caller,

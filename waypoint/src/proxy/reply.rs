@@ -108,6 +108,12 @@ impl Reply {
         reason: "per_try_timeout",
         ..Self::REQUEST_TIMEOUT
     };
+    /// A token is no good.
+    pub const UNAUTHENTICATED: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        ResponseFlags::NONE,
+        "jwt_authn_access_denied",
+    );
     /// The endpoint could not be connected to.
     pub const CONNECT_FAILED: Self = Self::new(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -442,11 +442,14 @@ const TARGETS: &[Case] = &[
         got: &[],
         then: Closed,
     },
-    refused(
-        "CONNECT",
-        "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
-        &[405],
-    ),
+    // Refused, it is no tunnel, and what follows is another request.
+    Case {
+        name: "CONNECT",
+        sent: "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
+        answers: &[405],
+        got: &[],
+        then: Open,
+    },
     served(
         "asterisk form",
         "OPTIONS * HTTP/1.1\r\nhost: w\r\n\r\n",
