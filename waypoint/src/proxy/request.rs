@@ -316,6 +316,12 @@ fn introduce(downstream: &Downstream, head: &mut request::Parts) {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
+    // HTTP/1.0 may leave it out; who was dialled is all that it can mean (RFC 9112 3.2).
+    if !headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(downstream.destination.host())
+    {
+        headers.insert(HOST, host);
+    }
 }
 
 /// The endpoint's answer, as the client gets it.

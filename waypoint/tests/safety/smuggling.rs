@@ -370,6 +370,13 @@ const TARGETS: &[Case] = &[
         then: Closed,
     },
     Case {
+        name: "HTTP/1.0 without a host",
+        sent: "GET /a HTTP/1.0\r\n\r\n",
+        answers: &[200],
+        got: &["GET /a HTTP/1.1\r\nhost: web.shop.svc.cluster.local\r\n\r\n"],
+        then: Closed,
+    },
+    Case {
         name: "two hosts",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
