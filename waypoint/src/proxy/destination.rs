@@ -12,6 +12,7 @@ use adit_shared::model::{ServiceName, WorkloadUid};
 use adit_shared::policy::http::HttpPolicySet;
 use http::StatusCode;
 
+use crate::authentication::AuthenticationSet;
 use crate::state::{Mesh, PortView, Protocol, Reach, View};
 use crate::telemetry::TelemetrySettings;
 
@@ -50,6 +51,8 @@ pub enum Target {
         protocol: Protocol,
         /// Policies of the waypoint.
         policies: Arc<HttpPolicySet>,
+        /// Whose tokens are looked for.
+        authentication: AuthenticationSet,
         /// What holds for the whole mesh.
         mesh: Arc<Mesh>,
     },
@@ -155,6 +158,11 @@ impl Destination {
                     reach: Box::new(Reach::direct(workload, *address, policies)),
                     protocol,
                     policies: Arc::new(set),
+                    authentication: view.authentications().for_service(
+                        &gateway.key,
+                        &workload.namespace,
+                        None,
+                    ),
                     mesh: view.mesh().clone(),
                 })
             }
@@ -192,6 +200,14 @@ impl Target {
         match self {
             Self::Service(port) => &port.policies,
             Self::Workload { policies, .. } => policies,
+        }
+    }
+
+    /// Whose tokens are looked for.
+    pub fn authentication(&self) -> &AuthenticationSet {
+        match self {
+            Self::Service(port) => &port.authentication,
+            Self::Workload { authentication, .. } => authentication,
         }
     }
 

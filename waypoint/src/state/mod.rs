@@ -11,6 +11,7 @@ mod resources;
 mod view;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use adit_shared::model::{ServiceName, SharedModel, Update};
@@ -19,7 +20,10 @@ use adit_shared::proto::waypoint as pb;
 use adit_shared::xds::client::{Rejected, Resource};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+use crate::authentication::{Fetcher, KeySources, Resolve};
 
 pub use backend::{Backend, Reach};
 pub use handler::{Addresses, Resources};
@@ -100,6 +104,26 @@ fn host_matches(host: &str, hostname: &str) -> bool {
     }
 }
 
+/// Finds services of the mesh for whoever fetches issuers' keys: by their endpoints, for the
+/// waypoint itself is not captured.
+fn resolver(gateway: &Gateway, model: &Arc<SharedModel>) -> Box<Resolve> {
+    let (namespace, model) = (gateway.namespace.clone(), model.clone());
+    Box::new(move |host, port| {
+        let model = model.load();
+        let entry = model.service_by_hostname(host, &namespace)?;
+        let key = &entry.service().key;
+        let addresses = entry.endpoints().iter().filter_map(|workload| {
+            let own = workload.ports_of(key).into_iter().flatten();
+            let target = own
+                .filter(|own| own.service_port == port)
+                .find_map(|own| own.target_port)
+                .or_else(|| entry.service().port(port)?.target_port)?;
+            Some(SocketAddr::new(*workload.addresses.first()?, target))
+        });
+        Some(addresses.collect())
+    })
+}
+
 /// Everything that is known, and the view of it that requests read.
 pub struct State {
     model: Arc<SharedModel>,
@@ -109,12 +133,15 @@ pub struct State {
 }
 
 impl State {
-    /// An empty state of the waypoint `gateway`.
-    pub fn new(gateway: Gateway) -> Self {
+    /// An empty state of the waypoint `gateway`. Issuers' keys are fetched on `runtime`.
+    pub fn new(gateway: Gateway, runtime: Handle) -> Self {
+        let model = Arc::new(SharedModel::new());
+        let fetcher = Fetcher::new(Some(resolver(&gateway, &model)));
+        let store = Store::new(KeySources::new(runtime, fetcher));
         Self {
-            model: Arc::new(SharedModel::new()),
-            view: ArcSwap::from_pointee(View::empty(gateway)),
-            store: Mutex::default(),
+            model,
+            view: ArcSwap::from_pointee(View::empty(gateway, &store)),
+            store: Mutex::new(store),
             version: watch::Sender::new(0),
         }
     }

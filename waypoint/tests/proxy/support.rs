@@ -116,14 +116,17 @@ impl Mesh {
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let ca = Arc::new(LocalCa::generate(&trust_domain()).expect("a CA"));
         let certificates = CertificateCache::new(ca.clone(), CacheOptions::default());
-        let state = Arc::new(State::new(Gateway::new(
-            "waypoint",
-            "shop",
-            "cluster.local",
-            "",
-            trust_domain(),
-            "Kubernetes//Pod/shop/waypoint",
-        )));
+        let state = Arc::new(State::new(
+            Gateway::new(
+                "waypoint",
+                "shop",
+                "cluster.local",
+                "",
+                trust_domain(),
+                "Kubernetes//Pod/shop/waypoint",
+            ),
+            tokio::runtime::Handle::current(),
+        ));
         let requests = Arc::new(RequestMetrics::new(1000));
         let mut metrics = Metrics::new("waypoint", "test");
         metrics.register("istio", Box::new(RequestCollector(requests.clone())));
@@ -138,6 +141,7 @@ impl Mesh {
             telemetry: Telemetry::new(metrics, None, Vec::new()),
             requests,
             log: None,
+            spans: Arc::default(),
             session_key: SessionKey::new(&[7; 32]).expect("a key"),
             drain: watcher,
         });

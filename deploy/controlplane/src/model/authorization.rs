@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::field::{At, FieldError};
 use super::meta::{Labels, Meta};
+use super::raw::{Map, Selector};
 use super::{authorization_raw as raw, authorization_values as values};
 
 /// Most rules that a policy may have.
@@ -281,7 +282,13 @@ fn read(raw: &raw::Spec, meta: &Meta, dry_run: bool, errors: &mut Vec<FieldError
             PolicyAction::Deny
         }
     };
-    let scope = scope(raw, at, errors);
+    let scope = scope(
+        raw.selector.as_deref(),
+        raw.target_ref.as_deref(),
+        &raw.target_refs,
+        at,
+        errors,
+    );
     let provider = raw.provider.as_ref().and_then(|p| p.name.as_deref());
     match (action, provider) {
         (PolicyAction::Custom, None | Some("")) => errors.push(
@@ -316,13 +323,20 @@ fn read(raw: &raw::Spec, meta: &Meta, dry_run: bool, errors: &mut Vec<FieldError
     }
 }
 
-fn scope(raw: &raw::Spec, at: At<'_>, errors: &mut Vec<FieldError>) -> PolicyScope {
-    let targets = raw.target_ref.iter().map(|target| (target, None));
-    let listed = raw.target_refs.iter().enumerate();
+/// Whom a policy covers: `selector`, `targetRef` or `targetRefs`.
+pub(super) fn scope(
+    selector: Option<&Selector>,
+    target_ref: Option<&raw::Target>,
+    target_refs: &[Map<raw::Target>],
+    at: At<'_>,
+    errors: &mut Vec<FieldError>,
+) -> PolicyScope {
+    let targets = target_ref.into_iter().map(|target| (target, None));
+    let listed = target_refs.iter().enumerate();
     let targets: Vec<_> = targets
-        .chain(listed.map(|(index, target)| (target, Some(index))))
+        .chain(listed.map(|(index, target)| (&**target, Some(index))))
         .collect();
-    if raw.target_ref.is_some() && !raw.target_refs.is_empty() {
+    if target_ref.is_some() && !target_refs.is_empty() {
         errors.push(
             at.key("targetRef")
                 .error("only one of targetRef and targetRefs may be set"),
@@ -344,7 +358,7 @@ fn scope(raw: &raw::Spec, at: At<'_>, errors: &mut Vec<FieldError>) -> PolicySco
             }
         }
     }
-    let Some(selector) = &raw.selector else {
+    let Some(selector) = selector else {
         return if targets.is_empty() {
             PolicyScope::Namespace
         } else {

@@ -6,6 +6,7 @@ mod authorization_values;
 mod backend_tls;
 mod config_map;
 mod destination_rule;
+mod duration;
 mod field;
 mod finding;
 mod gateway;

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Version};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Version};
+use hyper::body::Body as _;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Notify, oneshot};
@@ -247,6 +249,14 @@ pub(super) async fn send_http1(
     connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_11;
+    // hyper leaves out a body of unknown length where GET and HEAD do not say that there is one.
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     let upgrade = request.headers().contains_key(http::header::UPGRADE);
     for stale in 0.. {
         // What may become another protocol gets a connection of its own.

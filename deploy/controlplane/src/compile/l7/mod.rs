@@ -12,8 +12,10 @@ mod backend_tls;
 mod backends;
 mod binding;
 mod canary;
+mod coverage;
 mod gateways;
 mod reach;
+mod request_authentication;
 mod resource;
 mod routes;
 mod rules;
@@ -21,6 +23,7 @@ mod served;
 mod services;
 mod settings;
 mod targets;
+mod telemetry;
 mod view;
 mod waypoints;
 
@@ -79,5 +82,7 @@ pub fn compile_namespace(objects: &NamespaceObjects, view: &View<'_>) -> Part {
     routes::compile(objects, view, &mut part);
     backend_tls::compile(objects, view, &mut part);
     authorization::compile(objects, view, &mut part);
+    request_authentication::compile(objects, view, &mut part);
+    telemetry::compile(objects, view, &mut part);
     part
 }

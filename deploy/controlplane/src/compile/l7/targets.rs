@@ -31,8 +31,8 @@ pub(super) struct Resolved {
 type Fault = (&'static str, String);
 
 impl Resolved {
-    /// Adds a target at a waypoint, unless the policy is for everything there.
-    fn add(&mut self, waypoint: &WaypointName, target: Option<Wire>) {
+    /// Adds a target at a waypoint; `None`: everything there.
+    pub(super) fn add(&mut self, waypoint: &WaypointName, target: Option<Wire>) {
         match target {
             None => {
                 self.waypoints.insert(waypoint.clone(), Vec::new());
@@ -62,11 +62,19 @@ impl Resolved {
                 "Invalid",
                 format!("the policy is invalid and fails closed: {invalid}"),
             ),
+            (None, None) if self.waypoints.is_empty() && self.outcomes.is_empty() => {
+                Condition::new(
+                    WAYPOINT_ACCEPTED,
+                    false,
+                    "AncestorNotBound",
+                    "no waypoint serves what it covers",
+                )
+            }
             (None, None) => Condition::new(
                 WAYPOINT_ACCEPTED,
                 true,
                 "Accepted",
-                "bound to what it targets",
+                "bound to what it covers",
             ),
             (None, Some(_)) if bad.len() < self.outcomes.len() => {
                 let messages: Vec<_> = bad.iter().map(|(_, message)| message.as_str()).collect();
@@ -126,7 +134,7 @@ pub(super) fn every_service(view: &View<'_>, resolved: &mut Resolved) {
     let of = view.namespace(view.namespace);
     let services = of.into_iter().flat_map(|of| of.services.values());
     for service in services.filter(|service| !service.external_name) {
-        if let Some(waypoint) = serving(service, view) {
+        for waypoint in serving(service, view) {
             let meta = &service.meta;
             let target = Wire::Service(reference(&meta.namespace, &meta.name, view.mesh));
             resolved.add(&waypoint, Some(target));
@@ -158,13 +166,18 @@ fn resolve_one(
                 let message = format!("there is no Service {name:?}");
                 ("TargetNotFound", message)
             })?;
-            let waypoint = serving(found, view).ok_or_else(|| {
-                let message = format!("no waypoint serves Service {name:?}");
-                ("AncestorNotBound", message)
-            })?;
-            let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
-            resolved.add(&waypoint, Some(target));
-            Ok(())
+            let waypoints = serving(found, view);
+            for waypoint in &waypoints {
+                let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
+                resolved.add(waypoint, Some(target));
+            }
+            match waypoints.is_empty() {
+                true => Err((
+                    "AncestorNotBound",
+                    format!("no waypoint serves Service {name:?}"),
+                )),
+                false => Ok(()),
+            }
         }
         (group, kind) => Err((
             "TargetNotFound",
