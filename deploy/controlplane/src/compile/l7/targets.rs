@@ -134,7 +134,7 @@ pub(super) fn every_service(view: &View<'_>, resolved: &mut Resolved) {
     let of = view.namespace(view.namespace);
     let services = of.into_iter().flat_map(|of| of.services.values());
     for service in services.filter(|service| !service.external_name) {
-        if let Some(waypoint) = serving(service, view) {
+        for waypoint in serving(service, view) {
             let meta = &service.meta;
             let target = Wire::Service(reference(&meta.namespace, &meta.name, view.mesh));
             resolved.add(&waypoint, Some(target));
@@ -166,12 +166,15 @@ fn resolve_one(
                 let message = format!("there is no Service {name:?}");
                 ("TargetNotFound", message)
             })?;
-            let waypoint = serving(found, view).ok_or_else(|| {
+            let waypoints = serving(found, view);
+            if waypoints.is_empty() {
                 let message = format!("no waypoint serves Service {name:?}");
-                ("AncestorNotBound", message)
-            })?;
-            let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
-            resolved.add(&waypoint, Some(target));
+                return Err(("AncestorNotBound", message));
+            }
+            for waypoint in waypoints {
+                let target = reference(&meta.namespace, name, view.mesh);
+                resolved.add(&waypoint, Some(Wire::Service(target)));
+            }
             Ok(())
         }
         (group, kind) => Err((
