@@ -377,7 +377,7 @@ fn conditions_say_what_is_in_force() {
         (
             "target ref",
             "{targetRefs: [{kind: Gateway, group: g, name: w}]}",
-            "none",
+            "false TargetNotFound",
         ),
         (
             "fine",
