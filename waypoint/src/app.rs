@@ -91,14 +91,17 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let certificates = CertificateCache::new(Arc::new(authority), options);
     metrics.watch_certificates(certificates.clone());
 
-    let state = Arc::new(State::new(Gateway::new(
-        &config.gateway,
-        &config.namespace,
-        &config.cluster_domain,
-        &config.network,
-        config.trust_domain.clone(),
-        &pod_uid(&config.cluster, &config.namespace, &config.pod),
-    )));
+    let state = Arc::new(State::new(
+        Gateway::new(
+            &config.gateway,
+            &config.namespace,
+            &config.cluster_domain,
+            &config.network,
+            config.trust_domain.clone(),
+            &pod_uid(&config.cluster, &config.namespace, &config.pod),
+        ),
+        tokio::runtime::Handle::current(),
+    ));
     let received = Arc::new(Received::default());
     let (drain_trigger, drain_watcher) = drain::channel();
     let shared = Arc::new(Shared {
@@ -107,6 +110,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         telemetry: telemetry.clone(),
         requests: requests.clone(),
         log: Some(log.clone()),
+        spans: Arc::default(),
         // Tokens of other replicas mean nothing to this one: their sessions begin anew here.
         session_key: SessionKey::new(&rand::random()).context("session key")?,
         drain: drain_watcher,
@@ -125,9 +129,11 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     .context("XDS_ADDRESS")?;
     essential.spawn(named("xDS client", client.run(std::future::pending())));
     let mut status = subscriber.status();
+    let complete = state.clone();
     tokio::spawn(async move {
         // The client lives as long as the process.
         if status.wait_for(|status| status.ready).await.is_ok() {
+            complete.completed();
             synced.done();
         }
         std::future::pending::<()>().await;

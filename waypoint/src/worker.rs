@@ -8,6 +8,7 @@
 //! it is read.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -21,24 +22,30 @@ use adit_shared::identity::{CertificateCache, WorkloadCertificate};
 use adit_shared::model::Workload;
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::drain::{DrainMode, DrainWatcher};
+use adit_shared::proto::waypoint::Provider;
 use adit_shared::telemetry::{Event, LogWriter, Telemetry};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, warn};
 
+use crate::authentication::Authenticator;
 use crate::config::Config;
+use crate::external_authorization::ExternalAuthorization;
+use crate::proxy::dial::Dialer;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::http::{Downstream, SWEEP};
 use crate::proxy::mirror::MAX_MIRRORS;
 use crate::proxy::tunnel;
 use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
 use crate::route::SessionKey;
-use crate::state::State;
-use crate::telemetry::{RequestMetrics, RequestTelemetry};
+use crate::state::{Mesh, State};
+use crate::telemetry::{
+    ExportCounters, ExportTarget, RequestMetrics, RequestTelemetry, SpanExporter, SpanQueue,
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -61,11 +68,16 @@ pub struct Shared {
     pub requests: Arc<RequestMetrics>,
     /// Where access logs go.
     pub log: Option<LogWriter>,
+    /// What becomes of spans.
+    pub spans: Arc<ExportCounters>,
     /// Seals the tokens of sessions.
     pub session_key: SessionKey,
     /// Says when to stop.
     pub drain: DrainWatcher,
 }
+
+/// A provider as it was configured, and what asks it; `None`: it cannot be used.
+type Asked = (Arc<Provider>, Option<Rc<ExternalAuthorization<Dialer>>>);
 
 /// What a worker has to do, as others see it.
 #[derive(Debug, Default)]
@@ -223,12 +235,15 @@ pub struct Worker {
     pub tunnels: TunnelPool,
     /// HTTP connections to endpoints.
     pub upstreams: Rc<Upstreams>,
+    /// Checks end users' tokens.
+    pub authenticator: Authenticator,
     index: usize,
     peers: Vec<Peer>,
     downstreams: Rc<RefCell<Slab<Rc<Downstream>>>>,
     telemetry: RefCell<RequestTelemetry>,
     description: RefCell<Option<(Arc<Workload>, Baggage)>>,
     draining: Cell<bool>,
+    external: RefCell<HashMap<String, Asked>>,
     mirrors: Rc<Cell<usize>>,
 }
 
@@ -243,6 +258,7 @@ impl Worker {
         let worker = Rc::new(Self {
             tunnels: new_tunnel_pool(&shared.config),
             upstreams: Rc::default(),
+            authenticator: Authenticator::new(),
             index,
             peers,
             downstreams: Rc::default(),
@@ -252,6 +268,7 @@ impl Worker {
             )),
             description: RefCell::new(None),
             draining: Cell::new(false),
+            external: RefCell::default(),
             mirrors: Rc::default(),
             shared,
         });
@@ -264,6 +281,7 @@ impl Worker {
         };
         let mut accepting = spawn_local(accept(worker.clone(), listener));
         let sweeping = spawn_local(sweep(worker.clone()));
+        let following = spawn_local(follow(worker.clone()));
         let mut drain = worker.shared.drain.clone();
         let mode = loop {
             tokio::select! {
@@ -284,6 +302,7 @@ impl Worker {
         accepting.abort();
         worker.stop(mode, &mut inbox).await;
         sweeping.abort();
+        following.abort();
     }
 
     /// The worker that has least to do; this one if no other has less.
@@ -448,6 +467,25 @@ impl Worker {
         Some(baggage)
     }
 
+    /// The provider of external authorization of that name, as it is configured now.
+    pub fn external(self: &Rc<Self>, name: &str) -> Option<Rc<ExternalAuthorization<Dialer>>> {
+        let mesh = self.shared.state.load().mesh().clone();
+        let provider = mesh.providers.get(name)?;
+        let mut known = self.external.borrow_mut();
+        if let Some((of, asked)) = known.get(name)
+            && Arc::ptr_eq(of, provider)
+        {
+            return asked.clone();
+        }
+        let made = ExternalAuthorization::new(provider, Dialer::new(self));
+        let made = made
+            .inspect_err(|error| warn!("provider {name}: {error}"))
+            .ok()
+            .map(Rc::new);
+        known.insert(name.to_owned(), (provider.clone(), made.clone()));
+        made
+    }
+
     fn counts(&self) -> Counts {
         let load = self.load();
         let (idle_upstream, http2_upstream) = self.upstreams.counts();
@@ -558,6 +596,76 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener) {
     });
     if let Err(error) = accepting.await {
         warn!("listener is unusable: {error}");
+    }
+}
+
+/// Brings what the worker holds in line with each new state of the configuration.
+async fn follow(worker: Rc<Worker>) {
+    let mut versions = worker.shared.state.subscribe();
+    let mut exporters = Exporters::default();
+    loop {
+        {
+            let view = worker.shared.state.load_full();
+            exporters.follow(&worker, view.mesh());
+            let model = view.model();
+            let gone = |uid: &str, address: SocketAddr| {
+                let workload = model.workload(uid);
+                workload.is_none_or(|workload| !workload.addresses.contains(&address.ip()))
+            };
+            worker.upstreams.evict(|of| gone(&of.uid, of.address));
+            worker.tunnels.evict(|of| gone(&of.peer, of.address));
+        }
+        if versions.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes spans to the collectors that are configured.
+#[derive(Default)]
+struct Exporters {
+    mesh: Option<Arc<Mesh>>,
+    running: HashMap<String, (ExportTarget, AbortHandle)>,
+}
+
+impl Exporters {
+    fn follow(&mut self, worker: &Rc<Worker>, mesh: &Arc<Mesh>) {
+        if self
+            .mesh
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, mesh))
+        {
+            return;
+        }
+        self.mesh = Some(mesh.clone());
+        let config = &worker.shared.config;
+        let own = format!("{}.{}", config.gateway, config.namespace);
+        let mut before = std::mem::take(&mut self.running);
+        for (name, provider) in &mesh.providers {
+            let Some(target) = ExportTarget::from_provider(provider, &own) else {
+                continue;
+            };
+            let running = match before.remove(name) {
+                Some((known, task)) if known == target => (known, task),
+                replaced => {
+                    if let Some((_, task)) = replaced {
+                        task.abort();
+                    }
+                    let queue = SpanQueue::new(worker.shared.spans.clone());
+                    let mut telemetry = worker.telemetry.borrow_mut();
+                    telemetry.set_exporter(name.as_str().into(), Some(queue.clone()));
+                    let dial = Dialer::new(worker);
+                    let exporter = SpanExporter::new(queue, target.clone(), dial);
+                    (target, spawn_local(exporter.run()).abort_handle())
+                }
+            };
+            self.running.insert(name.clone(), running);
+        }
+        for (name, (_, task)) in before {
+            task.abort();
+            let mut telemetry = worker.telemetry.borrow_mut();
+            telemetry.set_exporter(name.as_str().into(), None);
+        }
     }
 }
 

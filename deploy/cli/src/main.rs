@@ -18,6 +18,7 @@ mod table;
 mod tap;
 mod version;
 mod waypoint;
+mod why;
 mod ztunnel;
 mod ztunnel_config;
 
@@ -51,6 +52,7 @@ enum Command {
     Tap(tap::Args),
     Version(version::Args),
     Waypoint(waypoint::Args),
+    Why(why::Args),
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::Args),
 }
@@ -67,6 +69,7 @@ impl Command {
             Self::Tap(args) => tap::run(&args, out),
             Self::Version(args) => version::run(args, out),
             Self::Waypoint(args) => waypoint::run(args, out),
+            Self::Why(args) => why::run(&args, out),
             Self::ZtunnelConfig(args) => ztunnel_config::run(args, out),
         }
     }

@@ -5,9 +5,11 @@
 //! - `load`: the load generators, run in the client pod.
 //! - `usage`: CPU time and memory of the proxies, and of whoever else uses the machine.
 //! - `run`: the measurements, in rounds.
+//! - `l7`: the waypoint beside its peers.
 //! - `report`: medians, limits, a table and JSON.
 
 mod ground;
+pub mod l7;
 mod load;
 mod report;
 mod run;

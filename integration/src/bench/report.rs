@@ -10,12 +10,12 @@ use super::load::{Latency, Load, Outcome};
 use super::usage::{Cpu, Used};
 
 /// Rounds in which others used more of the machine than this are disturbed.
-const DISTURBED: f64 = 0.05;
+pub(super) const DISTURBED: f64 = 0.05;
 /// The last part of the burst must be at least so fast, relative to the first.
 const BURST_KEPT: f64 = 0.8;
 /// Fewer connections than this fill no table.
 const BURST_CONNECTIONS: f64 = 28_000.0;
-const MIB: f64 = 1024.0 * 1024.0;
+pub(super) const MIB: f64 = 1024.0 * 1024.0;
 
 /// What a measurement must come in at, what it should, and what the best existing node proxy
 /// takes on a 2-core machine over the same topology; both proxies together.
@@ -152,7 +152,7 @@ impl Summary {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -530,12 +530,12 @@ impl Report {
     }
 }
 
-fn row(cells: &[&str]) -> Vec<String> {
+pub(super) fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
 /// Three significant digits, or whole numbers.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
@@ -544,7 +544,7 @@ fn number(value: f64) -> String {
 }
 
 /// Columns: the first to the left, the others to the right.
-fn align(rows: &[Vec<String>]) -> String {
+pub(super) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

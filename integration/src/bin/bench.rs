@@ -3,15 +3,21 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use adit_integration::bench::l7::{self, LoadSpec, UpstreamSpec};
 use adit_integration::bench::{self, Options};
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Two nodes, a client and a server pod, with a mesh and without: throughput, latency, CPU
 /// time and memory of the proxies.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// What is measured: tunnels between nodes, waypoints, or both
+    #[arg(long, default_value = "all")]
+    layer: Layer,
     /// Rounds; the figures are medians over them
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100))]
     rounds: Option<u64>,
@@ -21,7 +27,8 @@ struct Cli {
     /// One short round: shows that everything works
     #[arg(long)]
     quick: bool,
-    /// Only what has this in its name ("bulk", "round", "connections", "HTTP", "memory", "burst")
+    /// Only what has this in its name ("bulk", "round", "connections", "HTTP", "memory",
+    /// "burst"; "L7", "gRPC", "routes", "policies", "changes", "rate", "KiB")
     #[arg(long)]
     only: Option<String>,
     /// Whether the proxies write access logs, as they are shipped
@@ -41,8 +48,35 @@ enum Switch {
     Off,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Layer {
+    All,
+    L4,
+    L7,
+}
+
+/// Parts of the bench that it starts itself.
+#[derive(Subcommand)]
+enum Part {
+    #[command(hide = true)]
+    L7Load { spec: String },
+    #[command(hide = true)]
+    L7Upstream { spec: String },
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    match cli.part {
+        Some(Part::L7Load { spec }) => {
+            l7::generate(&serde_json::from_str::<LoadSpec>(&spec)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Part::L7Upstream { spec }) => {
+            l7::answer(&serde_json::from_str::<UpstreamSpec>(&spec)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
+    }
     let mut options = if cli.quick {
         Options::quick()
     } else {
@@ -54,16 +88,28 @@ fn main() -> anyhow::Result<ExitCode> {
     options.seconds = cli.seconds.unwrap_or(options.seconds);
     options.only = cli.only;
     options.access_log = cli.access_log == Switch::On;
-    let report = bench::run(&options)?;
-    print!("{}", report.table());
+    let mut json = serde_json::json!({});
+    let mut passed = true;
+    if cli.layer != Layer::L7 {
+        let report = bench::run(&options)?;
+        print!("{}", report.table());
+        json = report.json();
+        passed &= report.passed();
+    }
+    if cli.layer != Layer::L4 {
+        let report = l7::run(&options)?;
+        print!("{}", report.table());
+        json["l7"] = report.json();
+        passed &= report.passed();
+    }
     if let Some(directory) = cli.report.parent() {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("make {}", directory.display()))?;
     }
-    std::fs::write(&cli.report, serde_json::to_vec_pretty(&report.json())?)
+    std::fs::write(&cli.report, serde_json::to_vec_pretty(&json)?)
         .with_context(|| format!("write {}", cli.report.display()))?;
     println!("report: {}", cli.report.display());
-    Ok(match cli.check && !report.passed() {
+    Ok(match cli.check && !passed {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })

@@ -1,5 +1,6 @@
 //! The administration endpoint (port 15000, loopback): configuration dump, log level, shutdown.
 
+mod decide;
 mod received;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 
 pub use received::Received;
 
-use crate::state::Protocol;
+use crate::state::{Protocol, View};
 use crate::worker::{Shared, WorkerHandle};
 
 /// A worker that does not answer in this time is left out of the dump.
@@ -51,13 +52,20 @@ impl Admin {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => html(INDEX),
             (&Method::GET, "/config_dump") => self.config_dump().await,
+            (&Method::GET, "/debug/decide") => match decide::Question::read(&query) {
+                Ok(question) => {
+                    let answer = question.answer(&self.shared.state.load_full());
+                    json_response(StatusCode::OK, format!("{answer:#}\n"))
+                }
+                Err(wrong) => text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
+            },
             (&Method::GET, "/debug/tap") => self.tap(&query).await,
             (&Method::POST, "/logging") => set_logging(&query),
             (&Method::POST, "/quitquitquit") => {
                 self.quit.notify_one();
                 text(StatusCode::OK, "shutting down\n")
             }
-            (_, "/" | "/config_dump" | "/debug/tap") => method_not_allowed("GET"),
+            (_, "/" | "/config_dump" | "/debug/decide" | "/debug/tap") => method_not_allowed("GET"),
             (_, "/logging" | "/quitquitquit") => method_not_allowed("POST"),
             _ => not_found(),
         }
@@ -89,16 +97,15 @@ impl Admin {
                         "port": port.port,
                         "name": &*port.name,
                         "protocol": protocol(port.protocol),
-                        "endpoints": port.backend.reaches().map(|e| json!({
-                            "workload": &*e.endpoint.uid,
-                            "address": e.endpoint.address,
-                        })).collect::<Vec<_>>(),
+                        "endpoints": decide::endpoints(&port.backend),
                     })
                 });
                 json!({
                     "namespace": &*service.entry().service().key.namespace,
                     "hostname": &*service.entry().service().key.hostname,
                     "addresses": addresses(service.entry().service()),
+                    // Whether its traffic comes here.
+                    "bound": is_bound(&view, service.entry().service()),
                     "ports": ports.collect::<Vec<_>>(),
                 })
             })
@@ -113,6 +120,12 @@ impl Admin {
         });
         json_response(StatusCode::OK, format!("{dump:#}\n"))
     }
+}
+
+fn is_bound(view: &View, service: &Service) -> bool {
+    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+    let mut waypoints = service.waypoint.iter().chain(weighted);
+    waypoints.any(|waypoint| view.is_self(waypoint))
 }
 
 fn addresses(service: &Service) -> Vec<String> {
@@ -134,6 +147,8 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 const INDEX: &str = "<!DOCTYPE html><title>waypoint</title><h1>Adit waypoint</h1><ul>\
 <li><a href=\"config_dump\">config_dump</a>: everything the waypoint knows, as JSON\
+<li>debug/decide: what would become of a request, ?source=SPIFFE-ID&amp;destination=IP:PORT\
+&amp;method=METHOD&amp;path=PATH&amp;headers=LINES\
 <li><a href=\"debug/tap\">debug/tap</a>: requests as they end, from ?since=NUMBER on\
 <li>logging: POST, ?level=LEVEL or ?level=TARGET=LEVEL, ?reset\
 <li>quitquitquit: POST, shuts down in good order</ul>\n";

@@ -26,7 +26,7 @@ impl Location {
         vec![Self::Bearer, Self::Parameter("access_token".into())]
     }
 
-    /// Every token at this place. Not text: empty, which is no token.
+    /// Every token at this place.
     pub(super) fn tokens(&self, parts: &request::Parts) -> Vec<String> {
         match self {
             Self::Bearer => header(&parts.headers, &AUTHORIZATION, bearer),
@@ -40,9 +40,8 @@ impl Location {
                 .filter(|value| !value.is_empty())
                 .collect(),
             Self::Cookie(name) => cookies(&parts.headers)
-                .filter(|(own, _)| *own == &**name)
-                .map(|(_, value)| value.to_owned())
-                .filter(|value| !value.is_empty())
+                .filter(|(own, value)| *own == name.as_bytes() && !value.is_empty())
+                .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
                 .collect(),
         }
     }
@@ -62,6 +61,7 @@ impl Location {
     }
 }
 
+/// Bytes that are no text stay in the token, which is then no good: they must not hide it.
 fn header(
     headers: &HeaderMap,
     name: &HeaderName,
@@ -69,9 +69,10 @@ fn header(
 ) -> Vec<String> {
     let lines = headers.get_all(name).iter();
     lines
-        .filter_map(|line| std::str::from_utf8(line.as_bytes()).ok())
-        .filter_map(|line| token(line.trim()))
-        .map(str::to_owned)
+        .filter_map(|line| {
+            let text = String::from_utf8_lossy(line.as_bytes());
+            token(text.trim()).map(str::to_owned)
+        })
         .collect()
 }
 
@@ -115,34 +116,35 @@ fn remove_parameter(uri: &mut Uri, name: &str) {
     *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+/// Names and values, as bytes, of every cookie in every line.
+fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let lines = headers.get_all(COOKIE).iter();
     lines
-        .filter_map(|line| std::str::from_utf8(line.as_bytes()).ok())
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(name, value)| (name.trim(), value.trim().trim_matches('"')))
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .filter_map(cookie)
+}
+
+fn cookie(pair: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = pair.iter().position(|byte| *byte == b'=')?;
+    let value = pair[at + 1..].trim_ascii();
+    let bare = value
+        .strip_prefix(b"\"")
+        .and_then(|v| v.strip_suffix(b"\""));
+    Some((pair[..at].trim_ascii(), bare.unwrap_or(value)))
 }
 
 fn remove_cookie(headers: &mut HeaderMap, name: &str) {
     let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
     headers.remove(COOKIE);
     for line in lines {
-        let Ok(text) = std::str::from_utf8(line.as_bytes()) else {
-            headers.append(COOKIE, line);
-            continue;
-        };
-        let named = |pair: &&str| {
-            pair.split_once('=')
-                .is_some_and(|(own, _)| own.trim() == name)
-        };
-        let rest: Vec<&str> = text
-            .split(';')
-            .map(str::trim)
-            .filter(|pair| !named(pair))
+        let pairs = line.as_bytes().split(|byte| *byte == b';');
+        let rest: Vec<&[u8]> = pairs
+            .map(<[u8]>::trim_ascii)
+            .filter(|pair| cookie(pair).is_none_or(|(own, _)| own != name.as_bytes()))
             .collect();
-        if !rest.is_empty()
-            && let Ok(value) = HeaderValue::from_str(&rest.join("; "))
+        // Pieces of a header value make one again.
+        if let Ok(value) = HeaderValue::from_bytes(&rest.join(&b"; "[..]))
+            && !value.is_empty()
         {
             headers.append(COOKIE, value);
         }

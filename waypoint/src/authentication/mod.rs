@@ -39,6 +39,7 @@ use self::keys::Verdict;
 use self::location::Location;
 use self::rules::{JwtRule, Keys};
 use self::token::Token;
+use crate::route;
 
 /// More tokens in one request are refused: each costs a signature.
 const MAX_TOKENS: usize = 4;
@@ -303,6 +304,19 @@ impl Verified {
         let rule = rules.find(|rule| std::ptr::eq(Arc::as_ptr(rule), self.rule.as_ptr()))?;
         let keys = rule.current_keys()?;
         Arc::ptr_eq(&keys, &self.keys).then(|| rule.clone())
+    }
+}
+
+/// A token as routes see it: the words of a scope are values, as they are for policies.
+impl route::Claims for Claims {
+    fn any(&self, path: &[Box<str>], test: &mut dyn FnMut(&str) -> bool) -> bool {
+        match self.words(path) {
+            Some(words) => words.iter().any(|word| test(word)),
+            None => {
+                let value = self.at(path);
+                value.is_some_and(|value| route::Claims::any(value, &[], test))
+            }
+        }
     }
 }
 

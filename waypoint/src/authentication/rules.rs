@@ -89,6 +89,8 @@ impl RequestAuthentication {
         if targets.is_empty() {
             targets.push(HttpTarget::Everything);
         }
+        targets.sort_unstable();
+        targets.dedup();
         let (mut rules, mut locations) = (Vec::new(), Vec::new());
         for (at, rule) in wire.rules.iter().enumerate() {
             let at = format!("rules[{at}]");
@@ -242,8 +244,8 @@ impl Reader<'_> {
     fn keys(&mut self, at: &str, wire: &proto::JwtRule, sources: &KeySources) -> Option<Keys> {
         let timeout = match &wire.timeout {
             None => DEFAULT_TIMEOUT,
-            Some(timeout) => match Duration::try_from(*timeout) {
-                Ok(timeout) if !timeout.is_zero() => timeout.min(MAX_TIMEOUT),
+            Some(timeout) => match adit_shared::proto::duration(timeout) {
+                Some(timeout) if !timeout.is_zero() => timeout.min(MAX_TIMEOUT),
                 _ => {
                     self.problem(&format!("{at}.timeout"), "is not a length of time");
                     DEFAULT_TIMEOUT
@@ -288,6 +290,8 @@ impl Reader<'_> {
 pub struct RequestAuthentications {
     by_key: BTreeMap<Arc<str>, Arc<RequestAuthentication>>,
     by_target: HashMap<HttpTarget, BTreeMap<Arc<str>, Arc<RequestAuthentication>>>,
+    /// How many workloads are targets; mostly none.
+    selected: usize,
 }
 
 /// What applies to one destination. Cloning copies reference counts.
@@ -318,6 +322,7 @@ impl RequestAuthentications {
         for target in &policy.targets {
             let at = self.by_target.entry(target.clone()).or_default();
             at.insert(policy.key.clone(), policy.clone());
+            self.selected += usize::from(matches!(target, HttpTarget::Workload(_)));
         }
         self.by_key.insert(policy.key.clone(), policy);
     }
@@ -333,6 +338,7 @@ impl RequestAuthentications {
                 if at.is_empty() {
                     self.by_target.remove(target);
                 }
+                self.selected -= usize::from(matches!(target, HttpTarget::Workload(_)));
             }
         }
     }
@@ -343,19 +349,34 @@ impl RequestAuthentications {
     }
 
     /// What applies to traffic for a service at the waypoint `namespace/name`; without a
-    /// host name, to traffic that was dialled by a workload's address.
+    /// host name, to traffic that was dialled by a workload's address. Without what selects
+    /// workloads: see [`Self::for_destination`].
     pub fn for_service(
         &self,
         waypoint: &str,
         namespace: &str,
         hostname: Option<&str>,
     ) -> AuthenticationSet {
-        self.of(&HttpTarget::covering(waypoint, namespace, hostname))
+        self.for_destination(waypoint, namespace, hostname, [])
     }
 
-    /// What applies to traffic whose endpoint is the workload.
-    pub fn for_workload(&self, uid: &str) -> AuthenticationSet {
-        self.of(&[HttpTarget::Workload(uid.into())])
+    /// Like [`Self::for_service`], and what selects an endpoint.
+    ///
+    /// `workloads` are the uids of its endpoints. What selects one of them holds for the
+    /// whole service, because a token is looked at before an endpoint is picked.
+    pub fn for_destination<'a>(
+        &self,
+        waypoint: &str,
+        namespace: &str,
+        hostname: Option<&str>,
+        workloads: impl IntoIterator<Item = &'a str>,
+    ) -> AuthenticationSet {
+        let mut targets = HttpTarget::covering(waypoint, namespace, hostname);
+        if self.selected > 0 {
+            let workloads = workloads.into_iter().map(Arc::from);
+            targets.extend(workloads.map(HttpTarget::Workload));
+        }
+        self.of(&targets)
     }
 
     fn of(&self, targets: &[HttpTarget]) -> AuthenticationSet {

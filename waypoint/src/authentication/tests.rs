@@ -415,6 +415,12 @@ fn where_a_token_stands() {
         authenticated(&cookie, "/", &[("cookie", "sessions=x; session=")]),
         None
     );
+    let spoiled = HeaderValue::from_bytes(format!("Bearer {good}\u{ff}").as_bytes());
+    let mut parts = request("/", &[]);
+    parts
+        .headers
+        .insert("authorization", spoiled.expect("a value"));
+    assert_eq!(once(&anywhere, parts), Err(Reason::Malformed));
     // A place that only another issuer's rule looks at.
     let two = set(vec![
         proto::JwtRule {
@@ -527,6 +533,28 @@ fn what_the_endpoint_sees() {
     assert_eq!(text(&seen, "cookie").as_deref(), Some("a=b; d=e"));
     let seen = after(&take, request("/", &[("cookie", &format!("c={token}"))]));
     assert_eq!(text(&seen, "cookie"), None);
+}
+
+#[test]
+fn claims_for_routes() {
+    let Value::Object(payload) = json!({
+        "scope": "read write", "role": ["a", "b"], "n": 7, "deep": {"x": "y"}, "text": "a b",
+    }) else {
+        panic!("an object");
+    };
+    let claims = Claims::new(payload, []);
+    let has = |path: &[&str], wanted: &str| {
+        let path: Vec<Box<str>> = path.iter().map(|name| (*name).into()).collect();
+        route::Claims::any(&claims, &path, &mut |value| value == wanted)
+    };
+    assert!(has(&["scope"], "write"));
+    assert!(!has(&["scope"], "read write"));
+    assert!(has(&["role"], "b"));
+    assert!(has(&["n"], "7"));
+    assert!(has(&["deep", "x"], "y"));
+    assert!(has(&["text"], "a b"));
+    assert!(!has(&["deep"], "y"));
+    assert!(!has(&["none"], ""));
 }
 
 #[test]
@@ -699,12 +727,23 @@ fn applies_where_it_is_meant() {
         ..wire(vec![rule("X", &signer)])
     }));
     let applies = |policies: &RequestAuthentications, host| {
-        !policies.for_service("srv/waypoint", "srv", host).is_empty()
+        !policies
+            .for_destination("srv/waypoint", "srv", host, ["uid-1"])
+            .is_empty()
     };
     assert!(applies(&policies, Some("web.srv")));
     assert!(!applies(&policies, Some("other.srv")));
     assert!(!applies(&policies, None));
-    assert!(policies.for_workload("uid").is_empty());
+    let workload = |uid: &str| proto::Target {
+        kind: Some(proto::target::Kind::Workload(uid.into())),
+    };
+    for (uid, selected) in [("uid-1", true), ("uid-2", false)] {
+        policies.upsert(convert(&proto::RequestAuthentication {
+            targets: vec![workload(uid)],
+            ..wire(vec![rule("X", &signer)])
+        }));
+        assert_eq!(applies(&policies, Some("other.srv")), selected);
+    }
     policies.remove("srv/jwt");
     assert!(!applies(&policies, Some("web.srv")));
     assert_eq!(policies.iter().count(), 0);

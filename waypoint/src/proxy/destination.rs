@@ -12,6 +12,7 @@ use adit_shared::model::{ServiceName, WorkloadUid};
 use adit_shared::policy::http::HttpPolicySet;
 use http::StatusCode;
 
+use crate::authentication::AuthenticationSet;
 use crate::state::{Mesh, PortView, Protocol, Reach, View};
 use crate::telemetry::TelemetrySettings;
 
@@ -50,6 +51,8 @@ pub enum Target {
         protocol: Protocol,
         /// Policies of the waypoint.
         policies: Arc<HttpPolicySet>,
+        /// Whose tokens are looked for.
+        authentication: AuthenticationSet,
         /// What holds for the whole mesh.
         mesh: Arc<Mesh>,
     },
@@ -138,6 +141,17 @@ pub fn resolve(
 }
 
 impl Destination {
+    /// What a `host` header says of it; without a port where that is HTTP's own.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Service { service, port, .. } => match port {
+                80 => service.hostname.to_string(),
+                port => format!("{}:{port}", service.hostname),
+            },
+            Self::Workload { address, .. } => address.to_string(),
+        }
+    }
+
     /// What it is in `view`; `None`: it is gone.
     pub fn target(&self, view: &View) -> Option<Target> {
         match self {
@@ -155,6 +169,11 @@ impl Destination {
                     reach: Box::new(Reach::direct(workload, *address, policies)),
                     protocol,
                     policies: Arc::new(set),
+                    authentication: view.authentications().for_service(
+                        &gateway.key,
+                        &workload.namespace,
+                        None,
+                    ),
                     mesh: view.mesh().clone(),
                 })
             }
@@ -192,6 +211,14 @@ impl Target {
         match self {
             Self::Service(port) => &port.policies,
             Self::Workload { policies, .. } => policies,
+        }
+    }
+
+    /// Whose tokens are looked for.
+    pub fn authentication(&self) -> &AuthenticationSet {
+        match self {
+            Self::Service(port) => &port.authentication,
+            Self::Workload { authentication, .. } => authentication,
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use adit_shared::policy::http::Claims;
 use adit_shared::telemetry::ServiceLabels;
 use http::header::HOST;
 use http::{HeaderMap, Method, Uri, Version};
@@ -17,6 +18,7 @@ use super::pick::Picked;
 use super::reply::Reply;
 use super::routing::Routed;
 use crate::balance;
+use crate::external_authorization::HeaderChange;
 use crate::telemetry::{
     Peer, Protocol, RequestEvent, RequestTelemetry, ResponseFlags, TelemetrySettings, TraceContext,
     Traffic,
@@ -54,6 +56,8 @@ pub struct Exchange {
     pub flags: ResponseFlags,
     /// One word for what became of it.
     pub details: &'static str,
+    /// What the end user's token says.
+    pub claims: Option<Arc<Claims>>,
     /// The policy that denied it.
     pub policy: Option<Arc<str>>,
     /// The rule that decided, as `namespace/route.rule`.
@@ -80,6 +84,8 @@ pub struct Exchange {
     pub retries: u32,
     /// What the rule that decided does to the response.
     pub routed: Option<Routed>,
+    /// What external authorization does to it.
+    pub response_changes: Vec<HeaderChange>,
     response_bytes: u64,
     response_messages: u64,
     counter: Option<MessageCounter>,
@@ -123,6 +129,7 @@ impl Exchange {
             grpc_status: None,
             flags: ResponseFlags::NONE,
             details: "via_upstream",
+            claims: None,
             policy: None,
             route: NO_ROUTE.with(Clone::clone),
             cluster: Arc::default(),
@@ -136,6 +143,7 @@ impl Exchange {
             upstream_failure: None,
             retries: 0,
             routed: None,
+            response_changes: Vec::new(),
             response_bytes: 0,
             response_messages: 0,
             counter: grpc.then(MessageCounter::default),

@@ -12,6 +12,8 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Uri, Version, request};
 
+use super::http::MAX_HEADERS;
+
 /// Set where we answer ourselves: why.
 pub const REASON: HeaderName = HeaderName::from_static("x-adit-reason");
 /// Who has forwarded the request, and for whom.
@@ -48,6 +50,9 @@ pub enum Malformed {
     /// RFC 9112 6.3: two lengths.
     #[error("ambiguous_length")]
     AmbiguousLength,
+    /// More headers than any request needs.
+    #[error("too_many_headers")]
+    TooManyHeaders,
     /// A tunnel inside of the tunnel.
     #[error("connect_not_supported")]
     Connect,
@@ -74,6 +79,10 @@ pub fn wants_upgrade(head: &request::Parts) -> bool {
 pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malformed> {
     if head.method == Method::CONNECT {
         return Err(Malformed::Connect);
+    }
+    // HTTP/1's parser has this limit itself.
+    if head.headers.len() > MAX_HEADERS {
+        return Err(Malformed::TooManyHeaders);
     }
     settle_host(head)?;
     let headers = &mut head.headers;
@@ -117,6 +126,11 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
     let named = hosts.next();
     if hosts.next().is_some() {
         return Err(Malformed::DuplicateHost);
+    }
+    // The authority-form is for CONNECT alone (RFC 9112 3.2.3). A target without a slash would
+    // be taken for one.
+    if head.uri.authority().is_some() && head.uri.scheme().is_none() {
+        return Err(Malformed::InvalidPath);
     }
     let host = match (head.uri.authority(), named) {
         (Some(authority), _) => {
@@ -205,6 +219,41 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes from trailers what has its meaning only before a body (RFC 9110 6.5.1): framing,
+/// routing, authentication, how the body is read. A server that joins trailers with headers
+/// would else believe there what was taken out here.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    while let Some(name) = trailers.keys().find(|name| !is_trailer(name)).cloned() {
+        trailers.remove(name);
+    }
+}
+
+fn is_trailer(name: &HeaderName) -> bool {
+    !matches!(
+        *name,
+        header::AUTHORIZATION
+            | header::CACHE_CONTROL
+            | CONNECTION
+            | header::CONTENT_ENCODING
+            | CONTENT_LENGTH
+            | header::CONTENT_RANGE
+            | header::CONTENT_TYPE
+            | header::COOKIE
+            | header::EXPECT
+            | header::FORWARDED
+            | HOST
+            | header::MAX_FORWARDS
+            | header::PROXY_AUTHORIZATION
+            | header::SET_COOKIE
+            | TE
+            | TRAILER
+            | TRANSFER_ENCODING
+            | UPGRADE
+    ) && ![&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS].contains(&name)
+        && !PEER_METADATA.contains(name)
+        && !name.as_str().starts_with("x-forwarded-")
+}
+
 /// Whether a header is a list that has `token`.
 pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
@@ -280,6 +329,9 @@ mod tests {
             // The target's authority wins.
             ("http://b/x", &[("host", "a")], Ok("b")),
             ("http://b/x", &[], Ok("b")),
+            // Authority-form, or a path that lacks its slash.
+            ("b:80", &[("host", "a")], Err(Malformed::InvalidPath)),
+            ("b", &[("host", "a")], Err(Malformed::InvalidPath)),
             (
                 "http://u:p@b/x",
                 &[("host", "a")],
@@ -323,6 +375,42 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["host", "te", "x-other"]);
         assert_eq!(head.headers[TE], "trailers");
+    }
+
+    #[test]
+    fn headers_are_counted() {
+        let with = |n| {
+            let mut head = head("GET", "/", &[("host", "a")]);
+            for at in 1..n {
+                let name = HeaderName::try_from(format!("x-{at}")).expect("legal");
+                head.headers.insert(name, HeaderValue::from_static("1"));
+            }
+            normalise(&mut head, false)
+        };
+        assert_eq!(with(MAX_HEADERS), Ok(()));
+        assert_eq!(with(MAX_HEADERS + 1), Err(Malformed::TooManyHeaders));
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_before_the_body() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "content-length",
+            "host",
+            "x-forwarded-client-cert",
+            "x-forwarded-for",
+            "keep-alive",
+            "authorization",
+            "grpc-status",
+            "x-sum",
+        ] {
+            trailers.append(name, HeaderValue::from_static("1"));
+            trailers.append(name, HeaderValue::from_static("2"));
+        }
+        clean_trailers(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-sum"]);
     }
 
     #[test]

@@ -49,7 +49,11 @@ const MAX_ERROR_RESETS: usize = 100;
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection on which nothing is asked for so long is closed (Envoy: an hour).
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// How often connections are looked over for those two.
+/// How long a client may leave a request's body unfinished, of which it has said how long it
+/// is, without sending any of it (408 beyond), as nginx has it. A body without a length may be a
+/// stream on which nothing happens for hours; it has [`IDLE_TIMEOUT`].
+pub const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// How often connections are looked over for the idle and the slow ones.
 pub const SWEEP: Duration = Duration::from_secs(1);
 /// How often an HTTP/2 connection is asked whether it lives. The tunnel below has its own PING;
 /// this one is for the client behind the other proxy.
@@ -156,22 +160,12 @@ impl Downstream {
         self.http2
     }
 
-    /// Whether it is to be swept away at `now`.
+    /// Closes it if at `now` nobody has done anything with it for too long.
     pub fn sweep(&self, now: Instant) {
-        if self.active.get() > 0 {
-            return;
-        }
-        let allowed = if self.reading.get() {
-            HEADER_DEADLINE
-        } else {
-            IDLE_TIMEOUT
-        };
-        if now.saturating_duration_since(self.since.get()) >= allowed {
-            self.close(if self.reading.get() {
-                Closing::Now
-            } else {
-                Closing::Graceful
-            });
+        let idle = now.saturating_duration_since(self.since.get());
+        let how = overdue(self.active.get(), self.reading.get(), idle);
+        if how != Closing::Open {
+            self.close(how);
         }
     }
 
@@ -186,6 +180,16 @@ impl Downstream {
         {
             waker.wake();
         }
+    }
+}
+
+/// What becomes of a connection with `active` requests that has been idle, or has begun to send
+/// a head (`reading`), for so long.
+fn overdue(active: usize, reading: bool, idle: Duration) -> Closing {
+    match (active, reading) {
+        (0, true) if idle >= HEADER_DEADLINE => Closing::Now,
+        (0, false) if idle >= IDLE_TIMEOUT => Closing::Graceful,
+        _ => Closing::Open,
     }
 }
 
@@ -350,5 +354,31 @@ impl hyper::rt::Write for Watched {
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_closed_when_it_is_idle_or_slow() {
+        let moment = Duration::from_millis(1);
+        for (active, reading, idle, expected) in [
+            (0, true, HEADER_DEADLINE - moment, Closing::Open),
+            (0, true, HEADER_DEADLINE, Closing::Now),
+            (0, false, HEADER_DEADLINE, Closing::Open),
+            (0, false, IDLE_TIMEOUT - moment, Closing::Open),
+            (0, false, IDLE_TIMEOUT, Closing::Graceful),
+            // A request may take as long as its own deadlines let it.
+            (1, false, IDLE_TIMEOUT, Closing::Open),
+            (1, true, IDLE_TIMEOUT, Closing::Open),
+        ] {
+            assert_eq!(
+                overdue(active, reading, idle),
+                expected,
+                "{active} {reading} {idle:?}"
+            );
+        }
     }
 }

@@ -97,11 +97,23 @@ impl Reply {
             "request_timeout",
         )
     };
+    /// The client has stopped in the middle of its request.
+    pub const BODY_TIMEOUT: Self = Self::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ResponseFlags::STREAM_IDLE_TIMEOUT,
+        "request_body_timeout",
+    );
     /// The last try's time is over.
     pub const PER_TRY_TIMEOUT: Self = Self {
         reason: "per_try_timeout",
         ..Self::REQUEST_TIMEOUT
     };
+    /// A token is no good.
+    pub const UNAUTHENTICATED: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        ResponseFlags::NONE,
+        "jwt_authn_access_denied",
+    );
     /// The endpoint could not be connected to.
     pub const CONNECT_FAILED: Self = Self::new(
         StatusCode::SERVICE_UNAVAILABLE,

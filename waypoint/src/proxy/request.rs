@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
@@ -15,6 +15,7 @@ use super::authorize::{Asked, authorize};
 use super::body::{RequestBody, RequestProgress, ResponseBody};
 use super::destination::Target;
 use super::exchange::Exchange;
+use super::external::{self, Ask};
 use super::forward::{self, Forwarded, Plan};
 use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
@@ -22,6 +23,8 @@ use super::reply::Reply;
 use super::routing::{self, Routing};
 use super::upgrade::Upgrade;
 use super::upstream;
+use crate::authentication::{AuthenticationSet, Unauthenticated};
+use crate::external_authorization::Denial;
 use crate::route::Answer;
 use crate::state::View;
 use crate::telemetry::{ResponseFlags, TraceContext, ensure_request_id};
@@ -45,6 +48,8 @@ pub async fn serve(
     let mut response = match handle(&mut exchange, head, body, upgrade).await {
         Ok(Handled::Forwarded(forwarded)) => return pass_on(exchange, forwarded, upgrade),
         Ok(Handled::Answered(answer)) => routing::respond(&mut exchange, *answer),
+        Ok(Handled::Denied(denial)) => external::respond(&mut exchange, *denial),
+        Ok(Handled::Unauthenticated(refused)) => unauthenticated(&mut exchange, *refused),
         Err(reply) => {
             exchange.answer(&reply);
             let mut response = reply.response(grpc);
@@ -59,28 +64,80 @@ pub async fn serve(
 }
 
 /// What a request has come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is what nearly all requests come to; a box would cost each of them"
+)]
 enum Handled {
     /// An endpoint has answered.
     Forwarded(Forwarded),
     /// The configuration answers.
     Answered(Box<Answer>),
+    /// A provider of external authorization does.
+    Denied(Box<Denial>),
+    /// An end user's token is no good.
+    Unauthenticated(Box<Unauthenticated>),
 }
 
 /// Everything that happens before the endpoint's answer.
 async fn handle(
     exchange: &mut Exchange,
     mut head: request::Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     upgrade: bool,
 ) -> Result<Handled, Reply> {
     let downstream = exchange.downstream.clone();
-    headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
-    let plan = {
+    headers::normalise(&mut head, upgrade).map_err(|malformed| {
+        // Whoever sent this and we may not agree where it ends; hyper's own refusals end their
+        // connections too. A stream of HTTP/2 has its end for itself.
+        // After a CONNECT hyper has no answer left to close with.
+        if !downstream.is_http2() && malformed != headers::Malformed::Connect {
+            downstream.drain();
+        }
+        malformed.reply()
+    })?;
+    let asks = {
         let (view, target) = downstream.target();
         // Logged and sent from here on, whatever becomes of it.
         let target = target.inspect(|target| exchange.addressed(target));
         trace(exchange, &mut head);
         introduce(&downstream, &mut head);
+        let asks = match &target {
+            Some(target) => look_at(exchange, &view, target, &mut head),
+            None => Err(Reply::GONE),
+        };
+        let asks = asks.inspect_err(|_| exchange.headers = std::mem::take(&mut head.headers))?;
+        match asks {
+            Look::Ask(asks) => asks,
+            Look::Authenticate(set) => {
+                drop(view);
+                let authenticator = &downstream.worker.authenticator;
+                match Box::pin(authenticator.authenticate(&set, &mut head)).await {
+                    Ok(claims) => exchange.claims = claims,
+                    Err(refused) => {
+                        exchange.headers = head.headers;
+                        return Ok(Handled::Unauthenticated(Box::new(refused)));
+                    }
+                }
+                let (view, target) = downstream.target();
+                match &target {
+                    Some(target) => custom(exchange, &view, target, &mut head),
+                    None => Err(Reply::GONE),
+                }
+                .inspect_err(|_| exchange.headers = std::mem::take(&mut head.headers))?
+            }
+        }
+    };
+    if !asks.is_empty() {
+        let asking = external::check(exchange, &mut head, &mut body, asks);
+        if let Err(denial) = Box::pin(asking).await {
+            exchange.headers = head.headers;
+            return Ok(Handled::Denied(denial));
+        }
+    }
+    let plan = {
+        // Anew: asking took its time.
+        let (view, target) = downstream.target();
         let decided = match &target {
             Some(target) => decide(exchange, &view, target, &mut head),
             None => Err(Reply::GONE),
@@ -109,7 +166,52 @@ async fn handle(
     }
 }
 
-/// Path, authorization and route: everything that is decided without waiting for anybody.
+/// What has to be waited for before a request can be judged.
+enum Look {
+    /// The check of its tokens.
+    Authenticate(AuthenticationSet),
+    /// What these say.
+    Ask(Vec<Ask>),
+}
+
+/// Normalises the path, and finds what has to be waited for.
+fn look_at(
+    exchange: &mut Exchange,
+    view: &View,
+    target: &Target,
+    head: &mut request::Parts,
+) -> Result<Look, Reply> {
+    normal_path(view, head)?;
+    if !target.authentication().is_empty() {
+        return Ok(Look::Authenticate(target.authentication().clone()));
+    }
+    custom(exchange, view, target, head).map(Look::Ask)
+}
+
+/// Whom CUSTOM policies want to be asked.
+fn custom(
+    exchange: &mut Exchange,
+    view: &View,
+    target: &Target,
+    head: &mut request::Parts,
+) -> Result<Vec<Ask>, Reply> {
+    let path = normal_path(view, head)?;
+    let policies = target.policies();
+    if policies.is_empty() {
+        return Ok(Vec::new());
+    }
+    let caller = exchange.downstream.caller.clone();
+    let destination = exchange.downstream.destination.dialled();
+    let asked = Asked {
+        caller: &caller,
+        destination: destination.unwrap_or(caller.peer),
+    };
+    let request = asked.request(Some(fields(exchange, head, &path)));
+    let checks = policies.custom(&request, &view.mesh().trust);
+    Ok(checks.iter().map(Ask::from).collect())
+}
+
+/// Authorization and route: everything that is decided without waiting for anybody.
 fn decide(
     exchange: &mut Exchange,
     view: &View,
@@ -125,8 +227,9 @@ fn decide(
             caller: &caller,
             destination: destination.unwrap_or(caller.peer),
         };
-        let request = asked.request(Some(fields(head, &path)));
-        if let Err(denied) = authorize(policies, &request, &view.mesh().trust) {
+        let request = asked.request(Some(fields(exchange, head, &path)));
+        let judged = authorize(policies, &request, &view.mesh().trust);
+        if let Err(denied) = judged {
             exchange.policy = denied.policy;
             return Err(Reply::DENIED);
         }
@@ -153,7 +256,11 @@ fn normal_path(view: &View, head: &mut request::Parts) -> Result<NormalizedPath<
 }
 
 /// The HTTP part of what policies are asked.
-fn fields<'a>(head: &'a request::Parts, path: &'a NormalizedPath<'a>) -> HttpFields<'a> {
+fn fields<'a>(
+    exchange: &'a Exchange,
+    head: &'a request::Parts,
+    path: &'a NormalizedPath<'a>,
+) -> HttpFields<'a> {
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
     HttpFields {
         method: head.method.as_str(),
@@ -161,8 +268,26 @@ fn fields<'a>(head: &'a request::Parts, path: &'a NormalizedPath<'a>) -> HttpFie
         query: head.uri.query(),
         host: host.unwrap_or_default(),
         headers: &head.headers,
-        claims: None,
+        claims: exchange.claims.as_deref(),
     }
+}
+
+/// The answer to a request with a token that is no good.
+fn unauthenticated(exchange: &mut Exchange, refused: Unauthenticated) -> Response<ResponseBody> {
+    let reply = Reply {
+        status: refused.status,
+        ..Reply::UNAUTHENTICATED
+    };
+    exchange.answer(&reply);
+    exchange.upstream_failure = Some(refused.reason.to_string());
+    let mut response = reply.response(exchange.grpc);
+    if let Some(challenge) = refused.www_authenticate {
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    if !exchange.grpc {
+        *response.body_mut() = ResponseBody::full(refused.reason.to_string().into());
+    }
+    response
 }
 
 /// Finds or begins the request's trace, and gives it an id.
@@ -190,6 +315,12 @@ fn introduce(downstream: &Downstream, head: &mut request::Parts) {
     );
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    // HTTP/1.0 may leave it out; who was dialled is all that it can mean (RFC 9112 3.2).
+    if !headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(downstream.destination.host())
+    {
+        headers.insert(HOST, host);
     }
 }
 
@@ -238,6 +369,9 @@ fn pass_on(
     if let Some(routed) = &exchange.routed {
         routed.apply_response(&mut head.headers);
     }
+    for change in &exchange.response_changes {
+        change.apply(&mut head.headers);
+    }
     for (name, value) in added {
         head.headers.append(name, value);
     }
@@ -277,12 +411,17 @@ impl headers::Malformed {
             Self::InvalidPath => "invalid_path",
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",
+            Self::TooManyHeaders => "too_many_headers",
             Self::Connect => "connect_not_supported",
         });
         match self {
             // RFC 9112 6.1.
             Self::TransferEncoding => Reply {
                 status: StatusCode::NOT_IMPLEMENTED,
+                ..reply
+            },
+            Self::TooManyHeaders => Reply {
+                status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 ..reply
             },
             Self::Connect => Reply {

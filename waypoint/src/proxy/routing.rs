@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_shared::policy::http::NormalizedPath;
+use adit_shared::policy::http::{Claims, NormalizedPath};
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderValue, Response, request};
 
@@ -72,6 +72,19 @@ impl Routed {
     }
 }
 
+/// The claims of a verified token, as routes ask for them.
+struct TokenClaims<'a>(&'a Claims);
+
+impl route::Claims for TokenClaims<'_> {
+    fn any(&self, path: &[Box<str>], test: &mut dyn FnMut(&str) -> bool) -> bool {
+        let Some((first, rest)) = path.split_first() else {
+            return false;
+        };
+        let value = self.0.payload().get(&**first);
+        value.is_some_and(|value| route::Claims::any(value, rest, test))
+    }
+}
+
 /// Finds the rule and applies it to the request.
 ///
 /// # Errors
@@ -112,13 +125,17 @@ pub fn route(
         }
     };
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let claims = exchange.claims.as_deref().map(TokenClaims);
     let request = RequestView {
         method: &head.method,
         authority: host.unwrap_or_default(),
         path: path.as_str(),
         query: head.uri.query(),
         headers: &head.headers,
-        claims: &NoClaims,
+        claims: match &claims {
+            Some(claims) => claims,
+            None => &NoClaims,
+        },
         is_grpc: exchange.grpc,
     };
     let (rule, matched) = match table.find(&request) {
@@ -156,7 +173,7 @@ fn apply(
     if !rule.filters().is_empty() {
         let inspected = rule
             .filters()
-            .inspect(head, matched, listener, || rand::random());
+            .inspect(head, matched, listener, rand::random);
         let Inspection {
             delay: injected,
             answer,
@@ -182,7 +199,7 @@ fn apply(
     };
     let filters = backend.filters();
     if !filters.is_empty() {
-        let inspected = filters.inspect(head, matched, listener, || rand::random());
+        let inspected = filters.inspect(head, matched, listener, rand::random);
         if let Some(answer) = inspected.answer {
             return Ok(Routing::Answer { delay, answer });
         }

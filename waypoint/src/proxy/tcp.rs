@@ -9,15 +9,16 @@ use adit_shared::hbone::server::Responder;
 use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseFlag};
 use http::StatusCode;
 
-use super::authorize::{Asked, authorize};
+use super::authorize::{Asked, Denied, authorize};
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
+use super::forward;
 use super::io::Io;
 use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::routing;
 use super::tunnel::Caller;
-use super::upstream::{self, Connected, Connecting};
+use super::upstream::{self, Connected};
 use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::route::PortRoutes;
 use crate::state::View;
@@ -55,7 +56,11 @@ pub async fn serve_unanswered(
     match opened {
         Ok((endpoint, info)) => {
             if let Ok(tunnel) = respond.accept(None) {
-                carry(&worker, Io::tunnel(tunnel), endpoint, info).await;
+                let flow = Flow {
+                    caller: &caller,
+                    destination: &destination,
+                };
+                carry(&worker, flow, Io::tunnel(tunnel), endpoint, info).await;
             }
         }
         Err(reply) if reply.status == StatusCode::FORBIDDEN => {
@@ -74,7 +79,13 @@ pub async fn serve(
     mut io: Io,
 ) {
     match open(&worker, &caller, &destination, client).await {
-        Ok((endpoint, info)) => carry(&worker, io, endpoint, info).await,
+        Ok((endpoint, info)) => {
+            let flow = Flow {
+                caller: &caller,
+                destination: &destination,
+            };
+            carry(&worker, flow, io, endpoint, info).await;
+        }
         Err(_) => io.reset(),
     }
 }
@@ -159,12 +170,16 @@ async fn open(
                 authority,
             );
         }
-        let connecting = Connecting::default();
+        let connecting = forward::connecting(&choice);
         let begun = Instant::now();
         let opening = upstream::open_tcp(worker, &endpoint, Some(client), None, &connecting);
         match opening.await {
             Ok(mut connected) => {
                 connected.held = held;
+                connected.idle = match &choice {
+                    Choice::Backend(backend) => backend.settings.connection_pool.tcp_idle_timeout,
+                    Choice::Workload(_) => None,
+                };
                 return Ok((connected, info));
             }
             Err(error) => {
@@ -200,10 +215,61 @@ fn l4_route(view: &View, target: &Target, caller: &Caller) -> Result<Option<Choi
     Ok(Some(choice))
 }
 
-async fn carry(worker: &Worker, client: Io, endpoint: Connected, info: ConnectionInfo) {
+/// Whose connection it is, kept to ask the policies again.
+struct Flow<'a> {
+    caller: &'a Caller,
+    destination: &'a Destination,
+}
+
+impl Flow<'_> {
+    /// Returns when a change of the policies denies what they have allowed.
+    async fn denied(&self, worker: &Worker) -> Denied {
+        let mut versions = worker.shared.state.subscribe();
+        let destination = self.destination.dialled().unwrap_or(self.caller.peer);
+        let asked = Asked {
+            caller: self.caller,
+            destination,
+        };
+        loop {
+            if versions.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let view = worker.shared.state.load();
+            // A service that is gone has no policies any more; what is open goes on.
+            if let Some(target) = self.destination.target(&view) {
+                let request = asked.request(None);
+                let trust = &view.mesh().trust;
+                if let Err(denied) = authorize(target.policies(), &request, trust) {
+                    return denied;
+                }
+            }
+        }
+    }
+}
+
+async fn carry(
+    worker: &Worker,
+    flow: Flow<'_>,
+    client: Io,
+    endpoint: Connected,
+    info: ConnectionInfo,
+) {
     let record = worker.shared.telemetry.open(info);
-    let ended = between(client, endpoint.io, &Counted(&record), None).await;
+    let copied = {
+        let counted = Counted(&record);
+        let copying = between(client, endpoint.io, &counted, endpoint.idle);
+        tokio::select! {
+            biased;
+            ended = copying => Ok(ended),
+            denied = flow.denied(worker) => Err(denied),
+        }
+    };
     drop((endpoint.held, endpoint.permit));
+    let ended = match copied {
+        Ok(ended) => ended,
+        // Dropped unfinished, both sides are reset.
+        Err(denied) => return record.fail(ResponseFlag::Denied, &denied.error),
+    };
     match ended {
         Ok(()) => record.close(),
         Err(error @ CopyError::Endpoint(_)) => record.fail(ResponseFlag::None, &error),

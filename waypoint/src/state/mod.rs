@@ -11,15 +11,20 @@ mod resources;
 mod view;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use adit_shared::model::{ServiceName, SharedModel, Update};
+use adit_shared::model::{ServiceEntry, ServiceName, SharedModel, Update};
 use adit_shared::policy::http::HttpTarget;
 use adit_shared::proto::waypoint as pb;
 use adit_shared::xds::client::{Rejected, Resource};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+use crate::authentication::{Fetcher, KeySources, Resolve};
 
 pub use backend::{Backend, Reach};
 pub use handler::{Addresses, Resources};
@@ -36,21 +41,27 @@ struct Touched {
     /// Those of these hosts, which may begin with `*.`.
     hosts: Vec<Arc<str>>,
     /// Those that have one of these workloads.
-    workloads: bool,
+    workloads: Vec<Arc<str>>,
 }
 
 impl Touched {
     fn is_empty(&self) -> bool {
-        !self.everything && !self.workloads && self.services.is_empty() && self.hosts.is_empty()
+        !self.everything
+            && self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.hosts.is_empty()
     }
 
     /// Whether `service` has to be compiled anew.
-    fn contains(&self, service: &ServiceName) -> bool {
+    fn contains(&self, entry: &ServiceEntry) -> bool {
+        let service = &entry.service().key;
         self.everything
-            // Which services a workload belongs to may have changed meanwhile.
-            || self.workloads
+            || self.workloads.iter().any(|uid| entry.has_endpoint(uid))
             || self.services.contains(service)
-            || self.hosts.iter().any(|host| host_matches(host, &service.hostname))
+            || self
+                .hosts
+                .iter()
+                .any(|host| host_matches(host, &service.hostname))
     }
 
     fn targets<'a>(&mut self, targets: impl IntoIterator<Item = &'a pb::Target>) {
@@ -80,7 +91,7 @@ impl Touched {
                         hostname: hostname.clone(),
                     });
                 }
-                HttpTarget::Workload(_) => self.workloads = true,
+                HttpTarget::Workload(uid) => self.workloads.push(uid.clone()),
                 _ => self.everything = true,
             }
         }
@@ -100,23 +111,59 @@ fn host_matches(host: &str, hostname: &str) -> bool {
     }
 }
 
+/// Finds services of the mesh for whoever fetches issuers' keys: by their endpoints, for the
+/// waypoint itself is not captured.
+fn resolver(gateway: &Gateway, model: &Arc<SharedModel>) -> Box<Resolve> {
+    let (namespace, model) = (gateway.namespace.clone(), model.clone());
+    Box::new(move |host, port| {
+        let model = model.load();
+        let entry = model.service_by_hostname(host, &namespace)?;
+        let key = &entry.service().key;
+        let addresses = entry.endpoints().iter().filter_map(|workload| {
+            let own = workload.ports_of(key).into_iter().flatten();
+            let target = own
+                .filter(|own| own.service_port == port)
+                .find_map(|own| own.target_port)
+                .or_else(|| entry.service().port(port)?.target_port)?;
+            Some(SocketAddr::new(*workload.addresses.first()?, target))
+        });
+        Some(addresses.collect())
+    })
+}
+
 /// Everything that is known, and the view of it that requests read.
 pub struct State {
     model: Arc<SharedModel>,
     view: ArcSwap<View>,
     store: Mutex<Store>,
     version: watch::Sender<u64>,
+    complete: AtomicBool,
 }
 
 impl State {
-    /// An empty state of the waypoint `gateway`.
-    pub fn new(gateway: Gateway) -> Self {
+    /// An empty state of the waypoint `gateway`. Issuers' keys are fetched on `runtime`.
+    pub fn new(gateway: Gateway, runtime: Handle) -> Self {
+        let model = Arc::new(SharedModel::new());
+        let fetcher = Fetcher::new(Some(resolver(&gateway, &model)));
+        let store = Store::new(KeySources::new(runtime, fetcher));
         Self {
-            model: Arc::new(SharedModel::new()),
-            view: ArcSwap::from_pointee(View::empty(gateway)),
-            store: Mutex::default(),
+            model,
+            view: ArcSwap::from_pointee(View::empty(gateway, &store)),
+            store: Mutex::new(store),
             version: watch::Sender::new(0),
+            complete: AtomicBool::new(false),
         }
+    }
+
+    /// Everything has been received once. Before that nothing is served: what is missing may be
+    /// the policy that denies.
+    pub fn completed(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Whether everything has been received once.
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     /// Workloads and services.

@@ -11,12 +11,15 @@ use prost::Message;
 
 use super::Touched;
 use super::view::Protocol;
+use crate::authentication::{KeySources, RequestAuthentication, RequestAuthentications};
 use crate::balance::TrafficPolicy;
 use crate::route::Route;
 
 /// Everything that was received and is in force.
-#[derive(Default)]
 pub(super) struct Store {
+    /// Where issuers' keys come from.
+    keys: KeySources,
+    pub(super) authentications: Arc<RequestAuthentications>,
     pub(super) settings: pb::Settings,
     pub(super) waypoints: HashMap<String, pb::Waypoint>,
     pub(super) services: HashMap<ServiceName, Arc<[DeclaredPort]>>,
@@ -59,6 +62,24 @@ pub(super) fn seniority(object: Option<&pb::ObjectRef>) -> (i64, &str, &str) {
 }
 
 impl Store {
+    pub(super) fn new(keys: KeySources) -> Self {
+        Self {
+            keys,
+            authentications: Arc::default(),
+            settings: pb::Settings::default(),
+            waypoints: HashMap::new(),
+            services: HashMap::new(),
+            service_names: HashMap::new(),
+            providers: HashMap::new(),
+            policies: HttpPolicies::new(),
+            telemetry: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            backend_tls: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            attached: HashMap::new(),
+        }
+    }
+
     /// Takes a resource.
     ///
     /// # Errors
@@ -86,6 +107,18 @@ impl Store {
                 touched.everything = true;
             }
             pb::AUTHORIZATION_POLICY_TYPE => return self.upsert_policy(name, body, touched),
+            pb::REQUEST_AUTHENTICATION_TYPE => {
+                let policy = match pb::RequestAuthentication::decode(body) {
+                    Ok(wire) => RequestAuthentication::from_resource(name, &wire, &self.keys),
+                    Err(error) => RequestAuthentication::unreadable(name, &error.to_string()),
+                };
+                let problem = policy.problems().first().map(ToString::to_string);
+                Arc::make_mut(&mut self.authentications).upsert(policy);
+                // They are few: which services one was about before is not kept.
+                touched.everything = true;
+                // In force all the same: it refuses tokens.
+                return problem.map_or(Ok(()), Err);
+            }
             pb::TELEMETRY_TYPE => {
                 let resource: Arc<pb::Telemetry> = Arc::new(decode(body)?);
                 touched.targets(&resource.targets);
@@ -222,6 +255,11 @@ impl Store {
                     let removed = HttpUpdate::Remove(policy.key().clone());
                     self.policies.apply([removed]);
                 }
+            }
+            pb::REQUEST_AUTHENTICATION_TYPE => {
+                let key = name.strip_prefix("RequestAuthentication/").unwrap_or(name);
+                Arc::make_mut(&mut self.authentications).remove(key);
+                touched.everything = true;
             }
             pb::TELEMETRY_TYPE => {
                 if let Some(before) = self.telemetry.remove(name) {

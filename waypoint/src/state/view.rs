@@ -18,6 +18,7 @@ use tracing::warn;
 use super::backend::{Backend, Surroundings};
 use super::resources::{DeclaredPort, Store, seniority};
 use super::{Touched, host_matches};
+use crate::authentication::{AuthenticationSet, RequestAuthentications};
 use crate::balance::{Origin, Selection, TrafficSettings};
 use crate::proxy::upstream::Originate;
 use crate::route::{RetryPolicy, ServiceRoutes};
@@ -109,6 +110,7 @@ pub struct View {
     services: HashMap<ServiceName, Arc<ServiceView>>,
     origin: Arc<Origin>,
     policies: HttpPolicies,
+    authentications: Arc<RequestAuthentications>,
     mesh: Arc<Mesh>,
 }
 
@@ -138,6 +140,8 @@ pub struct PortView {
     subsets: Vec<(Arc<str>, Arc<Backend>)>,
     /// Routes that are attached to the service.
     pub routes: Arc<ServiceRoutes>,
+    /// Whose tokens are looked for.
+    pub authentication: AuthenticationSet,
     /// Policies for what is sent to it.
     pub policies: HttpPolicySet,
     /// What is measured and logged.
@@ -145,11 +149,11 @@ pub struct PortView {
 }
 
 impl View {
-    pub(super) fn empty(gateway: Gateway) -> Self {
-        let store = Store::default();
+    pub(super) fn empty(gateway: Gateway, store: &Store) -> Self {
         Self {
             version: 0,
-            mesh: Arc::new(Mesh::compile(&gateway, &store)),
+            mesh: Arc::new(Mesh::compile(&gateway, store)),
+            authentications: Arc::default(),
             gateway: Arc::new(gateway),
             model: Arc::default(),
             services: HashMap::new(),
@@ -193,7 +197,7 @@ impl View {
             let name = &entry.service().key;
             let known = services.get(name);
             let same = known.is_some_and(|known| Arc::ptr_eq(&known.entry, entry));
-            if !same || moved || touched.contains(name) {
+            if !same || moved || touched.contains(entry) {
                 let view = ServiceView::compile(
                     entry,
                     store,
@@ -211,6 +215,7 @@ impl View {
             services,
             origin: Arc::new(origin),
             policies: store.policies.clone(),
+            authentications: store.authentications.clone(),
             mesh,
         })
     }
@@ -238,6 +243,11 @@ impl View {
     /// All authorization policies.
     pub fn policies(&self) -> &HttpPolicies {
         &self.policies
+    }
+
+    /// All rules about end users' tokens.
+    pub fn authentications(&self) -> &RequestAuthentications {
+        &self.authentications
     }
 
     /// A service.
@@ -332,6 +342,10 @@ impl ServiceView {
             Some(before) if *before.labels == *labels => before.labels.clone(),
             _ => labels,
         };
+        let authentication =
+            store
+                .authentications
+                .for_service(&gateway.key, &key.namespace, Some(&key.hostname));
         let routes = Arc::new(ServiceRoutes::build(key, store.routes_of(key)));
         let policies = store
             .policies
@@ -359,6 +373,7 @@ impl ServiceView {
                     backend,
                     subsets,
                     routes: routes.clone(),
+                    authentication: authentication.clone(),
                     policies: policies.clone(),
                     telemetry: telemetry.clone(),
                 })

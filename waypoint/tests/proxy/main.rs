@@ -2,8 +2,10 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod external;
 mod http1;
 mod http2;
+mod limits;
 mod policies;
 mod routes;
 mod support;

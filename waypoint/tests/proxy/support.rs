@@ -96,12 +96,10 @@ fn new_address() -> IpAddr {
 
 /// A mesh of one waypoint.
 pub struct Mesh {
-    pub ca: Arc<LocalCa>,
     pub certificates: CertificateCache,
     pub state: Arc<State>,
     pub workers: Vec<WorkerHandle>,
     pub address: SocketAddr,
-    pub shared: Arc<Shared>,
     drain: DrainTrigger,
     next_vip: AtomicUsize,
 }
@@ -115,19 +113,23 @@ impl Mesh {
     /// One whose configuration `change` has changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let ca = Arc::new(LocalCa::generate(&trust_domain()).expect("a CA"));
-        let certificates = CertificateCache::new(ca.clone(), CacheOptions::default());
-        let state = Arc::new(State::new(Gateway::new(
-            "waypoint",
-            "shop",
-            "cluster.local",
-            "",
-            trust_domain(),
-            "Kubernetes//Pod/shop/waypoint",
-        )));
+        let certificates = CertificateCache::new(ca, CacheOptions::default());
+        let state = Arc::new(State::new(
+            Gateway::new(
+                "waypoint",
+                "shop",
+                "cluster.local",
+                "",
+                trust_domain(),
+                "Kubernetes//Pod/shop/waypoint",
+            ),
+            tokio::runtime::Handle::current(),
+        ));
         let requests = Arc::new(RequestMetrics::new(1000));
         let mut metrics = Metrics::new("waypoint", "test");
         metrics.register("istio", Box::new(RequestCollector(requests.clone())));
         let metrics = Arc::new(metrics);
+        state.completed();
         let (trigger, watcher) = drain::channel();
         let mut config = config();
         change(&mut config);
@@ -138,17 +140,16 @@ impl Mesh {
             telemetry: Telemetry::new(metrics, None, Vec::new()),
             requests,
             log: None,
+            spans: Arc::default(),
             session_key: SessionKey::new(&[7; 32]).expect("a key"),
             drain: watcher,
         });
         let (workers, address) = WorkerHandle::start_all(&shared).expect("workers");
         Self {
-            ca,
             certificates,
             state,
             workers,
             address,
-            shared,
             drain: trigger,
             next_vip: AtomicUsize::new(1),
         }

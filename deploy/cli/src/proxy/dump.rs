@@ -23,6 +23,8 @@ pub struct Service {
     pub namespace: String,
     pub hostname: String,
     pub addresses: Vec<String>,
+    /// Whether its traffic comes to the waypoint; else it may be a route's backend.
+    pub bound: bool,
     pub ports: Vec<Port>,
 }
 
@@ -71,7 +73,12 @@ impl Dump {
         let raw: Value = serde_json::from_slice(text).context("it is no JSON")?;
         let is_one = raw["version"]["component"] == "adit-waypoint" || raw["resources"].is_object();
         anyhow::ensure!(is_one, "it is no dump of a waypoint");
-        let dump = serde_path(raw.clone())?;
+        let mut dump: Self =
+            serde_json::from_value(raw.clone()).context("it cannot be understood")?;
+        dump.services.sort_by(|a, b| {
+            let key = |service: &Service| (service.namespace.clone(), service.hostname.clone());
+            key(a).cmp(&key(b))
+        });
         Ok((dump, raw))
     }
 
@@ -102,10 +109,6 @@ impl Dump {
         });
         matching.max_by_key(|policy| policy["host"].as_str().map(str::len))
     }
-}
-
-fn serde_path(value: Value) -> anyhow::Result<Dump> {
-    serde_json::from_value(value).context("the dump cannot be understood")
 }
 
 /// `name.namespace` of the user's object that a resource was made from.

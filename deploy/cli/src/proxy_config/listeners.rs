@@ -52,7 +52,7 @@ fn rows(dump: &Dump, filter: &Filter) -> Vec<[String; 4]> {
         format!("{address} mTLS, CONNECT"),
         "main_internal".to_owned(),
     ]];
-    for service in &dump.services {
+    for service in dump.services.iter().filter(|service| service.bound) {
         for port in &service.ports {
             if !filter.takes(&service.hostname, port.port) {
                 continue;

@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
 
 pub(super) fn table(dump: &Dump, filter: &Filter, name: Option<&str>) -> String {
     let mut table = Table::new(["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"]);
-    for service in &dump.services {
+    for service in dump.services.iter().filter(|service| service.bound) {
         for port in &service.ports {
             if !filter.takes(&service.hostname, port.port) {
                 continue;

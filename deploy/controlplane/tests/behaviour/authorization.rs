@@ -377,6 +377,7 @@ fn conditions_say_what_is_in_force() {
         (
             "target ref",
             "{targetRefs: [{kind: Gateway, group: g, name: w}]}",
+            // Said by waypoints' part of the compiler; node proxies do not see it.
             "false TargetNotFound",
         ),
         (

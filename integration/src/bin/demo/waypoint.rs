@@ -53,7 +53,7 @@ fn enrol(tour: &Tour, mesh: &TestMesh) -> anyhow::Result<()> {
     mesh.wait_pods_ready(adit_integration::mesh::DEADLINE)?;
     mesh.wait_enrolled()?;
     mesh.wait_bound(HOST, false)?;
-    let before = mesh.seen(pod("shop/client"), URL, &[])?;
+    let before = mesh.eventually("an answer", || mesh.seen(pod("shop/client"), URL, &[]))?;
     let own = mesh.address(pod("shop/client"))?;
     let peer = before["peer"].as_str().unwrap_or_default().to_owned();
     tour.check(

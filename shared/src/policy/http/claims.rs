@@ -63,15 +63,18 @@ impl Claims {
     /// Whether `hit` holds for the claim at `path`, or for an element of it when it is a
     /// list. Other than text nothing matches (Istio).
     pub fn any_value<S: AsRef<str>>(&self, path: &[S], hit: impl Fn(&str) -> bool) -> bool {
-        if let [name] = path
-            && let Some((_, words)) = self
-                .words
-                .iter()
-                .find(|(known, _)| **known == *name.as_ref())
-        {
-            return words.iter().any(|word| hit(word));
+        match self.words(path) {
+            Some(words) => words.iter().any(|word| hit(word)),
+            None => any_text(self.at(path), &hit),
         }
-        any_text(self.at(path), &hit)
+    }
+
+    /// The words of the claim at `path`, if it is one whose text is a list of words.
+    pub fn words<S: AsRef<str>>(&self, path: &[S]) -> Option<&[Box<str>]> {
+        let [name] = path else { return None };
+        let mut all = self.words.iter();
+        let (_, words) = all.find(|(known, _)| **known == *name.as_ref())?;
+        Some(words)
     }
 
     /// The claim at `path`.

@@ -27,55 +27,14 @@ pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Pa
     collect(&mut claims, RouteKind::Http, &objects.http_routes, view);
     collect(&mut claims, RouteKind::Tls, &objects.tls_routes, view);
     collect(&mut claims, RouteKind::Tcp, &objects.tcp_routes, view);
-    let claims = &claims;
-    each(
-        RouteKind::Grpc,
-        &objects.grpc_routes,
-        claims,
+    let all = Routes {
+        claims: &claims,
         view,
-        part,
-        |route, resolver| {
-            wire::route::Kind::Grpc(wire::GrpcRules {
-                rules: rules::all(route, |rule, at| rules::grpc(rule, at, resolver)),
-            })
-        },
-    );
-    each(
-        RouteKind::Http,
-        &objects.http_routes,
-        claims,
-        view,
-        part,
-        |route, resolver| {
-            wire::route::Kind::Http(wire::HttpRules {
-                rules: rules::all(route, |rule, at| rules::http(rule, at, resolver)),
-            })
-        },
-    );
-    each(
-        RouteKind::Tls,
-        &objects.tls_routes,
-        claims,
-        view,
-        part,
-        |route, resolver| {
-            wire::route::Kind::Tls(wire::L4Rules {
-                rules: rules::all(route, |rule, _| rules::l4(rule, resolver)),
-            })
-        },
-    );
-    each(
-        RouteKind::Tcp,
-        &objects.tcp_routes,
-        claims,
-        view,
-        part,
-        |route, resolver| {
-            wire::route::Kind::Tcp(wire::L4Rules {
-                rules: rules::all(route, |rule, _| rules::l4(rule, resolver)),
-            })
-        },
-    );
+    };
+    all.compile(RouteKind::Grpc, &objects.grpc_routes, part, rules::grpc);
+    all.compile(RouteKind::Http, &objects.http_routes, part, rules::http);
+    all.compile(RouteKind::Tls, &objects.tls_routes, part, rules::tls);
+    all.compile(RouteKind::Tcp, &objects.tcp_routes, part, rules::tcp);
 }
 
 fn collect<R>(claims: &mut Claims, kind: RouteKind, routes: &ByName<Route<R>>, view: &View<'_>) {
@@ -86,42 +45,50 @@ fn collect<R>(claims: &mut Claims, kind: RouteKind, routes: &ByName<Route<R>>, v
     }
 }
 
-fn each<R: RouteRule>(
-    kind: RouteKind,
-    routes: &ByName<Route<R>>,
-    claims: &Claims,
-    view: &View<'_>,
-    part: &mut Part,
-    convert: impl Fn(&Route<R>, &Resolver<'_, '_>) -> wire::route::Kind,
-) {
-    for route in routes.values().filter(|route| view.mesh.owns(&route.meta)) {
-        let attachments: Vec<_> = route
-            .parents
-            .iter()
-            .map(|parent| (parent, claims.attach(kind, parent, view)))
-            .collect();
-        let resolver = Resolver::new(kind.kind(), view);
-        let rules = convert(route, &resolver);
-        let waypoints = waypoints(&attachments, view);
-        if !waypoints.is_empty() {
-            let parents = attachments.iter();
-            let resource = Arc::new(Resource::Route(wire::Route {
-                object: Some(object(&route.meta, kind.kind())),
-                parents: parents
-                    .flat_map(|(_, attachment)| wire_parents(attachment, view))
-                    .collect(),
-                hostnames: route.hostnames.clone(),
-                kind: Some(rules),
-            }));
-            for waypoint in &waypoints {
-                part.give(waypoint, &resource);
-                for (namespace, name) in resolver.reached() {
-                    reach::compile(waypoint, &namespace, &name, view, part);
+/// What the routes of a namespace share.
+struct Routes<'c, 'v, 'a> {
+    claims: &'c Claims,
+    view: &'v View<'a>,
+}
+
+impl Routes<'_, '_, '_> {
+    fn compile<R: RouteRule>(
+        &self,
+        kind: RouteKind,
+        routes: &ByName<Route<R>>,
+        part: &mut Part,
+        rules: impl Fn(&Route<R>, &Resolver<'_, '_>) -> wire::route::Kind,
+    ) {
+        let view = self.view;
+        for route in routes.values().filter(|route| view.mesh.owns(&route.meta)) {
+            let parents = route.parents.iter();
+            let attachments: Vec<_> = parents
+                .map(|parent| (parent, self.claims.attach(kind, parent, view)))
+                .collect();
+            let resolver = Resolver::new(kind.kind(), view);
+            // Always, for what is wrong with the backends is told in any case.
+            let rules = rules(route, &resolver);
+            let waypoints = waypoints(&attachments, view);
+            if !waypoints.is_empty() {
+                let parents = attachments.iter();
+                let resource = Arc::new(Resource::Route(wire::Route {
+                    object: Some(object(&route.meta, kind.kind())),
+                    parents: parents
+                        .flat_map(|(_, attachment)| wire_parents(attachment, view))
+                        .collect(),
+                    hostnames: route.hostnames.clone(),
+                    kind: Some(rules),
+                }));
+                for waypoint in &waypoints {
+                    part.give(waypoint, &resource);
+                    for (namespace, name) in resolver.reached() {
+                        reach::compile(waypoint, &namespace, &name, view, part);
+                    }
                 }
             }
+            let status = status(route, &attachments, &resolver, view);
+            *part.status(route.meta.reference(kind.kind())) = status;
         }
-        let status = status(route, &attachments, &resolver, view);
-        *part.status(route.meta.reference(kind.kind())) = status;
     }
 }
 

@@ -1,19 +1,45 @@
 //! Rules in the waypoint's form.
 
 use adit_shared::proto::waypoint as wire;
+use adit_shared::proto::waypoint::route::Kind;
 
 use super::backends::Resolver;
 use crate::model::{GrpcRule, HttpRule, L4Rule, Meta, Route};
 
 /// Which rule of which route it is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RuleAt<'a> {
+struct RuleAt<'a> {
     route: &'a Meta,
     index: usize,
 }
 
-/// Converts all rules of a route.
-pub(super) fn all<R, W>(route: &Route<R>, convert: impl Fn(&R, RuleAt<'_>) -> W) -> Vec<W> {
+pub(super) fn grpc(route: &Route<GrpcRule>, resolver: &Resolver<'_, '_>) -> Kind {
+    Kind::Grpc(wire::GrpcRules {
+        rules: all(route, |rule, at| grpc_rule(rule, at, resolver)),
+    })
+}
+
+pub(super) fn http(route: &Route<HttpRule>, resolver: &Resolver<'_, '_>) -> Kind {
+    Kind::Http(wire::HttpRules {
+        rules: all(route, |rule, at| http_rule(rule, at, resolver)),
+    })
+}
+
+pub(super) fn tls(route: &Route<L4Rule>, resolver: &Resolver<'_, '_>) -> Kind {
+    Kind::Tls(l4(route, resolver))
+}
+
+pub(super) fn tcp(route: &Route<L4Rule>, resolver: &Resolver<'_, '_>) -> Kind {
+    Kind::Tcp(l4(route, resolver))
+}
+
+fn l4(route: &Route<L4Rule>, resolver: &Resolver<'_, '_>) -> wire::L4Rules {
+    wire::L4Rules {
+        rules: all(route, |rule, _| l4_rule(rule, resolver)),
+    }
+}
+
+fn all<R, W>(route: &Route<R>, convert: impl Fn(&R, RuleAt<'_>) -> W) -> Vec<W> {
     let rules = route.rules.iter().enumerate();
     let route = &route.meta;
     rules
@@ -21,7 +47,7 @@ pub(super) fn all<R, W>(route: &Route<R>, convert: impl Fn(&R, RuleAt<'_>) -> W)
         .collect()
 }
 
-pub(super) fn http(rule: &HttpRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>) -> wire::HttpRule {
+fn http_rule(rule: &HttpRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>) -> wire::HttpRule {
     let backends = rule.backends.iter();
     wire::HttpRule {
         name: rule.name.clone(),
@@ -38,7 +64,7 @@ pub(super) fn http(rule: &HttpRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>)
     }
 }
 
-pub(super) fn grpc(rule: &GrpcRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>) -> wire::GrpcRule {
+fn grpc_rule(rule: &GrpcRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>) -> wire::GrpcRule {
     let backends = rule.backends.iter();
     wire::GrpcRule {
         name: rule.name.clone(),
@@ -52,7 +78,7 @@ pub(super) fn grpc(rule: &GrpcRule, at: RuleAt<'_>, resolver: &Resolver<'_, '_>)
     }
 }
 
-pub(super) fn l4(rule: &L4Rule, resolver: &Resolver<'_, '_>) -> wire::L4Rule {
+fn l4_rule(rule: &L4Rule, resolver: &Resolver<'_, '_>) -> wire::L4Rule {
     let backends = rule.backends.iter();
     wire::L4Rule {
         name: rule.name.clone(),
