@@ -53,9 +53,10 @@ fn selected(selector: &Labels, namespace: &str, view: &View<'_>, resolved: &mut 
         return;
     };
     for service in of.services.values().filter(|of| !of.external_name) {
-        let Some(waypoint) = serving(service, view) else {
+        let waypoints = serving(service, view);
+        if waypoints.is_empty() {
             continue;
-        };
+        }
         let pods = pods(service, of);
         let meta = &service.meta;
         let implied = !selector.is_empty()
@@ -64,14 +65,19 @@ fn selected(selector: &Labels, namespace: &str, view: &View<'_>, resolved: &mut 
         let whole = selector.is_empty()
             || implied
             || (!pods.is_empty() && pods.iter().all(|(_, labels)| selects(selector, labels)));
-        if whole {
+        let targets: Vec<_> = if whole {
             let target = reference(&meta.namespace, &meta.name, view.mesh);
-            resolved.add(&waypoint, Some(Wire::Service(target)));
-            continue;
-        }
-        for (name, _) in pods.iter().filter(|(_, labels)| selects(selector, labels)) {
-            let uid = uid(namespace, name, view.mesh);
-            resolved.add(&waypoint, Some(Wire::Workload(uid)));
+            vec![Wire::Service(target)]
+        } else {
+            let picked = pods.iter().filter(|(_, labels)| selects(selector, labels));
+            picked
+                .map(|(name, _)| Wire::Workload(uid(namespace, name, view.mesh)))
+                .collect()
+        };
+        for waypoint in &waypoints {
+            for target in &targets {
+                resolved.add(waypoint, Some(target.clone()));
+            }
         }
     }
     bound(selector, namespace, view, resolved);
