@@ -202,6 +202,7 @@ async fn free(clients: Vec<Client>, stalled: Vec<tokio::task::JoinHandle<()>>, b
         held() - before < 16 << 20
     })
     .await;
+    println!("{} KiB stay", (held() - before) / 1024);
 }
 
 // One test: the counter is the process's.
