@@ -5,6 +5,8 @@
 //! bare CR. Here the rest: which host is meant (RFC 9112 3.2, RFC 9113 8.3.1), and that nothing
 //! passes that the next hop could read as another framing (RFC 9112 6.1, 7).
 
+use std::net::Ipv6Addr;
+
 use http::header::{
     self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
@@ -176,8 +178,7 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
 /// end the host early for another reader.
 fn is_host(host: &[u8]) -> bool {
     let legal = |b: &u8| {
-        b.is_ascii_alphanumeric()
-            || matches!(b, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+        b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']')
     };
     if host.is_empty() || host.len() > 261 || !host.iter().all(legal) {
         return false;
@@ -186,7 +187,10 @@ fn is_host(host: &[u8]) -> bool {
         Some(at) if !host.ends_with(b"]") => (&host[..at], &host[at + 1..]),
         _ => (host, &b""[..]),
     };
-    let bracketed = name.starts_with(b"[") && name.ends_with(b"]");
+    let address = name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]"));
+    let bracketed = address
+        .and_then(|address| std::str::from_utf8(address).ok())
+        .is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
     !name.is_empty()
         && port.iter().all(u8::is_ascii_digit)
         && port.len() <= 5
@@ -326,6 +330,8 @@ mod tests {
             ("/", &[("host", "a,b")], Err(Malformed::InvalidHost)),
             ("/", &[("host", "a:b")], Err(Malformed::InvalidHost)),
             ("/", &[("host", "::1")], Err(Malformed::InvalidHost)),
+            ("/", &[("host", "[a]")], Err(Malformed::InvalidHost)),
+            ("/", &[("host", "a%2fb")], Err(Malformed::InvalidHost)),
             // The target's authority wins.
             ("http://b/x", &[("host", "a")], Ok("b")),
             ("http://b/x", &[], Ok("b")),
