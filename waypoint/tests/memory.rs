@@ -3,6 +3,9 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "shared with the tests of what a client may try")]
+#[path = "safety/raw.rs"]
+mod raw;
 #[allow(dead_code, reason = "shared with the tests of the data path")]
 #[path = "proxy/support.rs"]
 mod support;
@@ -29,6 +32,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
+
+/// What it may hold for the answers of a connection that asks and does not read, in KiB.
+const PER_FLOOD: isize = 2048;
 
 /// Counts what worker threads hold. What they free was allocated by them.
 struct Counting;
@@ -82,21 +88,27 @@ const PER_CONNECTION: usize = 15;
 /// buffer of 256 on either side, and what HTTP reads at once.
 const PER_STREAM: isize = 640;
 
-/// A connection with windows as the waypoint's own, so that all streams have their part of it.
-async fn connect(mesh: &Mesh) -> Client {
+/// TLS to the HBONE port.
+async fn tls(mesh: &Mesh) -> TlsStream {
     let certificate = mesh.certificate(&identity("default", "curl")).await;
     let stream = TcpStream::connect(mesh.address).await.unwrap();
     let name = ServerName::IpAddress(mesh.address.ip().into());
     let config = certificate.client_config().clone();
-    let tls = TlsStream::connect(stream, config, name, DEADLINE)
+    TlsStream::connect(stream, config, name, DEADLINE)
         .await
-        .unwrap();
+        .unwrap()
+}
+
+/// A connection with windows as the waypoint's own, so that all streams have their part of it.
+async fn connect(mesh: &Mesh) -> Client {
     let settings = Settings {
         stream_window: 64 << 10,
         connection_window: 1 << 20,
         ..Settings::DEFAULT
     };
-    let connection = Connection::handshake(tls, &settings).await.unwrap();
+    let connection = Connection::handshake(tls(mesh).await, &settings)
+        .await
+        .unwrap();
     Client { connection }
 }
 
@@ -238,6 +250,20 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
         assert!(each < PER_STREAM, "{each} KiB");
         neighbours(&clients, &web).await;
         free(clients, stalled, before).await;
+
+        // Frames that want answers which nobody reads.
+        for frame in [
+            raw::frame(raw::kind::SETTINGS, 0, 0, &[]),
+            raw::frame(raw::kind::PING, 0, 0, &[1; 8]),
+        ] {
+            let before = held();
+            let mut http = raw::RawHttp2::new(tls(&mesh).await).await;
+            let flood = frame.repeat((64 << 20) / frame.len());
+            let _ = timeout(Duration::from_secs(2), http.write(&flood)).await;
+            let more = (held() - before) / 1024;
+            println!("{more} KiB for answers that are not read");
+            assert!(more < PER_FLOOD, "{more} KiB");
+        }
 
         // An endpoint that does not read. Its node's connections have windows of their own;
         // who calls another endpoint is not held up.

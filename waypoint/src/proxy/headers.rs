@@ -31,6 +31,9 @@ const PEER_METADATA: [HeaderName; 2] = [
     HeaderName::from_static("x-envoy-peer-metadata-id"),
 ];
 
+/// Names of protocols to upgrade to that are HTTP again.
+const HTTP_ITSELF: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"h3", b"tls"];
+
 /// Why a head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
@@ -62,15 +65,24 @@ pub enum Malformed {
 
 /// Which other protocol a request asks for, by its `upgrade` header.
 pub fn wants_upgrade(head: &request::Parts) -> bool {
-    head.version == Version::HTTP_11
-        && head.headers.contains_key(UPGRADE)
-        && has_token(&head.headers, &CONNECTION, "upgrade")
-        // h2c was abandoned (RFC 9113 3.1); passed on, it would lead around what is decided
-        // for each request.
-        && head
-            .headers
-            .get(UPGRADE)
-            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    if head.version != Version::HTTP_11 || !has_token(&head.headers, &CONNECTION, "upgrade") {
+        return false;
+    }
+    let mut protocols = head.headers.get_all(UPGRADE).iter();
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else {
+        return false;
+    };
+    // One, so that the endpoint has no choice that was not seen here.
+    let protocol = protocol.as_bytes().trim_ascii();
+    if protocol.is_empty() || protocol.contains(&b',') {
+        return false;
+    }
+    // What carries further requests would lead them around what is decided for each of them;
+    // h2c was abandoned besides (RFC 9113 3.1).
+    let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
+    !HTTP_ITSELF
+        .iter()
+        .any(|other| name.trim_ascii().eq_ignore_ascii_case(other))
 }
 
 /// Brings a request's head into one form: path and query in its URI, one valid `host`, no
@@ -465,6 +477,20 @@ mod tests {
         normalise(&mut websocket, true).expect("well-formed");
         assert_eq!(websocket.headers[UPGRADE], "websocket");
         assert_eq!(websocket.headers[CONNECTION], "upgrade");
-        assert!(!wants_upgrade(&ask("h2c")));
+        for other in [
+            "h2c",
+            "H2C",
+            "h2c/2",
+            "HTTP/2.0",
+            "TLS/1.2",
+            "websocket, h2c",
+            "h2c,websocket",
+            "",
+        ] {
+            assert!(!wants_upgrade(&ask(other)), "{other}");
+        }
+        let mut two = ask("websocket");
+        two.headers.append(UPGRADE, HeaderValue::from_static("h2c"));
+        assert!(!wants_upgrade(&two));
     }
 }
