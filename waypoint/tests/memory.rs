@@ -30,7 +30,7 @@ use rustls::pki_types::ServerName;
 use support::*;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 /// What it may hold for the answers of a connection that asks and does not read, in KiB.
@@ -173,8 +173,8 @@ fn held() -> isize {
 async fn stall(
     mesh: &Mesh,
     vip: &Vip,
-    begin: impl AsyncFn(Tunnel) -> tokio::task::JoinHandle<()>,
-) -> (Vec<Client>, Vec<tokio::task::JoinHandle<()>>) {
+    begin: impl AsyncFn(Tunnel) -> AbortHandle,
+) -> (Vec<Client>, Vec<AbortHandle>) {
     let mut clients = Vec::new();
     let mut stalled = Vec::new();
     while stalled.len() < TUNNELS {
@@ -204,7 +204,7 @@ async fn neighbours(clients: &[Client], vip: &Vip) {
     );
 }
 
-async fn free(clients: Vec<Client>, stalled: Vec<tokio::task::JoinHandle<()>>, before: isize) {
+async fn free(clients: Vec<Client>, stalled: Vec<AbortHandle>, before: isize) {
     for task in stalled {
         task.abort();
     }
@@ -242,6 +242,7 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
                 std::future::pending::<()>().await;
                 drop(io);
             })
+            .abort_handle()
         })
         .await;
         settled(&sent).await;
@@ -282,6 +283,7 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
                     taken.set(taken.get() + piece.len());
                 }
             })
+            .abort_handle()
         })
         .await;
         settled(&taken).await;
