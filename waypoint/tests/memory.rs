@@ -169,6 +169,24 @@ fn held() -> isize {
     HELD.load(Ordering::Relaxed)
 }
 
+/// What is held when nothing is taken or given back any more.
+async fn still() -> isize {
+    let deadline = Instant::now() + DEADLINE;
+    let (mut before, mut same) = (held(), 0);
+    while same < 10 {
+        sleep(Duration::from_millis(50)).await;
+        let now = held();
+        same = if (now - before).abs() < 16 << 10 {
+            same + 1
+        } else {
+            0
+        };
+        before = now;
+        assert!(Instant::now() < deadline, "it goes on: {now}");
+    }
+    before
+}
+
 /// 500 stalled tunnels; returns them with their connections.
 async fn stall(
     mesh: &Mesh,
@@ -257,7 +275,7 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
             raw::frame(raw::kind::SETTINGS, 0, 0, &[]),
             raw::frame(raw::kind::PING, 0, 0, &[1; 8]),
         ] {
-            let before = held();
+            let before = still().await;
             let mut http = raw::RawHttp2::new(tls(&mesh).await).await;
             let flood = frame.repeat((64 << 20) / frame.len());
             let _ = timeout(Duration::from_secs(2), http.write(&flood)).await;

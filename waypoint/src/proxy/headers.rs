@@ -168,18 +168,22 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
     if let Some(host) = host {
         head.headers.insert(HOST, host);
     }
-    let path = head.uri.path();
-    let asterisk = path == "*" && head.method == Method::OPTIONS;
-    if !path.starts_with('/') && !asterisk {
-        // The target of `OPTIONS http://host` is `*` (RFC 9112 3.2.4), of all others `/`.
-        if !path.is_empty() {
-            return Err(Malformed::InvalidPath);
-        }
-    }
-    if head.uri.authority().is_some() || head.uri.scheme().is_some() {
-        let path = head.uri.path_and_query().cloned();
+    let given = head.uri.path_and_query();
+    let text = given.map_or("", PathAndQuery::as_str);
+    let changed = match text.as_bytes() {
+        [b'/', ..] => None,
+        [b'*'] if head.method == Method::OPTIONS => None,
+        // RFC 9112 3.2.1: an empty path is `/`.
+        [] | [b'?', ..] => Some(PathAndQuery::try_from(format!("/{text}"))),
+        _ => return Err(Malformed::InvalidPath),
+    };
+    if changed.is_some() || head.uri.authority().is_some() || head.uri.scheme().is_some() {
+        let path = match changed {
+            Some(path) => Some(path.map_err(|_| Malformed::InvalidPath)?),
+            None => given.cloned(),
+        };
         let mut parts = http::uri::Parts::default();
-        parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.path_and_query = path;
         // Path and query of a valid URI are one.
         head.uri = Uri::from_parts(parts).map_err(|_| Malformed::InvalidPath)?;
     }

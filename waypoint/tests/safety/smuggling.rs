@@ -421,6 +421,11 @@ const TARGETS: &[Case] = &[
         "GET http://x HTTP/1.1\r\nhost: x\r\n\r\n",
         &["GET / HTTP/1.1\r\nhost: x\r\n\r\n"],
     ),
+    served(
+        "absolute form with a query alone",
+        "GET http://x?a=/b HTTP/1.1\r\nhost: x\r\n\r\n",
+        &["GET /?a=/b HTTP/1.1\r\nhost: x\r\n\r\n"],
+    ),
     Case {
         name: "absolute form with user information",
         sent: "GET http://u:p@x/a HTTP/1.1\r\nhost: w\r\n\r\n",
