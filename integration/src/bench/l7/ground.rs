@@ -197,8 +197,10 @@ fn own_program(command: &str, spec: &impl Serialize) -> anyhow::Result<Command> 
 }
 
 fn pinned(core: usize, command: Command) -> Command {
-    let mut pinned = Command::new("taskset");
-    pinned.arg("-c").arg(core.to_string());
+    // Whatever ends the bench ends what it has started.
+    let mut pinned = Command::new("setpriv");
+    pinned.args(["--pdeathsig", "KILL", "taskset", "-c"]);
+    pinned.arg(core.to_string());
     pinned.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -237,7 +239,7 @@ impl Process {
         })
     }
 
-    /// `taskset` becomes the program: it is the same process.
+    /// `setpriv` and `taskset` become the program: it is the same process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
