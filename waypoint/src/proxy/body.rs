@@ -24,8 +24,8 @@ use super::upstream::Lease;
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
 pub const REPLAY_LIMIT: usize = 64 << 10;
 
-/// What each kept chunk counts for beyond its bytes: many small ones cost more than their sum.
-const CHUNK_OVERHEAD: usize = size_of::<Bytes>();
+/// Pieces of a body that are kept: many small ones cost more than their sum.
+const MAX_CHUNKS: usize = 4096;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -321,8 +321,8 @@ impl Replay {
             None => kept.ended = true,
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    kept.size += data.len() + CHUNK_OVERHEAD;
-                    if kept.size > self.limit {
+                    kept.size += data.len();
+                    if kept.size > self.limit || kept.chunks.len() >= MAX_CHUNKS {
                         kept.overflowed = true;
                         kept.chunks = Vec::new();
                         *at = 0;
@@ -629,8 +629,6 @@ impl Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use tokio::time::{sleep, timeout};
 
     use super::*;

@@ -514,7 +514,8 @@ impl<'a> Sender<'a> {
     }
 }
 
-fn connecting(choice: &Choice) -> Connecting {
+/// How connections to a backend's endpoints are made.
+pub fn connecting(choice: &Choice) -> Connecting {
     match choice {
         Choice::Backend(backend) => {
             let pool = &backend.settings.connection_pool;
@@ -524,6 +525,7 @@ fn connecting(choice: &Choice) -> Connecting {
                     .max_connections
                     .is_some()
                     .then(|| backend.balancer.limits().clone()),
+                max_requests: pool.max_requests_per_connection.map(|max| max.get()),
             }
         }
         Choice::Workload(_) => Connecting::default(),

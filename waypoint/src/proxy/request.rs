@@ -90,7 +90,8 @@ async fn handle(
     headers::normalise(&mut head, upgrade).map_err(|malformed| {
         // Whoever sent this and we may not agree where it ends; hyper's own refusals end their
         // connections too. A stream of HTTP/2 has its end for itself.
-        if !downstream.is_http2() {
+        // After a CONNECT hyper has no answer left to close with.
+        if !downstream.is_http2() && malformed != headers::Malformed::Connect {
             downstream.drain();
         }
         malformed.reply()
@@ -314,6 +315,12 @@ fn introduce(downstream: &Downstream, head: &mut request::Parts) {
     );
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    // HTTP/1.0 may leave it out; who was dialled is all that it can mean (RFC 9112 3.2).
+    if !headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(downstream.destination.host())
+    {
+        headers.insert(HOST, host);
     }
 }
 

@@ -8,6 +8,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Duration, Instant, sleep};
 
+use crate::downgrade::downgrade;
 use crate::raw::{End, RawHttp1, RawHttp2, Stream, block, flag, frame, kind, recorder};
 use crate::support::{Body, Client, Http, Mesh, Vip, eventually, run};
 
@@ -76,7 +77,8 @@ fn a_header_list_has_64_kibibytes() {
         assert_eq!(MAX_HEADER_LIST, 64 << 10);
         let mesh = Mesh::new().await;
         let web = mesh.service("web", Protocol::Http);
-        let (app, _) = crate::support::echo("");
+        downgrade(&mesh, &web);
+        let (app, _) = recorder();
         let _pod = mesh.pod(&web, "web-a", app).await;
         let list = |size: usize| -> Vec<_> {
             (0..4)
@@ -101,7 +103,8 @@ fn a_request_has_100_headers() {
         assert_eq!(MAX_HEADERS, 100);
         let mesh = Mesh::new().await;
         let web = mesh.service("web", Protocol::Http);
-        let (app, seen) = crate::support::echo("");
+        downgrade(&mesh, &web);
+        let (app, got) = recorder();
         let _pod = mesh.pod(&web, "web-a", app).await;
         let many = |count: usize| -> Vec<_> {
             (0..count).map(|n| (format!("x-{n}"), "1".into())).collect()
@@ -113,7 +116,7 @@ fn a_request_has_100_headers() {
             ask(&mesh, &web, &many(MAX_HEADERS + 1)).await,
             (431, End::Status(431))
         );
-        assert_eq!(seen.lock().unwrap().len(), 2);
+        assert_eq!(got.borrow().len(), 2);
     });
 }
 
@@ -127,7 +130,7 @@ fn a_head_without_end_is_refused_when_there_is_too_much_of_it() {
         let client = mesh.client("default", "curl").await;
         for (name, start, status) in [
             ("a target", "GET /", &[414, 431][..]),
-            ("a method", "", &[400]),
+            ("a method", "", &[431]),
             ("a name", "GET / HTTP/1.1\r\n", &[431]),
             ("a value", "GET / HTTP/1.1\r\nx: ", &[431]),
         ] {
@@ -150,6 +153,7 @@ fn trailers_have_the_limit_of_headers() {
     run(async {
         let mesh = Mesh::new().await;
         let web = mesh.service("web", Protocol::Http);
+        downgrade(&mesh, &web);
         let (app, got) = recorder();
         let _pod = mesh.pod(&web, "web-a", app).await;
         let client = mesh.client("default", "curl").await;

@@ -370,6 +370,13 @@ const TARGETS: &[Case] = &[
         then: Closed,
     },
     Case {
+        name: "HTTP/1.0 without a host",
+        sent: "GET /a HTTP/1.0\r\n\r\n",
+        answers: &[200],
+        got: &["GET /a HTTP/1.1\r\nhost: web.shop.svc.cluster.local\r\n\r\n"],
+        then: Closed,
+    },
+    Case {
         name: "two hosts",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
@@ -442,11 +449,14 @@ const TARGETS: &[Case] = &[
         got: &[],
         then: Closed,
     },
-    refused(
-        "CONNECT",
-        "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
-        &[405],
-    ),
+    // Refused, it is no tunnel, and what follows is another request.
+    Case {
+        name: "CONNECT",
+        sent: "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
+        answers: &[405],
+        got: &[],
+        then: Open,
+    },
     served(
         "asterisk form",
         "OPTIONS * HTTP/1.1\r\nhost: w\r\n\r\n",

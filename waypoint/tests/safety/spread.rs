@@ -111,8 +111,5 @@ fn one_connection_never_has_the_load_of_many() {
         let request = ConnectRequest::new(web.address);
         let soon = Instant::now() + Duration::from_millis(200);
         assert!(client.connection.open(&request, soon).await.is_err());
-        // One ends, and another one has its place.
-        drop(tunnels.pop());
-        assert!(client.tunnel(web.address).await.is_ok());
     });
 }

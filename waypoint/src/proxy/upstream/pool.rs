@@ -68,6 +68,8 @@ pub struct Upstreams {
 /// A connection of HTTP/1 that nobody uses.
 struct Idle {
     sender: Sender1,
+    /// Requests that it has carried.
+    carried: u32,
     local: Option<SocketAddr>,
     since: Instant,
 }
@@ -165,6 +167,9 @@ enum Kind {
         upstreams: Rc<Upstreams>,
         endpoint: Arc<Endpoint>,
         sender: Sender1,
+        carried: u32,
+        /// It may carry more.
+        more: bool,
         local: Option<SocketAddr>,
         upgraded: oneshot::Receiver<Upgraded>,
     },
@@ -186,6 +191,8 @@ impl Lease {
             upstreams,
             endpoint,
             sender,
+            carried,
+            more: true,
             local,
             ..
         } = self.0
@@ -196,6 +203,7 @@ impl Lease {
                 &endpoint,
                 Idle {
                     sender,
+                    carried,
                     local,
                     since,
                 },
@@ -261,16 +269,16 @@ pub(super) async fn send_http1(
     for stale in 0.. {
         // What may become another protocol gets a connection of its own.
         let pooled = (stale < STALE && !upgrade).then(|| worker.upstreams.take(endpoint));
-        let (mut sender, local, upgraded) = match pooled.flatten() {
+        let (mut sender, carried, local, upgraded) = match pooled.flatten() {
             Some(mut idle) => {
                 // Its last response was read a moment ago, and hyper has yet to notice.
                 if !idle.sender.is_ready() && idle.sender.ready().await.is_err() {
                     continue;
                 }
-                (idle.sender, idle.local, None)
+                (idle.sender, idle.carried, idle.local, None)
             }
             None => match connect_http1(worker, endpoint, connecting).await {
-                Ok((sender, local, upgraded)) => (sender, local, Some(upgraded)),
+                Ok((sender, local, upgraded)) => (sender, 0, local, Some(upgraded)),
                 Err(error) => return Err(not_connected(error, request)),
             },
         };
@@ -284,6 +292,8 @@ pub(super) async fn send_http1(
                         upstreams: worker.upstreams.clone(),
                         endpoint: endpoint.clone(),
                         sender,
+                        carried: carried + 1,
+                        more: connecting.max_requests.is_none_or(|max| carried + 1 < max),
                         local,
                         upgraded: upgraded.unwrap_or_else(|| oneshot::channel().1),
                     }),
