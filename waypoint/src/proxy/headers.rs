@@ -171,6 +171,8 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
     let given = head.uri.path_and_query();
     let text = given.map_or("", PathAndQuery::as_str);
     let changed = match text.as_bytes() {
+        // An empty one calls itself `/`, but its URI does not.
+        [b'/'] => Some(Ok(PathAndQuery::from_static("/"))),
         [b'/', ..] => None,
         [b'*'] if head.method == Method::OPTIONS => None,
         // RFC 9112 3.2.1: an empty path is `/`.
