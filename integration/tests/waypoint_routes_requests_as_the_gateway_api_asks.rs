@@ -408,7 +408,11 @@ fn request_headers_are_set_added_and_removed() -> anyhow::Result<()> {
         ),
         (
             "modified.mesh/case",
-            &["X-Header-Set: old", "X-Header-Add: old", "X-Header-Remove: old"],
+            &[
+                "X-Header-Set: old",
+                "X-Header-Add: old",
+                "X-Header-Remove: old",
+            ],
             &[
                 ("x-header-set", Some("lower")),
                 ("x-header-add", Some("old,lower")),
@@ -446,7 +450,11 @@ fn request_headers_are_set_added_and_removed() -> anyhow::Result<()> {
             Some("v1") => "one",
             _ => "two",
         };
-        assert_eq!(answer.received("x-backend").as_deref(), Some(expected), "{answer:?}");
+        assert_eq!(
+            answer.received("x-backend").as_deref(),
+            Some(expected),
+            "{answer:?}"
+        );
     }
     Ok(())
 }
@@ -488,9 +496,17 @@ fn redirects_say_where_to() -> anyhow::Result<()> {
     let mesh = mesh()?;
     let host = "http://redirect.mesh";
     let cases = [
-        ("/host-and-status", 301, "http://example.org/host-and-status"),
+        (
+            "/host-and-status",
+            301,
+            "http://example.org/host-and-status",
+        ),
         ("/host?a=b", 302, "http://example.org/host?a=b"),
-        ("/prefix/lemon?a=b", 302, "http://redirect.mesh/new/lemon?a=b"),
+        (
+            "/prefix/lemon?a=b",
+            302,
+            "http://redirect.mesh/new/lemon?a=b",
+        ),
         ("/full/path", 302, "http://redirect.mesh/full-path"),
         ("/port", 302, "http://redirect.mesh:8083/port"),
         ("/scheme", 302, "https://redirect.mesh/scheme"),
@@ -525,11 +541,16 @@ fn paths_and_hosts_are_rewritten() -> anyhow::Result<()> {
         ("/headers/x", "v2", "/plain/x"),
     ];
     for (path, version, seen) in cases {
-        mesh.asks(CLIENT, &format!("http://rewrite.mesh{path}"), &[], |answer| {
-            answer.is_of(version)?;
-            ensure!(answer.path() == seen, "{path}: {:?}", answer.path());
-            Ok(())
-        })?;
+        mesh.asks(
+            CLIENT,
+            &format!("http://rewrite.mesh{path}"),
+            &[],
+            |answer| {
+                answer.is_of(version)?;
+                ensure!(answer.path() == seen, "{path}: {:?}", answer.path());
+                Ok(())
+            },
+        )?;
     }
     let answer = mesh.ask(CLIENT, "http://rewrite.mesh/full", &[])?;
     assert_eq!(answer.received("host").as_deref(), Some("other.example"));
@@ -554,13 +575,19 @@ fn a_route_is_for_the_service_that_was_dialled_and_not_for_its_pods() -> anyhow:
         Ok(answer.header("x-mark").is_some())
     };
     mesh.asks(CLIENT, "http://frontend.mesh/", &[], |answer| {
-        ensure!(answer.header("x-mark").as_deref() == Some("set"), "{answer:?}");
+        ensure!(
+            answer.header("x-mark").as_deref() == Some("set"),
+            "{answer:?}"
+        );
         Ok(())
     })?;
     // Whatever the Host header says.
     let other = ["-H", "host: plain.mesh"];
     assert!(marked("http://frontend.mesh/", &other)?);
-    assert!(marked("http://frontend.mesh/", &["-H", "host: nowhere.example:99"])?);
+    assert!(marked(
+        "http://frontend.mesh/",
+        &["-H", "host: nowhere.example:99"]
+    )?);
     let other = ["-H", "host: frontend.mesh"];
     assert!(!marked("http://plain.mesh/", &other)?);
     // Past the service, there is neither its route nor its waypoint.
@@ -568,7 +595,11 @@ fn a_route_is_for_the_service_that_was_dialled_and_not_for_its_pods() -> anyhow:
     let answer = mesh.ask(CLIENT, &direct, &["-H", "host: frontend.mesh"])?;
     answer.is_of("v2")?;
     assert_eq!(answer.header("x-mark"), None, "{answer:?}");
-    assert_eq!(answer.answer["identity"], serde_json::Value::Null, "{answer:?}");
+    assert_eq!(
+        answer.answer["identity"],
+        serde_json::Value::Null,
+        "{answer:?}"
+    );
     // As a backend a service is its endpoints, and not what its own routes make of it.
     let counted = mesh.requests(CLIENT, "http://v2.mesh/", &["-n", "20"])?;
     assert_eq!(counted.version("v2"), 20, "{counted:?}");
@@ -622,7 +653,8 @@ fn backends_that_are_not_there_are_errors_of_their_share() -> anyhow::Result<()>
     let (good, bad) = (counted.status("200"), counted.status("500"));
     // Five standard deviations of a fair coin.
     assert!(good + bad == 200 && good.abs_diff(100) < 36, "{counted:?}");
-    mesh.ask(CLIENT, "http://broken.mesh/", &[])?.has_status(404)
+    mesh.ask(CLIENT, "http://broken.mesh/", &[])?
+        .has_status(404)
 }
 
 #[test]
@@ -668,7 +700,11 @@ fn grpc_has_weights_and_header_modifiers() -> anyhow::Result<()> {
     for (from, case, version, expected) in cases {
         let case = format!("x-test-case: {case}");
         let mut options = vec!["-H", case.as_str()];
-        for header in ["X-Header-Set: old", "X-Header-Add: old", "X-Header-Remove: old"] {
+        for header in [
+            "X-Header-Set: old",
+            "X-Header-Add: old",
+            "X-Header-Remove: old",
+        ] {
             options.extend(["-H", header]);
         }
         mesh.eventually(&case, || {
@@ -695,10 +731,7 @@ fn grpc_that_no_rule_matches_is_unimplemented() -> anyhow::Result<()> {
     })?;
     let answer = mesh.ask_grpc(CLIENT, url, &["-H", "broken: yes"])?;
     // What gRPC makes of a 500 (gRPC over HTTP/2: the mapping of HTTP statuses).
-    ensure!(
-        matches!(answer.status, Some(2 | 13 | 14)),
-        "{answer:?}"
-    );
+    ensure!(matches!(answer.status, Some(2 | 13 | 14)), "{answer:?}");
     let status = answer.status.context("no status")?;
     assert_ne!(status, 0);
     Ok(())
