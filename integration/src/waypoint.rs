@@ -221,7 +221,7 @@ impl TestMesh {
                 let service = services.into_iter().find(|s| s["hostname"] == hostname);
                 let service = service.with_context(|| format!("{hostname} is unknown"))?;
                 let waypoint = &service["waypoint"];
-                ensure!(!waypoint.is_null() == bound, "{}: {waypoint}", node.name);
+                ensure!(waypoint.is_null() != bound, "{}: {waypoint}", node.name);
             }
             Ok(())
         })

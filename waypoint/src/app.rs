@@ -129,9 +129,11 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     .context("XDS_ADDRESS")?;
     essential.spawn(named("xDS client", client.run(std::future::pending())));
     let mut status = subscriber.status();
+    let complete = state.clone();
     tokio::spawn(async move {
         // The client lives as long as the process.
         if status.wait_for(|status| status.ready).await.is_ok() {
+            complete.completed();
             synced.done();
         }
         std::future::pending::<()>().await;

@@ -98,7 +98,7 @@ impl<D: Dial> ServiceClient<D> {
     /// A client without connections yet.
     pub fn new(dial: D, service: ProviderService) -> Self {
         let stated = service.timeout.as_ref();
-        let stated = stated.and_then(|timeout| Duration::try_from(*timeout).ok());
+        let stated = stated.and_then(adit_shared::proto::duration);
         Self {
             dial,
             deadline: stated.filter(|t| !t.is_zero()).unwrap_or(DEADLINE),

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use adit_local::Running;
+use adit_local::{PodStatus, Running};
 use anyhow::{Context as _, bail};
 use http::Method;
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ fn explain(
         return Ok((false, "refused: the service has no healthy endpoint".into()));
     }
     for endpoint in &endpoints {
-        steps.push(endpoint_step(endpoint, dump));
+        steps.push(endpoint_step(endpoint, dump, captured));
     }
     Ok((
         true,
@@ -215,7 +215,7 @@ fn through_waypoint(
     let uids = decision_endpoints(&decision);
     let known = dump.workloads.iter().map(|entry| &entry.view);
     for workload in known.filter(|workload| uids.contains(&workload.uid)) {
-        steps.push(endpoint_step(workload, dump));
+        steps.push(endpoint_step(workload, dump, true));
     }
     if uids.is_empty() {
         return Ok((false, "503: there is no endpoint".into()));
@@ -318,7 +318,7 @@ fn decision_endpoints(decision: &Value) -> Vec<String> {
     uids
 }
 
-fn endpoint_step(workload: &Workload, dump: &Dump) -> Value {
+fn endpoint_step(workload: &Workload, dump: &Dump, meshed: bool) -> Value {
     let policies: Vec<String> = dump
         .policies
         .iter()
@@ -333,8 +333,9 @@ fn endpoint_step(workload: &Workload, dump: &Dump) -> Value {
         })
         .map(|policy| format!("{}/{} ({})", policy.namespace, policy.name, policy.action))
         .collect();
-    let way = match workload.protocol.as_str() {
-        "HBONE" => "by HBONE to its ztunnel",
+    let way = match (workload.protocol.as_str(), meshed) {
+        ("HBONE", true) => "by HBONE to its ztunnel",
+        ("HBONE", false) => "in plaintext, which its ztunnel takes without knowing who asks",
         _ => "in plaintext: it is outside the mesh",
     };
     let says = vec![
@@ -383,9 +384,21 @@ fn waypoint_name(gateway: &Gateway) -> String {
 fn find(args: &Args, mesh: &Running) -> anyhow::Result<(Asked, Dump)> {
     let status = mesh.status()?;
     let (name, namespace) = split(&args.source);
-    let mut pods = status.pods.iter().filter(|pod| !pod.terminating);
-    let found = pods.find(|pod| pod.name == name && namespace.is_none_or(|n| n == pod.namespace));
-    let pod = found.with_context(|| format!("mesh {} has no pod {}", status.name, args.source))?;
+    let pods = status.pods.iter().filter(|pod| !pod.terminating);
+    let is_it = |pod: &&PodStatus| pod.name == name && namespace.is_none_or(|n| n == pod.namespace);
+    let found: Vec<&PodStatus> = pods.filter(is_it).collect();
+    let pod = match found.as_slice() {
+        [one] => *one,
+        [] => bail!("mesh {} has no pod {}", status.name, args.source),
+        several => {
+            let names = several
+                .iter()
+                .map(|pod| format!("{}.{}", pod.name, pod.namespace));
+            let names: Vec<String> = names.collect();
+            let text = format!("{} may be any of {}", args.source, names.join(", "));
+            return Err(UsageError(text).into());
+        }
+    };
     let answer = mesh.get(&pod.node, ADMIN, "/config_dump")?;
     let dump = Dump::parse(&answer.body).with_context(|| format!("ztunnel of {}", pod.node))?;
     let mut workloads = dump.workloads.iter().map(|entry| &entry.view);
@@ -559,7 +572,7 @@ mod tests {
     #[test]
     fn policies_of_an_endpoint_are_named() {
         let dump = dump();
-        let step = endpoint_step(&dump.workloads[0].view, &dump);
+        let step = endpoint_step(&dump.workloads[0].view, &dump, true);
         let text = step["says"].to_string();
         assert!(text.contains("shop/p (Deny)"), "{text}");
     }

@@ -12,9 +12,9 @@ pub(super) fn duration<S: Serializer>(
 ) -> Result<S::Ok, S::Error> {
     match value {
         None => serializer.serialize_none(),
-        Some(value) => match std::time::Duration::try_from(*value) {
-            Ok(value) => serializer.collect_str(&format_args!("{value:?}")),
-            Err(_) => serializer.collect_str(&format_args!("{}s", value.seconds)),
+        Some(value) => match super::duration(value) {
+            Some(value) => serializer.collect_str(&format_args!("{value:?}")),
+            None => serializer.collect_str(&format_args!("{}s", value.seconds)),
         },
     }
 }

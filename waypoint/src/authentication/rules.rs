@@ -244,8 +244,8 @@ impl Reader<'_> {
     fn keys(&mut self, at: &str, wire: &proto::JwtRule, sources: &KeySources) -> Option<Keys> {
         let timeout = match &wire.timeout {
             None => DEFAULT_TIMEOUT,
-            Some(timeout) => match Duration::try_from(*timeout) {
-                Ok(timeout) if !timeout.is_zero() => timeout.min(MAX_TIMEOUT),
+            Some(timeout) => match adit_shared::proto::duration(timeout) {
+                Some(timeout) if !timeout.is_zero() => timeout.min(MAX_TIMEOUT),
                 _ => {
                     self.problem(&format!("{at}.timeout"), "is not a length of time");
                     DEFAULT_TIMEOUT

@@ -505,7 +505,7 @@ impl Problems {
     }
 
     fn duration(&mut self, field: String, value: &prost_types::Duration) -> Duration {
-        Duration::try_from(*value).unwrap_or_else(|_| {
+        adit_shared::proto::duration(value).unwrap_or_else(|| {
             self.add(field, "is no positive duration");
             Duration::ZERO
         })

@@ -2,24 +2,30 @@
 //! retry may need.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::exchange::Exchange;
+use super::headers::clean_trailers;
+use super::http::{BODY_DEADLINE, IDLE_TIMEOUT};
 use super::mirror::Piece;
 use super::upstream::Lease;
 
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
 pub const REPLAY_LIMIT: usize = 64 << 10;
+
+/// Pieces of a body that are kept: many small ones cost more than their sum.
+const MAX_CHUNKS: usize = 4096;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +36,9 @@ pub enum BodyError {
     /// Another try has taken its place.
     #[error("superseded by another attempt")]
     Superseded,
+    /// The client sends nothing more of it.
+    #[error("the client has stopped sending")]
+    Stalled,
     /// The request's time is over.
     #[error("the request's time is over")]
     Timeout,
@@ -48,6 +57,9 @@ pub struct RequestProgress {
     pub failed: Cell<bool>,
     /// Something of the body was given to an endpoint.
     pub started: Cell<bool>,
+    /// The client stopped in the middle of it.
+    pub stalled: Cell<bool>,
+    stall: Stall,
     grpc: RefCell<Option<MessageCounter>>,
     /// Who gets a copy of it.
     mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
@@ -79,6 +91,43 @@ impl RequestProgress {
         self.bytes.set(self.bytes.get() + data.len() as u64);
         if let Some(counter) = &mut *self.grpc.borrow_mut() {
             self.messages.set(self.messages.get() + counter.count(data));
+        }
+    }
+}
+
+/// Notices that a body does not go on. Costs nothing until it has to be waited for.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Since when it has been waited for.
+    since: Cell<Option<Instant>>,
+    timer: RefCell<Option<Pin<Box<Sleep>>>>,
+}
+
+impl Stall {
+    /// Something came.
+    fn went_on(&self) {
+        self.since.set(None);
+    }
+
+    /// Nothing has come: ready when that has been so for `limit`.
+    fn poll(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
+        let end = match self.since.get() {
+            Some(since) => since + limit,
+            None => {
+                let now = Instant::now();
+                self.since.set(Some(now));
+                now + limit
+            }
+        };
+        let mut timer = self.timer.borrow_mut();
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= end {
+                return Poll::Ready(());
+            }
+            // It was set for an earlier wait.
+            timer.as_mut().reset(end);
         }
     }
 }
@@ -273,7 +322,7 @@ impl Replay {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     kept.size += data.len();
-                    if kept.size > self.limit {
+                    if kept.size > self.limit || kept.chunks.len() >= MAX_CHUNKS {
                         kept.overflowed = true;
                         kept.chunks = Vec::new();
                         *at = 0;
@@ -301,13 +350,31 @@ fn poll_incoming(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
     progress.started.set(true);
-    Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+    let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+        Poll::Ready(frame) => frame,
+        Poll::Pending => {
+            let limit = match incoming.size_hint().exact() {
+                Some(_) => BODY_DEADLINE,
+                None => IDLE_TIMEOUT,
+            };
+            ready!(progress.stall.poll(cx, limit));
+            progress.failed.set(true);
+            progress.stalled.set(true);
+            progress.mirrors.borrow_mut().clear();
+            return Poll::Ready(Some(Err(BodyError::Stalled)));
+        }
+    };
+    progress.stall.went_on();
+    Poll::Ready(match frame {
         None => {
             progress.finished.set(true);
             progress.copy(|| Piece::End);
             None
         }
-        Some(Ok(frame)) => {
+        Some(Ok(mut frame)) => {
+            if let Some(trailers) = frame.trailers_mut() {
+                clean_trailers(trailers);
+            }
             if let Some(data) = frame.data_ref() {
                 progress.see(data);
                 progress.copy(|| Piece::Frame(Frame::data(data.clone())));
@@ -492,7 +559,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = match &mut this.kind {
+        let mut frame = match &mut this.kind {
             Kind::Empty => None,
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
@@ -503,7 +570,6 @@ impl Body for ResponseBody {
             } => match Pin::new(incoming).poll_frame(cx) {
                 Poll::Ready(frame) => frame.map(|frame| frame.map_err(BodyError::Source)),
                 Poll::Pending => {
-                    use std::future::Future as _;
                     if let Some(deadline) = deadline
                         && deadline.as_mut().poll(cx).is_ready()
                     {
@@ -514,12 +580,15 @@ impl Body for ResponseBody {
                 }
             },
         };
-        match &frame {
+        match &mut frame {
             None => {
                 this.settle();
                 this.finish();
             }
             Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    clean_trailers(trailers);
+                }
                 if let Some(exchange) = &mut this.exchange {
                     if let Some(data) = frame.data_ref() {
                         exchange.see_response(data);
@@ -560,7 +629,28 @@ impl Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::{sleep, timeout};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_pause_as_often_as_it_likes_but_never_for_long() {
+        let stall = Stall::default();
+        let begun = Instant::now();
+        let nearly = BODY_DEADLINE - Duration::from_secs(1);
+        for _ in 0..5 {
+            let waiting = poll_fn(|cx| stall.poll(cx, BODY_DEADLINE));
+            assert!(timeout(nearly, waiting).await.is_err());
+            stall.went_on();
+            // The endpoint takes its time, which is not the client's fault.
+            sleep(BODY_DEADLINE * 2).await;
+        }
+        assert_eq!(begun.elapsed(), (nearly + BODY_DEADLINE * 2) * 5);
+        let begun = Instant::now();
+        poll_fn(|cx| stall.poll(cx, BODY_DEADLINE)).await;
+        let waited = begun.elapsed();
+        assert!(waited >= BODY_DEADLINE && waited <= BODY_DEADLINE + Duration::from_millis(2));
+    }
 
     #[test]
     fn messages_are_counted_wherever_they_are_cut() {

@@ -141,6 +141,17 @@ pub fn resolve(
 }
 
 impl Destination {
+    /// What a `host` header says of it; without a port where that is HTTP's own.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Service { service, port, .. } => match port {
+                80 => service.hostname.to_string(),
+                port => format!("{}:{port}", service.hostname),
+            },
+            Self::Workload { address, .. } => address.to_string(),
+        }
+    }
+
     /// What it is in `view`; `None`: it is gone.
     pub fn target(&self, view: &View) -> Option<Target> {
         match self {

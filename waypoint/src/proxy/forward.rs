@@ -283,7 +283,10 @@ impl<'a> Sender<'a> {
             let Some((pause, permit)) = granted else {
                 return outcome.map_err(|error| {
                     self.exchange.upstream_failure = Some(error.error);
-                    let mut reply = error.reply;
+                    let mut reply = match self.exchange.request.stalled.get() {
+                        true => Reply::BODY_TIMEOUT,
+                        false => error.reply,
+                    };
                     if made > 1 {
                         reply.flags |= ResponseFlags::RETRY_LIMIT_EXCEEDED;
                     }
@@ -511,7 +514,8 @@ impl<'a> Sender<'a> {
     }
 }
 
-fn connecting(choice: &Choice) -> Connecting {
+/// How connections to a backend's endpoints are made.
+pub fn connecting(choice: &Choice) -> Connecting {
     match choice {
         Choice::Backend(backend) => {
             let pool = &backend.settings.connection_pool;
@@ -521,6 +525,7 @@ fn connecting(choice: &Choice) -> Connecting {
                     .max_connections
                     .is_some()
                     .then(|| backend.balancer.limits().clone()),
+                max_requests: pool.max_requests_per_connection.map(|max| max.get()),
             }
         }
         Choice::Workload(_) => Connecting::default(),

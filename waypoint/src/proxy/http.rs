@@ -49,7 +49,11 @@ const MAX_ERROR_RESETS: usize = 100;
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection on which nothing is asked for so long is closed (Envoy: an hour).
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// How often connections are looked over for those two.
+/// How long a client may leave a request's body unfinished, of which it has said how long it
+/// is, without sending any of it (408 beyond), as nginx has it. A body without a length may be a
+/// stream on which nothing happens for hours; it has [`IDLE_TIMEOUT`].
+pub const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// How often connections are looked over for the idle and the slow ones.
 pub const SWEEP: Duration = Duration::from_secs(1);
 /// How often an HTTP/2 connection is asked whether it lives. The tunnel below has its own PING;
 /// this one is for the client behind the other proxy.
@@ -156,22 +160,12 @@ impl Downstream {
         self.http2
     }
 
-    /// Whether it is to be swept away at `now`.
+    /// Closes it if at `now` nobody has done anything with it for too long.
     pub fn sweep(&self, now: Instant) {
-        if self.active.get() > 0 {
-            return;
-        }
-        let allowed = if self.reading.get() {
-            HEADER_DEADLINE
-        } else {
-            IDLE_TIMEOUT
-        };
-        if now.saturating_duration_since(self.since.get()) >= allowed {
-            self.close(if self.reading.get() {
-                Closing::Now
-            } else {
-                Closing::Graceful
-            });
+        let idle = now.saturating_duration_since(self.since.get());
+        let how = overdue(self.active.get(), self.reading.get(), idle);
+        if how != Closing::Open {
+            self.close(how);
         }
     }
 
@@ -189,6 +183,16 @@ impl Downstream {
     }
 }
 
+/// What becomes of a connection with `active` requests that has been idle, or has begun to send
+/// a head (`reading`), for so long.
+fn overdue(active: usize, reading: bool, idle: Duration) -> Closing {
+    match (active, reading) {
+        (0, true) if idle >= HEADER_DEADLINE => Closing::Now,
+        (0, false) if idle >= IDLE_TIMEOUT => Closing::Graceful,
+        _ => Closing::Open,
+    }
+}
+
 /// Serves HTTP/1 until the connection ends.
 pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     let mut builder = http1::Builder::new();
@@ -199,8 +203,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
         // A little more than the headers, so that too many of them are answered.
         .max_buf_size(MAX_HEADER_LIST as usize + (16 << 10))
         .max_headers(MAX_HEADERS);
-    let io = Watched {
-        io,
+    let io = Rc::new(RefCell::new(io));
+    let waits = Rc::new(Cell::new(false));
+    let watched = Watched {
+        io: io.clone(),
+        waits: waits.clone(),
         downstream: downstream.clone(),
     };
     let serving = downstream.clone();
@@ -208,7 +215,7 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
         let serving = serving.clone();
         async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
     });
-    let mut connection = builder.serve_connection(io, service);
+    let mut connection = builder.serve_connection(watched, service);
     let served = {
         let mut told = false;
         poll_fn(|cx| {
@@ -223,6 +230,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
             }
             let served = Pin::new(&mut connection).poll(cx);
             if served.is_pending() {
+                // Who waits for bytes hears of a reset. An upload that its endpoint does not
+                // read waits for nothing of its client, and would outlive it.
+                if !waits.get() && io.borrow_mut().poll_reset(cx).is_ready() {
+                    return Poll::Ready(Ok(()));
+                }
                 remember(&downstream.waker, cx.waker());
             }
             served
@@ -235,9 +247,12 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     if let Some(upgrade) = downstream.upgrade.take() {
         // hyper leaves the stream open for whom it was handed over to.
         let parts = connection.into_parts();
-        let mut io = parts.io.io;
-        io.unread(parts.read_buf);
-        upgrade.carry(io).await;
+        drop(parts.io);
+        if let Some(io) = Rc::into_inner(io) {
+            let mut io = io.into_inner();
+            io.unread(parts.read_buf);
+            upgrade.carry(io).await;
+        }
     }
 }
 
@@ -309,17 +324,20 @@ where
 
 /// A stream that notices when a head begins to arrive.
 struct Watched {
-    io: Io,
+    io: Rc<RefCell<Io>>,
+    /// The last read has found nothing, and its reader is told when there is something.
+    waits: Rc<Cell<bool>>,
     downstream: Rc<Downstream>,
 }
 
 impl hyper::rt::Read for Watched {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, buf);
+        self.waits.set(read.is_pending());
         let downstream = &self.downstream;
         if read.is_ready() && downstream.active.get() == 0 && !downstream.reading.get() {
             downstream.reading.set(true);
@@ -331,24 +349,50 @@ impl hyper::rt::Read for Watched {
 
 impl hyper::rt::Write for Watched {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf)
     }
 
     fn poll_flush(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_closed_when_it_is_idle_or_slow() {
+        let moment = Duration::from_millis(1);
+        for (active, reading, idle, expected) in [
+            (0, true, HEADER_DEADLINE - moment, Closing::Open),
+            (0, true, HEADER_DEADLINE, Closing::Now),
+            (0, false, HEADER_DEADLINE, Closing::Open),
+            (0, false, IDLE_TIMEOUT - moment, Closing::Open),
+            (0, false, IDLE_TIMEOUT, Closing::Graceful),
+            // A request may take as long as its own deadlines let it.
+            (1, false, IDLE_TIMEOUT, Closing::Open),
+            (1, true, IDLE_TIMEOUT, Closing::Open),
+        ] {
+            assert_eq!(
+                overdue(active, reading, idle),
+                expected,
+                "{active} {reading} {idle:?}"
+            );
+        }
     }
 }

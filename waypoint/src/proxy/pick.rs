@@ -58,14 +58,20 @@ impl Choice {
                 let now = Instant::now();
                 let picked = backend.balancer.pick(request, now, &mut rand::rng());
                 let held = picked.map_err(|error| (reply(&error), error))?;
-                // The balancer can be a moment ahead of the view.
-                let reach = backend.reach(held.uid()).cloned();
+                if let Some(reach) = backend.reach(held.uid()) {
+                    return Ok(Picked {
+                        reach: reach.clone(),
+                        held: Some(held),
+                    });
+                }
+                // The balancer can be a moment ahead of the view: it has an endpoint already
+                // that this request has not. Those that it has were good a moment ago.
+                let known = |reach: &&Reach| !request.tried.contains(&reach.endpoint.uid);
+                let reach = backend.reaches().find(known);
+                let reach = reach.or_else(|| backend.reaches().next()).cloned();
                 let unknown = PickError::NoHealthyEndpoints;
                 let reach = reach.ok_or_else(|| (reply(&unknown), unknown))?;
-                Ok(Picked {
-                    reach,
-                    held: Some(held),
-                })
+                Ok(Picked { reach, held: None })
             }
             Self::Workload(reach) => Ok(Picked {
                 reach: (**reach).clone(),

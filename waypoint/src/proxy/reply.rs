@@ -97,6 +97,12 @@ impl Reply {
             "request_timeout",
         )
     };
+    /// The client has stopped in the middle of its request.
+    pub const BODY_TIMEOUT: Self = Self::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ResponseFlags::STREAM_IDLE_TIMEOUT,
+        "request_body_timeout",
+    );
     /// The last try's time is over.
     pub const PER_TRY_TIMEOUT: Self = Self {
         reason: "per_try_timeout",

@@ -87,7 +87,15 @@ async fn handle(
     upgrade: bool,
 ) -> Result<Handled, Reply> {
     let downstream = exchange.downstream.clone();
-    headers::normalise(&mut head, upgrade).map_err(|malformed| malformed.reply())?;
+    headers::normalise(&mut head, upgrade).map_err(|malformed| {
+        // Whoever sent this and we may not agree where it ends; hyper's own refusals end their
+        // connections too. A stream of HTTP/2 has its end for itself.
+        // After a CONNECT hyper has no answer left to close with.
+        if !downstream.is_http2() && malformed != headers::Malformed::Connect {
+            downstream.drain();
+        }
+        malformed.reply()
+    })?;
     let asks = {
         let (view, target) = downstream.target();
         // Logged and sent from here on, whatever becomes of it.
@@ -308,6 +316,12 @@ fn introduce(downstream: &Downstream, head: &mut request::Parts) {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
+    // HTTP/1.0 may leave it out; who was dialled is all that it can mean (RFC 9112 3.2).
+    if !headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(downstream.destination.host())
+    {
+        headers.insert(HOST, host);
+    }
 }
 
 /// The endpoint's answer, as the client gets it.
@@ -397,12 +411,17 @@ impl headers::Malformed {
             Self::InvalidPath => "invalid_path",
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",
+            Self::TooManyHeaders => "too_many_headers",
             Self::Connect => "connect_not_supported",
         });
         match self {
             // RFC 9112 6.1.
             Self::TransferEncoding => Reply {
                 status: StatusCode::NOT_IMPLEMENTED,
+                ..reply
+            },
+            Self::TooManyHeaders => Reply {
+                status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 ..reply
             },
             Self::Connect => Reply {

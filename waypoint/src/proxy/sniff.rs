@@ -4,11 +4,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::http::HEADER_DEADLINE;
 use super::io::Io;
 
 /// How long a client may be silent before it counts as waiting for the server.
@@ -88,6 +89,18 @@ pub async fn sniff(io: &mut Io) -> io::Result<Spoken> {
 /// # Errors
 /// Those of the stream; at its end without a byte, `UnexpectedEof`.
 pub async fn http_version(io: &mut Io, deadline: Duration) -> io::Result<Spoken> {
+    let first = poll_fn(|cx| {
+        if !io.peeked().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(match ready!(io.poll_peek(cx)) {
+            Ok([]) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        })
+    });
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    timeout(deadline, first).await.map_err(late)??;
     let looking = poll_fn(|cx| {
         loop {
             let seen = io.peeked().len();
@@ -98,10 +111,7 @@ pub async fn http_version(io: &mut Io, deadline: Duration) -> io::Result<Spoken>
             }
             match io.poll_peek(cx) {
                 Poll::Ready(Ok(bytes)) if bytes.len() == seen => {
-                    return Poll::Ready(match seen {
-                        0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                        _ => Ok(Spoken::Http1),
-                    });
+                    return Poll::Ready(Ok(Spoken::Http1));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -109,9 +119,8 @@ pub async fn http_version(io: &mut Io, deadline: Duration) -> io::Result<Spoken>
             }
         }
     });
-    timeout(deadline, looking)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    // Whoever has begun HTTP/2's preface has nothing to wait for.
+    timeout(HEADER_DEADLINE, looking).await.map_err(late)?
 }
 
 fn poll_judge(io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<Spoken>> {

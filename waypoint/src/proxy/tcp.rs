@@ -12,12 +12,13 @@ use http::StatusCode;
 use super::authorize::{Asked, Denied, authorize};
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
+use super::forward;
 use super::io::Io;
 use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::routing;
 use super::tunnel::Caller;
-use super::upstream::{self, Connected, Connecting};
+use super::upstream::{self, Connected};
 use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::route::PortRoutes;
 use crate::state::View;
@@ -169,12 +170,16 @@ async fn open(
                 authority,
             );
         }
-        let connecting = Connecting::default();
+        let connecting = forward::connecting(&choice);
         let begun = Instant::now();
         let opening = upstream::open_tcp(worker, &endpoint, Some(client), None, &connecting);
         match opening.await {
             Ok(mut connected) => {
                 connected.held = held;
+                connected.idle = match &choice {
+                    Choice::Backend(backend) => backend.settings.connection_pool.tcp_idle_timeout,
+                    Choice::Workload(_) => None,
+                };
                 return Ok((connected, info));
             }
             Err(error) => {
@@ -252,7 +257,7 @@ async fn carry(
     let record = worker.shared.telemetry.open(info);
     let copied = {
         let counted = Counted(&record);
-        let copying = between(client, endpoint.io, &counted, None);
+        let copying = between(client, endpoint.io, &counted, endpoint.idle);
         tokio::select! {
             biased;
             ended = copying => Ok(ended),

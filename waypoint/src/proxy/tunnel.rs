@@ -11,11 +11,13 @@ use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
 use adit_shared::hbone::{BaggageFields, ConnectionError};
 use adit_shared::identity::{SpiffeId, peer_identity};
+use adit_shared::net::drain::DrainMode;
 use adit_shared::telemetry::{
     ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, WorkloadLabels,
 };
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::destination::{self, Destination};
@@ -166,6 +168,10 @@ fn describe(worker: &Worker, identity: SpiffeId, peer: SocketAddr, incoming: &In
 /// Judges one CONNECT and serves what is inside of it.
 async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
     let _open = worker.open_stream();
+    if !worker.shared.state.is_complete() {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return incoming.respond.refuse(status, "destination_unavailable");
+    }
     let authority = &incoming.request.authority;
     let resolved = {
         let view = worker.shared.state.load();
@@ -211,6 +217,18 @@ async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
     }
 }
 
+/// Half of the time for a drain is over: whoever has not said anything by then is closed like
+/// other idle clients, and does not hold up the rest.
+async fn drained(worker: &Worker) {
+    match worker.shared.drain.clone().signalled().await {
+        DrainMode::Immediate => {}
+        DrainMode::Graceful { deadline } => {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            sleep(left / 2).await;
+        }
+    }
+}
+
 /// Serves a stream on a port that may be HTTP.
 async fn serve_http(
     worker: Rc<Worker>,
@@ -220,9 +238,16 @@ async fn serve_http(
     protocol: Protocol,
     mut io: Io,
 ) {
-    let spoken = match protocol {
-        Protocol::Undeclared => sniff::sniff(&mut io).await,
-        _ => sniff::http_version(&mut io, FIRST_BYTE_DEADLINE).await,
+    let looking = async {
+        match protocol {
+            Protocol::Undeclared => sniff::sniff(&mut io).await,
+            _ => sniff::http_version(&mut io, FIRST_BYTE_DEADLINE).await,
+        }
+    };
+    let spoken = tokio::select! {
+        biased;
+        spoken = looking => spoken,
+        () = drained(&worker) => return,
     };
     let spoken = match spoken {
         Ok(spoken) => spoken,

@@ -100,8 +100,7 @@ impl Route {
 
 /// Not `None`: what the control plane says cannot work, with its reason.
 pub(super) fn told_invalid(reason: &str, problems: &mut Problems) -> Option<Arc<str>> {
-    let add = |problems: &mut Problems| problems.add(reason);
-    (!reason.is_empty()).then(|| problems.within("invalid", add))
+    (!reason.is_empty()).then(|| problems.name(reason))
 }
 
 fn read_parents(parents: &[proto::RouteParent], problems: &mut Problems) -> Box<[Parent]> {
@@ -491,10 +490,16 @@ fn read_backends(backends: &[proto::Backend], problems: &mut Problems) -> Backen
         let one = |problems: &mut Problems| {
             let filters = super::filter::read(&backend.filters, problems);
             let target = read_target(backend, problems)?;
-            match &filters.invalid {
-                Some(reason) => Err(Arc::clone(reason)),
-                None => Ok(Backend::new(target, filters)),
+            if let Some(reason) = &filters.invalid {
+                return Err(Arc::clone(reason));
             }
+            if filters.answers() {
+                // HTTPBackendRef.filters: for what is forwarded. The choice of a backend comes
+                // after the moment for answering.
+                let reason = "a backend's filters can only change requests and responses";
+                return Err(problems.within("filters", |problems| problems.add(reason)));
+            }
+            Ok(Backend::new(target, filters))
         };
         let one = problems.within(format_args!("backends[{index}]"), one);
         read.push((backend.weight, one));
@@ -509,8 +514,7 @@ pub(super) fn read_target(
     use proto::backend::To;
     let to = match &backend.to {
         Some(To::Service(to)) => to,
-        Some(To::Invalid(reason)) if reason.is_empty() => return Err(problems.add("invalid")),
-        Some(To::Invalid(reason)) => return Err(problems.add(reason.as_str())),
+        Some(To::Invalid(reason)) => return Err(problems.name(reason)),
         None => return Err(problems.add("names nothing")),
     };
     let service = to.service.as_ref().filter(|s| !s.hostname.is_empty());

@@ -1,5 +1,6 @@
 //! What could not be understood in a user's object. It never vanishes: the part that holds it
-//! answers 500 for the same reason, and the list goes to the log and to the control plane.
+//! answers 500 for the same reason, and the list goes to the log and to the control plane. What
+//! the control plane sends as invalid answers likewise and is no problem: it was understood.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,12 +50,18 @@ impl Problems {
     /// for the answer of what cannot work without it.
     pub(super) fn add(&mut self, reason: impl Into<Arc<str>>) -> Arc<str> {
         let reason = reason.into();
-        let told = format!("{}: {reason}", self.path).into();
+        let named = self.name(&reason);
         self.found.push(Problem {
             field: self.path.clone(),
             reason,
         });
-        told
+        named
+    }
+
+    /// The reason with the name of the field being read, for what the control plane itself says
+    /// cannot work: to be answered with, but nothing to tell it about.
+    pub(super) fn name(&self, reason: &str) -> Arc<str> {
+        format!("{}: {reason}", self.path).into()
     }
 
     pub(super) fn into_found(self) -> Vec<Problem> {

@@ -63,6 +63,14 @@ pub struct Matched<'t> {
 }
 
 impl<'t> Matched<'t> {
+    fn new(entry: &'t Entry) -> Self {
+        Self {
+            rule: &entry.rule,
+            path: entry.request_match().path.matched(),
+            alternative: entry.alternative,
+        }
+    }
+
     /// Place of the match in the rule's list, from 0.
     pub fn alternative(&self) -> usize {
         self.alternative
@@ -175,13 +183,21 @@ impl HttpTable {
             at = node.parent;
         }
         match self.entries.get(best as usize) {
-            Some(entry) => Lookup::Matched(Matched {
-                rule: &entry.rule,
-                path: entry.request_match().path.matched(),
-                alternative: entry.alternative,
-            }),
+            Some(entry) => Lookup::Matched(Matched::new(entry)),
             None => Lookup::NoMatch,
         }
+    }
+
+    /// All that match a request, the one that decides first: for a person who asks why. Tries
+    /// every match, unlike [`HttpTable::find`].
+    pub fn explain<'t, 'r>(
+        &'t self,
+        request: &'r RequestView<'r>,
+    ) -> impl Iterator<Item = Matched<'t>> + use<'t, 'r> {
+        let entries = self.entries.iter();
+        entries
+            .filter(|entry| entry.request_match().matches(request))
+            .map(Matched::new)
     }
 
     /// Whether there is no rule at all.

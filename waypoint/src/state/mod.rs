@@ -13,8 +13,9 @@ mod view;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use adit_shared::model::{ServiceName, SharedModel, Update};
+use adit_shared::model::{ServiceEntry, ServiceName, SharedModel, Update};
 use adit_shared::policy::http::HttpTarget;
 use adit_shared::proto::waypoint as pb;
 use adit_shared::xds::client::{Rejected, Resource};
@@ -40,21 +41,27 @@ struct Touched {
     /// Those of these hosts, which may begin with `*.`.
     hosts: Vec<Arc<str>>,
     /// Those that have one of these workloads.
-    workloads: bool,
+    workloads: Vec<Arc<str>>,
 }
 
 impl Touched {
     fn is_empty(&self) -> bool {
-        !self.everything && !self.workloads && self.services.is_empty() && self.hosts.is_empty()
+        !self.everything
+            && self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.hosts.is_empty()
     }
 
     /// Whether `service` has to be compiled anew.
-    fn contains(&self, service: &ServiceName) -> bool {
+    fn contains(&self, entry: &ServiceEntry) -> bool {
+        let service = &entry.service().key;
         self.everything
-            // Which services a workload belongs to may have changed meanwhile.
-            || self.workloads
+            || self.workloads.iter().any(|uid| entry.has_endpoint(uid))
             || self.services.contains(service)
-            || self.hosts.iter().any(|host| host_matches(host, &service.hostname))
+            || self
+                .hosts
+                .iter()
+                .any(|host| host_matches(host, &service.hostname))
     }
 
     fn targets<'a>(&mut self, targets: impl IntoIterator<Item = &'a pb::Target>) {
@@ -84,7 +91,7 @@ impl Touched {
                         hostname: hostname.clone(),
                     });
                 }
-                HttpTarget::Workload(_) => self.workloads = true,
+                HttpTarget::Workload(uid) => self.workloads.push(uid.clone()),
                 _ => self.everything = true,
             }
         }
@@ -130,6 +137,7 @@ pub struct State {
     view: ArcSwap<View>,
     store: Mutex<Store>,
     version: watch::Sender<u64>,
+    complete: AtomicBool,
 }
 
 impl State {
@@ -143,7 +151,19 @@ impl State {
             view: ArcSwap::from_pointee(View::empty(gateway, &store)),
             store: Mutex::new(store),
             version: watch::Sender::new(0),
+            complete: AtomicBool::new(false),
         }
+    }
+
+    /// Everything has been received once. Before that nothing is served: what is missing may be
+    /// the policy that denies.
+    pub fn completed(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Whether everything has been received once.
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     /// Workloads and services.

@@ -197,7 +197,7 @@ impl View {
             let name = &entry.service().key;
             let known = services.get(name);
             let same = known.is_some_and(|known| Arc::ptr_eq(&known.entry, entry));
-            if !same || moved || touched.contains(name) {
+            if !same || moved || touched.contains(entry) {
                 let view = ServiceView::compile(
                     entry,
                     store,

@@ -4,7 +4,7 @@ use adit_shared::hbone::OpenError;
 use adit_shared::proto::waypoint::service_port::Protocol;
 use http::{Request, StatusCode};
 
-use crate::support::{Mesh, body, echo, get, run, send};
+use crate::support::{Mesh, body, echo, eventually, get, run, send};
 
 #[test]
 fn a_request_reaches_an_endpoint_and_says_who_sent_it() {
@@ -87,5 +87,34 @@ fn without_an_endpoint_the_answer_says_so() {
         let answer = client.get(&web, "/").await;
         assert_eq!(answer.status, 503);
         assert_eq!(answer.header("x-adit-reason"), "no_endpoints");
+    });
+}
+
+#[test]
+fn an_endpoint_that_dies_is_said_to_and_one_that_comes_is_used() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let (app, _) = echo("a");
+        let pod = mesh.pod(&web, "web-a", app).await;
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http1(&web).await;
+        assert_eq!(send(&mut sender, get("/")).await.status, 200);
+        pod.kill();
+        eventually("its node is gone", || async {
+            tokio::net::TcpStream::connect((pod.ip, 15008))
+                .await
+                .is_err()
+        })
+        .await;
+        let answer = send(&mut sender, get("/")).await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.header("x-adit-reason"), "upstream_connect_refused");
+        let (app, _) = echo("b");
+        let _next = mesh.pod(&web, "web-b", app).await;
+        for _ in 0..10 {
+            let answer = send(&mut sender, get("/")).await;
+            assert_eq!((answer.status, answer.text()), (200, "b"));
+        }
     });
 }

@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod external;
 mod http1;
 mod http2;
 mod limits;

@@ -96,12 +96,10 @@ fn new_address() -> IpAddr {
 
 /// A mesh of one waypoint.
 pub struct Mesh {
-    pub ca: Arc<LocalCa>,
     pub certificates: CertificateCache,
     pub state: Arc<State>,
     pub workers: Vec<WorkerHandle>,
     pub address: SocketAddr,
-    pub shared: Arc<Shared>,
     drain: DrainTrigger,
     next_vip: AtomicUsize,
 }
@@ -115,7 +113,7 @@ impl Mesh {
     /// One whose configuration `change` has changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let ca = Arc::new(LocalCa::generate(&trust_domain()).expect("a CA"));
-        let certificates = CertificateCache::new(ca.clone(), CacheOptions::default());
+        let certificates = CertificateCache::new(ca, CacheOptions::default());
         let state = Arc::new(State::new(
             Gateway::new(
                 "waypoint",
@@ -131,6 +129,7 @@ impl Mesh {
         let mut metrics = Metrics::new("waypoint", "test");
         metrics.register("istio", Box::new(RequestCollector(requests.clone())));
         let metrics = Arc::new(metrics);
+        state.completed();
         let (trigger, watcher) = drain::channel();
         let mut config = config();
         change(&mut config);
@@ -147,12 +146,10 @@ impl Mesh {
         });
         let (workers, address) = WorkerHandle::start_all(&shared).expect("workers");
         Self {
-            ca,
             certificates,
             state,
             workers,
             address,
-            shared,
             drain: trigger,
             next_vip: AtomicUsize::new(1),
         }

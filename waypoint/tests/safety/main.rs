@@ -4,14 +4,13 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-//mod downgrade;
-//mod drain;
-//mod floods;
-//mod limits;
+mod downgrade;
+mod drain;
+mod floods;
+mod limits;
 mod raw;
 mod smuggling;
-//mod spread;
-//mod stalled;
+mod spread;
 #[allow(dead_code, reason = "shared with the tests of the data path")]
 #[path = "../proxy/support.rs"]
 mod support;

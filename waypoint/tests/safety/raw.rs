@@ -303,6 +303,33 @@ impl<IO: Stream> RawHttp2<IO> {
         sent.await.expect("in time").is_ok()
     }
 
+    /// Sends without a deadline.
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.io.write_all(bytes).await?;
+        self.io.flush().await
+    }
+
+    /// Sends while it reads, and waits until the connection ends.
+    pub async fn send_and_end(&mut self, mut bytes: &[u8]) -> End {
+        let mut more = [0; 16 << 10];
+        while !bytes.is_empty() {
+            let (mut reader, mut writer) = tokio::io::split(&mut self.io);
+            tokio::select! {
+                biased;
+                read = reader.read(&mut more) => match read {
+                    Ok(n) if n > 0 => self.buffer.extend_from_slice(&more[..n]),
+                    _ => break,
+                },
+                written = writer.write(bytes) => match written {
+                    Ok(n) if n > 0 => bytes = &bytes[n..],
+                    _ => break,
+                },
+            }
+        }
+        let _ = self.io.flush().await;
+        self.end().await
+    }
+
     /// The next frame; `None`: the connection has ended.
     pub async fn frame(&mut self) -> Option<Frame> {
         loop {

@@ -121,7 +121,7 @@ const LENGTHS: &[Case] = &[
     refused(
         "the largest of 64 bits",
         "POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 18446744073709551615\r\n\r\nabc",
-        &[400],
+        &[431],
     ),
     refused(
         "an empty length",
@@ -367,42 +367,49 @@ const TARGETS: &[Case] = &[
         sent: "GET /a HTTP/1.1\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
+    },
+    Case {
+        name: "HTTP/1.0 without a host",
+        sent: "GET /a HTTP/1.0\r\n\r\n",
+        answers: &[200],
+        got: &["GET /a HTTP/1.1\r\nhost: web.shop.svc.cluster.local\r\n\r\n"],
+        then: Closed,
     },
     Case {
         name: "two hosts",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "the same host twice",
         sent: "GET /a HTTP/1.1\r\nhost: w\r\nHost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "an empty host",
         sent: "GET /a HTTP/1.1\r\nhost:\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a host with a path",
         sent: "GET /a HTTP/1.1\r\nhost: w/x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a host with user information",
         sent: "GET /a HTTP/1.1\r\nhost: u@w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     served(
         "absolute form",
@@ -414,39 +421,47 @@ const TARGETS: &[Case] = &[
         "GET http://x HTTP/1.1\r\nhost: x\r\n\r\n",
         &["GET / HTTP/1.1\r\nhost: x\r\n\r\n"],
     ),
+    served(
+        "absolute form with a query alone",
+        "GET http://x?a=/b HTTP/1.1\r\nhost: x\r\n\r\n",
+        &["GET /?a=/b HTTP/1.1\r\nhost: x\r\n\r\n"],
+    ),
     Case {
         name: "absolute form with user information",
         sent: "GET http://u:p@x/a HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "absolute form with two hosts",
         sent: "GET http://x/a HTTP/1.1\r\nhost: w\r\nhost: x\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "authority form",
         sent: "GET w:80 HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "a target without a slash",
         sent: "GET a HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
+        then: Closed,
+    },
+    // Refused, it is no tunnel, and what follows is another request.
+    Case {
+        name: "CONNECT",
+        sent: "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
+        answers: &[405],
+        got: &[],
         then: Open,
     },
-    refused(
-        "CONNECT",
-        "CONNECT w:80 HTTP/1.1\r\nhost: w:80\r\n\r\n",
-        &[405],
-    ),
     served(
         "asterisk form",
         "OPTIONS * HTTP/1.1\r\nhost: w\r\n\r\n",
@@ -457,7 +472,7 @@ const TARGETS: &[Case] = &[
         sent: "GET * HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     // RFC 9112 3.2: a fragment is not part of a target; what is judged is what is sent.
     served(
@@ -484,6 +499,19 @@ const HOPS: &[Case] = &[
         "POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 1\r\n\
          connection: host, content-length, x-forwarded-client-cert\r\n\r\na",
         &["POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 1\r\n\r\na"],
+    ),
+    // h2c smuggling: the endpoint could take the one that was not looked at.
+    served(
+        "h2c behind another protocol",
+        "GET /a HTTP/1.1\r\nhost: w\r\nupgrade: websocket, h2c\r\n\
+         connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\n\r\n",
+        &["GET /a HTTP/1.1\r\nhost: w\r\n\r\n"],
+    ),
+    served(
+        "h2c in another line",
+        "GET /a HTTP/1.1\r\nhost: w\r\nupgrade: websocket\r\nupgrade: h2c\r\n\
+         connection: upgrade\r\n\r\n",
+        &["GET /a HTTP/1.1\r\nhost: w\r\n\r\n"],
     ),
     served(
         "hop by hop",
@@ -520,13 +548,13 @@ const SERIES: &[Case] = &[
         got: &["GET /1 HTTP/1.1\r\nhost: w\r\n\r\n"],
         then: Closed,
     },
-    // The body of a refused request is skipped; it does not become the next one.
+    // The body of a refused request does not become the next one.
     Case {
         name: "the body of a refused request",
         sent: "POST /a HTTP/1.1\r\ncontent-length: 35\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: w\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
     Case {
         name: "the chunked body of a refused request",
@@ -534,7 +562,7 @@ const SERIES: &[Case] = &[
                23\r\nGET /smuggled HTTP/1.1\r\nhost: w\r\n\r\n\r\n0\r\n\r\n",
         answers: &[400],
         got: &[],
-        then: Open,
+        then: Closed,
     },
 ];
 

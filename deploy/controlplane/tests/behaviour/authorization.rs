@@ -377,7 +377,8 @@ fn conditions_say_what_is_in_force() {
         (
             "target ref",
             "{targetRefs: [{kind: Gateway, group: g, name: w}]}",
-            "none",
+            // Said by waypoints' part of the compiler; node proxies do not see it.
+            "false TargetNotFound",
         ),
         (
             "fine",

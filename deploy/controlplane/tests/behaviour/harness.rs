@@ -61,7 +61,7 @@ impl Mesh {
         }
     }
 
-    /// `ZtunnelAccepted` of a policy, as `status reason`.
+    /// The first condition of an object, as `status reason`.
     pub fn condition(&self, policy: &str) -> String {
         let (namespace, name) = policy.split_once('/').unwrap();
         let found = self

@@ -231,7 +231,8 @@ impl Report {
 }
 
 impl Table {
-    fn text(&self) -> String {
+    /// The scenario for people.
+    pub(super) fn text(&self) -> String {
         let mut rows = vec![row(&[
             self.scenario.name,
             "CPU us/request",

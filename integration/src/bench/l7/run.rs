@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::contender::{Contender, Proxies, Proxy, Way, aim, verify};
@@ -32,7 +32,6 @@ const WARM_UP: f64 = 0.7;
 /// missed limits, are in the report.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
     let begin = Instant::now();
-    let _quiet = OnOtherCore::enter()?;
     let ground = Ground::new()?;
     let wanted: Vec<Scenario> = all()
         .into_iter()
@@ -55,7 +54,9 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         };
         for scenario in scenarios {
             eprintln!("bench: L7: {}", scenario.name);
-            tables.push(stage.measure(scenario)?);
+            let table = stage.measure(scenario)?;
+            eprintln!("{}", table.text());
+            tables.push(table);
         }
     }
     Ok(Report {
@@ -66,25 +67,11 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     })
 }
 
-/// Keeps this process, and what it starts without saying where, off the proxies' core.
-struct OnOtherCore(CpuSet);
-
-impl OnOtherCore {
-    fn enter() -> anyhow::Result<Self> {
-        let own = Pid::from_raw(0);
-        let before = sched_getaffinity(own)?;
-        let mut other = CpuSet::new();
-        other.set(OTHER_CORE)?;
-        sched_setaffinity(own, &other).context("a core for the load")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for OnOtherCore {
-    fn drop(&mut self) {
-        // It was so before.
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
-    }
+/// Keeps a thread off the proxies' core.
+fn on_other_core() -> anyhow::Result<()> {
+    let mut other = CpuSet::new();
+    other.set(OTHER_CORE)?;
+    sched_setaffinity(Pid::from_raw(0), &other).context("a core for the load")
 }
 
 /// Proxies of one setup, ready to be measured.
@@ -213,6 +200,7 @@ impl Stage<'_> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         thread::scope(|scope| {
             let changing = scope.spawn(|| -> anyhow::Result<()> {
+                on_other_core()?;
                 let begin = Instant::now();
                 for index in 0.. {
                     if stop.load(Ordering::Relaxed) {

@@ -26,7 +26,7 @@ pub(super) struct Scenario {
 }
 
 /// The one that limits are set for.
-pub(super) const MAIN: &str = "HTTP/1.1, 64 connections";
+pub(super) const MAIN: &str = "HTTP/1.1, 64 connections, 100 routes";
 /// The one that latencies are compared in.
 pub(super) const OPEN_LOOP: &str = "HTTP/1.1, 64 connections, at half of Envoy's rate";
 

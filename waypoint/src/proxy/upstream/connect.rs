@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use adit_shared::hbone::record::TlsStream;
-use adit_shared::hbone::{CheckoutError, ConnectRequest, Connection, Forwarded, OpenError};
+use adit_shared::hbone::{
+    CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Settings,
+};
 use adit_shared::identity::peer_identity;
 use adit_shared::model::route::ExpectedIdentities;
 use adit_shared::telemetry::{Event, Reporter};
@@ -29,6 +31,8 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take until a peer has answered a CONNECT: its own connect has 10 s.
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);
+/// The largest window there is (RFC 9113 6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 /// Why there is no connection.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -68,6 +72,8 @@ pub struct Connected {
     pub permit: Option<Permit>,
     /// For who wants to count it as active at its endpoint.
     pub held: Option<Picked>,
+    /// How long nothing may move on it, where it carries opaque bytes; `None`: for ever.
+    pub idle: Option<Duration>,
 }
 
 /// Opens a byte stream to `endpoint` for `client`, who is named to the endpoint's node.
@@ -99,6 +105,7 @@ pub async fn open_tcp(
                 local,
                 permit,
                 held: None,
+                idle: None,
             })
         }
         Way::Tls(originate) => {
@@ -126,6 +133,7 @@ pub async fn open_tcp(
                 local,
                 permit,
                 held: None,
+                idle: None,
             })
         }
         Way::Hbone {
@@ -145,6 +153,7 @@ pub async fn open_tcp(
                 local: None,
                 permit,
                 held: None,
+                idle: None,
             })
         }
     }
@@ -245,7 +254,16 @@ async fn connect_tunnel(
         reporter: Reporter::Source,
         duration: started.elapsed(),
     });
-    let connection = Connection::handshake(tls, &shared.config.http2).await;
+    // Every stream that the pool may open has its part of the window, so that responses that
+    // nobody reads do not hold up the others.
+    let http2 = shared.config.http2;
+    let streams = u32::try_from(shared.config.pool_max_streams).unwrap_or(u32::MAX);
+    let window = http2.stream_window.saturating_mul(streams).min(MAX_WINDOW);
+    let settings = Settings {
+        connection_window: window.max(http2.connection_window),
+        ..http2
+    };
+    let connection = Connection::handshake(tls, &settings).await;
     let connection = connection.map_err(|error| {
         let error = format!("HTTP/2 with {gateway}: {error}");
         ConnectError::new(Reply::CONNECT_FAILED, error)

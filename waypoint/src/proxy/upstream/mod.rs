@@ -169,6 +169,8 @@ pub struct Connecting {
     pub deadline: Duration,
     /// Bounds their number; `None`: a workload that was dialled itself.
     pub limits: Option<Arc<Limits>>,
+    /// Requests that a connection of HTTP/1 carries; `None`: any number.
+    pub max_requests: Option<u32>,
 }
 
 impl Default for Connecting {
@@ -176,6 +178,7 @@ impl Default for Connecting {
         Self {
             deadline: connect::CONNECT_DEADLINE,
             limits: None,
+            max_requests: None,
         }
     }
 }

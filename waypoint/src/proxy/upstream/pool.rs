@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Version};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Version};
+use hyper::body::Body as _;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Notify, oneshot};
@@ -66,6 +68,8 @@ pub struct Upstreams {
 /// A connection of HTTP/1 that nobody uses.
 struct Idle {
     sender: Sender1,
+    /// Requests that it has carried.
+    carried: u32,
     local: Option<SocketAddr>,
     since: Instant,
 }
@@ -163,6 +167,9 @@ enum Kind {
         upstreams: Rc<Upstreams>,
         endpoint: Arc<Endpoint>,
         sender: Sender1,
+        carried: u32,
+        /// It may carry more.
+        more: bool,
         local: Option<SocketAddr>,
         upgraded: oneshot::Receiver<Upgraded>,
     },
@@ -184,6 +191,8 @@ impl Lease {
             upstreams,
             endpoint,
             sender,
+            carried,
+            more: true,
             local,
             ..
         } = self.0
@@ -194,6 +203,7 @@ impl Lease {
                 &endpoint,
                 Idle {
                     sender,
+                    carried,
                     local,
                     since,
                 },
@@ -247,20 +257,28 @@ pub(super) async fn send_http1(
     connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_11;
+    // hyper leaves out a body of unknown length where GET and HEAD do not say that there is one.
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     let upgrade = request.headers().contains_key(http::header::UPGRADE);
     for stale in 0.. {
         // What may become another protocol gets a connection of its own.
         let pooled = (stale < STALE && !upgrade).then(|| worker.upstreams.take(endpoint));
-        let (mut sender, local, upgraded) = match pooled.flatten() {
+        let (mut sender, carried, local, upgraded) = match pooled.flatten() {
             Some(mut idle) => {
                 // Its last response was read a moment ago, and hyper has yet to notice.
                 if !idle.sender.is_ready() && idle.sender.ready().await.is_err() {
                     continue;
                 }
-                (idle.sender, idle.local, None)
+                (idle.sender, idle.carried, idle.local, None)
             }
             None => match connect_http1(worker, endpoint, connecting).await {
-                Ok((sender, local, upgraded)) => (sender, local, Some(upgraded)),
+                Ok((sender, local, upgraded)) => (sender, 0, local, Some(upgraded)),
                 Err(error) => return Err(not_connected(error, request)),
             },
         };
@@ -274,6 +292,8 @@ pub(super) async fn send_http1(
                         upstreams: worker.upstreams.clone(),
                         endpoint: endpoint.clone(),
                         sender,
+                        carried: carried + 1,
+                        more: connecting.max_requests.is_none_or(|max| carried + 1 < max),
                         local,
                         upgraded: upgraded.unwrap_or_else(|| oneshot::channel().1),
                     }),

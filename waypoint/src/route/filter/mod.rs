@@ -4,7 +4,8 @@
 //! choose): [`Filters::inspect`] looks at the request as it came and may answer it (CORS
 //! preflight, injected fault, redirect, direct response); [`Filters::apply_request`] changes it
 //! on its way to the backend (headers, then URL) and mirrors get what has been changed;
-//! [`Filters::apply_response`] changes the response. A backend's filters come after its rule's.
+//! [`Filters::apply_response`] changes the response. A backend's filters come after its rule's,
+//! and can only change requests and responses.
 
 mod cors;
 mod fault;
@@ -216,6 +217,14 @@ impl Filters {
         }
     }
 
+    /// Whether a request may be answered here, or has to be seen before it is changed.
+    pub(super) fn answers(&self) -> bool {
+        self.redirect.is_some()
+            || self.direct_response.is_some()
+            || self.cors.is_some()
+            || self.fault.is_some()
+    }
+
     /// Whether nothing would be changed or answered.
     pub fn is_empty(&self) -> bool {
         self.invalid.is_none()
@@ -229,7 +238,9 @@ impl Filters {
             && self.mirrors.is_empty()
     }
 
-    /// Where copies of requests go, each with its own share. Their answers are dropped.
+    /// Where copies of requests go, each with its own share. Their answers are dropped. A copy
+    /// is made of the request as the rule's own filters leave it ([`Filters::apply_request`]
+    /// without a backend's).
     pub fn mirrors(&self) -> &[Mirror] {
         &self.mirrors
     }

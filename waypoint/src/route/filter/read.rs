@@ -94,8 +94,7 @@ fn read_one(
             };
             once(&mut read.direct_response, direct, problems)?;
         }
-        Kind::Invalid(reason) if reason.is_empty() => return Err(problems.add("invalid")),
-        Kind::Invalid(reason) => return Err(problems.add(reason.as_str())),
+        Kind::Invalid(reason) => return Err(problems.name(reason)),
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ fn one_type_holds_on_a_port() {
     );
     assert_eq!(holds(&[tcp.clone(), tls.clone(), http("h")], 80), "http h");
     assert_eq!(holds(&[tcp.clone(), tls.clone()], 80), "tls tls");
-    assert_eq!(holds(&[tcp.clone()], 80), "tcp tcp");
+    assert_eq!(holds(std::slice::from_ref(&tcp), 80), "tcp tcp");
     let ports = [on(tcp, 80), on(tls, 443), on(http("h"), 8080)];
     assert_eq!(holds(&ports, 80), "tcp tcp");
     assert_eq!(holds(&ports, 443), "tls tls");

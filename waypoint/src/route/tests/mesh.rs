@@ -458,7 +458,7 @@ fn mesh_frontend_hostname() {
 #[test]
 fn mesh_ports() {
     let port_80 = marking(plain("v1"), "v1", vec![parent(&echo(), 80)]);
-    let routes = attached(&[port_80.clone()]);
+    let routes = attached(&[port_80]);
     assert_eq!(mark(routes.for_port(80, "mesh")).as_deref(), Some("v1"));
     assert!(matches!(routes.for_port(8080, "mesh"), PortRoutes::None));
 

@@ -3,6 +3,7 @@
 mod attach;
 mod convert;
 mod filters;
+mod fuzz;
 mod matching;
 mod mesh;
 mod oracle;

@@ -82,7 +82,10 @@ fn routes(rules: usize) -> impl Strategy<Value = Vec<proto::Route>> {
     );
     prop::collection::vec(route, 0..5).prop_map(|routes| {
         let of = |(index, (rules, created, namespace)): (usize, (Vec<_>, i64, String))| {
-            let rules = rules.into_iter().map(|matches| rule_of(matches)).collect();
+            let rules = rules
+                .into_iter()
+                .map(|matches| super::rule("", matches))
+                .collect();
             let mut route = http_route("", rules);
             route.object = Some(proto::ObjectRef {
                 kind: "HTTPRoute".into(),
@@ -94,10 +97,6 @@ fn routes(rules: usize) -> impl Strategy<Value = Vec<proto::Route>> {
         };
         routes.into_iter().enumerate().map(of).collect()
     })
-}
-
-fn rule_of(matches: Vec<proto::HttpMatch>) -> proto::HttpRule {
-    rule("", matches)
 }
 
 fn a_request() -> impl Strategy<Value = Sent> {
@@ -310,6 +309,13 @@ fn compare(routes: &[proto::Route], requests: &[Sent]) -> Result<(), TestCaseErr
             }
         };
         prop_assert_eq!(found, oracle(routes, sent), "{:?}", sent);
+        let view = sent.view();
+        let first = table.explain(&view).next();
+        let first = first.map(|matched| (matched.rule.index(), matched.alternative()));
+        prop_assert_eq!(
+            found.map(|(_, rule, alternative)| (rule, alternative)),
+            first
+        );
     }
     Ok(())
 }
