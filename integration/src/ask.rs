@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -83,12 +83,22 @@ impl Answer {
 /// A mesh of several tests that run at the same time: it is brought up by the first of them
 /// and removed after the last.
 #[derive(Default)]
-pub struct SharedMesh(Mutex<Weak<TestMesh>>);
+pub struct SharedMesh(Mutex<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    mesh: Weak<TestMesh>,
+    /// Why it did not come up: it is not tried again by every test.
+    failed: Option<String>,
+}
 
 impl SharedMesh {
     /// Not up yet.
     pub const fn new() -> Self {
-        Self(Mutex::new(Weak::new()))
+        Self(Mutex::new(Shared {
+            mesh: Weak::new(),
+            failed: None,
+        }))
     }
 
     /// The mesh; `up` makes it if nobody has it.
@@ -100,11 +110,15 @@ impl SharedMesh {
         up: impl FnOnce() -> anyhow::Result<TestMesh>,
     ) -> anyhow::Result<Arc<TestMesh>> {
         let mut shared = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(mesh) = shared.upgrade() {
+        if let Some(mesh) = shared.mesh.upgrade() {
             return Ok(mesh);
         }
-        let mesh = Arc::new(up()?);
-        *shared = Arc::downgrade(&mesh);
+        if let Some(failed) = &shared.failed {
+            bail!("the mesh did not come up: {failed}");
+        }
+        let mesh = up().inspect_err(|error| shared.failed = Some(format!("{error:#}")))?;
+        let mesh = Arc::new(mesh);
+        shared.mesh = Arc::downgrade(&mesh);
         Ok(mesh)
     }
 }
