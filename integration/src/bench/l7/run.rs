@@ -1,9 +1,9 @@
 //! The measurements: contenders take turns, so that what slows the machine down slows all of
 //! them down.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             setup,
             seconds: options.seconds as f64,
             rounds: options.rounds,
-            verified: RefCell::default(),
+            verified: Mutex::default(),
         };
         for scenario in scenarios {
             eprintln!("bench: L7: {}", scenario.name);
@@ -83,7 +83,7 @@ struct Stage<'a> {
     setup: Setup,
     seconds: f64,
     rounds: usize,
-    verified: RefCell<HashMap<Contender, Option<String>>>,
+    verified: Mutex<HashMap<Contender, Option<String>>>,
 }
 
 impl Stage<'_> {
@@ -168,13 +168,17 @@ impl Stage<'_> {
         loaded.and(waited)
     }
 
+    fn verified(&self) -> MutexGuard<'_, HashMap<Contender, Option<String>>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a contender does differently; looked at once.
     fn unlike(&self, contender: Contender, protocol: Protocol) -> Option<String> {
-        let known = self.verified.borrow().get(&contender).cloned();
+        let known = self.verified().get(&contender).cloned();
         known.unwrap_or_else(|| {
             let verified = verify(self.ground, &self.proxies, contender, self.setup, protocol);
             let unlike = verified.err().map(|error| format!("{error:#}"));
-            self.verified.borrow_mut().insert(contender, unlike.clone());
+            self.verified().insert(contender, unlike.clone());
             unlike
         })
     }
