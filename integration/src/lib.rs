@@ -5,6 +5,8 @@
 //! that are shipped. A [`TestMesh`] removes itself when it is dropped, also by a panic; what
 //! a killed test left behind is removed by the next one.
 
+pub mod app;
+pub mod ask;
 pub mod bench;
 pub mod call;
 pub mod hbone;
@@ -15,6 +17,8 @@ pub mod socket;
 pub mod waypoint;
 pub mod wire;
 
+pub use app::{Asked, HttpApp};
+pub use ask::{Answer, SharedMesh};
 pub use call::{Call, Caller, Stream, StreamEvent};
 pub use hbone::{Credential, RawHbone};
 pub use manifest::Manifest;

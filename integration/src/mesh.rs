@@ -354,9 +354,13 @@ impl TestMesh {
                 }
             }
         }
-        let pods = self.mesh.status()?.pods;
+        let status = self.mesh.status()?;
+        // A waypoint's pod opts out, in labels that are in no manifest.
+        let waypoints = status.components.iter().filter_map(|c| c.pod.clone());
+        let waypoints: Vec<String> = waypoints.collect();
+        let pods = status.pods.into_iter();
         Ok(pods
-            .into_iter()
+            .filter(|p| !waypoints.contains(&p.uid))
             .filter(|p| {
                 let path = format!("{}/{}", p.namespace, p.name);
                 match pod_modes.get(&path).map(String::as_str) {

@@ -86,7 +86,9 @@ pub const ENROLMENT_TYPE: &str = "type.googleapis.com/adit.mesh.v1.Enrolment";
 /// `prost_types` overflows for the smallest number of seconds.)
 pub fn duration(of: &prost_types::Duration) -> Option<std::time::Duration> {
     let seconds = u64::try_from(of.seconds).ok()?;
-    let nanos = u32::try_from(of.nanos).ok().filter(|n| *n < 1_000_000_000)?;
+    let nanos = u32::try_from(of.nanos)
+        .ok()
+        .filter(|n| *n < 1_000_000_000)?;
     Some(std::time::Duration::new(seconds, nanos))
 }
 
@@ -95,7 +97,10 @@ mod tests {
     #[test]
     fn durations_that_are_none_are_refused() {
         let of = |seconds, nanos| super::duration(&prost_types::Duration { seconds, nanos });
-        assert_eq!(of(1, 500_000_000), Some(std::time::Duration::from_millis(1500)));
+        assert_eq!(
+            of(1, 500_000_000),
+            Some(std::time::Duration::from_millis(1500))
+        );
         for (seconds, nanos) in [(-1, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000)] {
             assert_eq!(of(seconds, nanos), None, "{seconds} {nanos}");
         }

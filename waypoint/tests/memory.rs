@@ -3,6 +3,9 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "shared with the tests of what a client may try")]
+#[path = "safety/raw.rs"]
+mod raw;
 #[allow(dead_code, reason = "shared with the tests of the data path")]
 #[path = "proxy/support.rs"]
 mod support;
@@ -27,8 +30,11 @@ use rustls::pki_types::ServerName;
 use support::*;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
+
+/// What it may hold for the answers of a connection that asks and does not read, in KiB.
+const PER_FLOOD: isize = 2048;
 
 /// Counts what worker threads hold. What they free was allocated by them.
 struct Counting;
@@ -82,21 +88,27 @@ const PER_CONNECTION: usize = 15;
 /// buffer of 256 on either side, and what HTTP reads at once.
 const PER_STREAM: isize = 640;
 
-/// A connection with windows as the waypoint's own, so that all streams have their part of it.
-async fn connect(mesh: &Mesh) -> Client {
+/// TLS to the HBONE port.
+async fn tls(mesh: &Mesh) -> TlsStream {
     let certificate = mesh.certificate(&identity("default", "curl")).await;
     let stream = TcpStream::connect(mesh.address).await.unwrap();
     let name = ServerName::IpAddress(mesh.address.ip().into());
     let config = certificate.client_config().clone();
-    let tls = TlsStream::connect(stream, config, name, DEADLINE)
+    TlsStream::connect(stream, config, name, DEADLINE)
         .await
-        .unwrap();
+        .unwrap()
+}
+
+/// A connection with windows as the waypoint's own, so that all streams have their part of it.
+async fn connect(mesh: &Mesh) -> Client {
     let settings = Settings {
         stream_window: 64 << 10,
         connection_window: 1 << 20,
         ..Settings::DEFAULT
     };
-    let connection = Connection::handshake(tls, &settings).await.unwrap();
+    let connection = Connection::handshake(tls(mesh).await, &settings)
+        .await
+        .unwrap();
     Client { connection }
 }
 
@@ -157,12 +169,30 @@ fn held() -> isize {
     HELD.load(Ordering::Relaxed)
 }
 
+/// What is held when nothing is taken or given back any more.
+async fn still() -> isize {
+    let deadline = Instant::now() + DEADLINE;
+    let (mut before, mut same) = (held(), 0);
+    while same < 10 {
+        sleep(Duration::from_millis(50)).await;
+        let now = held();
+        same = if (now - before).abs() < 16 << 10 {
+            same + 1
+        } else {
+            0
+        };
+        before = now;
+        assert!(Instant::now() < deadline, "it goes on: {now}");
+    }
+    before
+}
+
 /// 500 stalled tunnels; returns them with their connections.
 async fn stall(
     mesh: &Mesh,
     vip: &Vip,
-    begin: impl AsyncFn(Tunnel) -> tokio::task::JoinHandle<()>,
-) -> (Vec<Client>, Vec<tokio::task::JoinHandle<()>>) {
+    begin: impl AsyncFn(Tunnel) -> AbortHandle,
+) -> (Vec<Client>, Vec<AbortHandle>) {
     let mut clients = Vec::new();
     let mut stalled = Vec::new();
     while stalled.len() < TUNNELS {
@@ -192,7 +222,7 @@ async fn neighbours(clients: &[Client], vip: &Vip) {
     );
 }
 
-async fn free(clients: Vec<Client>, stalled: Vec<tokio::task::JoinHandle<()>>, before: isize) {
+async fn free(clients: Vec<Client>, stalled: Vec<AbortHandle>, before: isize) {
     for task in stalled {
         task.abort();
     }
@@ -202,6 +232,7 @@ async fn free(clients: Vec<Client>, stalled: Vec<tokio::task::JoinHandle<()>>, b
         held() - before < 16 << 20
     })
     .await;
+    println!("{} KiB stay", (held() - before) / 1024);
 }
 
 // One test: the counter is the process's.
@@ -229,6 +260,7 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
                 std::future::pending::<()>().await;
                 drop(io);
             })
+            .abort_handle()
         })
         .await;
         settled(&sent).await;
@@ -237,6 +269,20 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
         assert!(each < PER_STREAM, "{each} KiB");
         neighbours(&clients, &web).await;
         free(clients, stalled, before).await;
+
+        // Frames that want answers which nobody reads.
+        for frame in [
+            raw::frame(raw::kind::SETTINGS, 0, 0, &[]),
+            raw::frame(raw::kind::PING, 0, 0, &[1; 8]),
+        ] {
+            let before = still().await;
+            let mut http = raw::RawHttp2::new(tls(&mesh).await).await;
+            let flood = frame.repeat((64 << 20) / frame.len());
+            let _ = timeout(Duration::from_secs(2), http.write(&flood)).await;
+            let more = (held() - before) / 1024;
+            println!("{more} KiB for answers that are not read");
+            assert!(more < PER_FLOOD, "{more} KiB");
+        }
 
         // An endpoint that does not read. Its node's connections have windows of their own;
         // who calls another endpoint is not held up.
@@ -255,6 +301,7 @@ fn stalled_streams_cost_little_and_are_in_nobodys_way() {
                     taken.set(taken.get() + piece.len());
                 }
             })
+            .abort_handle()
         })
         .await;
         settled(&taken).await;

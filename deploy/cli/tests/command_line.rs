@@ -11,6 +11,7 @@ use serde_json::Value;
 
 const DUMP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/dump.json");
 const DUMP_OF_MAPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/dump-maps.json");
+const WAYPOINT_DUMP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/waypoint.json");
 const BAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/bad");
 const GOOD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/mesh");
 
@@ -455,6 +456,104 @@ fn a_reader_that_goes_away_is_no_error() {
         assert_eq!(stderr, "", "{args:?}");
         assert!(matches!(status.code(), Some(0 | 1)), "{args:?}: {status}");
     }
+}
+
+#[test]
+fn the_gateway_of_a_waypoint_is_printed() {
+    let text = expect(&["waypoint", "generate"], 0);
+    assert_eq!(
+        text,
+        "apiVersion: gateway.networking.k8s.io/v1\n\
+         kind: Gateway\n\
+         metadata:\n  name: waypoint\n\
+         spec:\n  gatewayClassName: istio-waypoint\n  listeners:\n  - name: mesh\n    \
+         port: 15008\n    protocol: HBONE\n"
+    );
+    let args = [
+        "waypoint", "generate", "--for", "all", "-r", "canary", "-n", "shop",
+    ];
+    let text = expect(&args, 0);
+    for line in [
+        "istio.io/waypoint-for: all",
+        "istio.io/rev: canary",
+        "namespace: shop",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    let text = expect(&["waypoint", "generate", "--name", "none"], 2);
+    assert!(text.contains("'none' is a reserved value"), "{text}");
+    expect(&["waypoint", "generate", "--for", "some"], 2);
+}
+
+#[test]
+fn tables_of_a_stored_dump_of_a_waypoint() {
+    let reviews = "reviews.shop.svc.cluster.local";
+    let table: [(&str, String); 4] = [
+        (
+            "cluster",
+            format!(
+                "SERVICE FQDN                        PORT   SUBSET    DIRECTION     TYPE   \
+                 DESTINATION RULE\n\
+                 reviews-v1.shop.svc.cluster.local   80     http      inbound-vip   EDS\n\
+                 {reviews}      80     http      inbound-vip   EDS    reviews.shop\n\
+                 {reviews}      80     http/v1   inbound-vip   EDS    reviews.shop\n\
+                 {reviews}      9090   tcp       inbound-vip   EDS    reviews.shop\n\
+                 {reviews}      9090   tcp/v1    inbound-vip   EDS    reviews.shop\n"
+            ),
+        ),
+        (
+            "endpoint",
+            format!(
+                "NAME              STATUS    LOCALITY   CLUSTER\n\
+                 10.244.1.6:8080   HEALTHY              \
+                 inbound-vip|80|http|reviews-v1.shop.svc.cluster.local\n\
+                 10.244.1.6:8080   HEALTHY   local/a    inbound-vip|80|http|{reviews}\n\
+                 10.244.2.5:8080   EJECTED   local/b    inbound-vip|80|http|{reviews}\n"
+            ),
+        ),
+        (
+            "policy",
+            format!(
+                "NAMESPACE   POLICY NAME   ACTION   TARGETS                                  \
+                 RULES   STATUS\n\
+                 shop        readers       ALLOW    Service {reviews}   1       Accepted\n"
+            ),
+        ),
+        (
+            "secret",
+            "RESOURCE NAME                                TYPE   STATUS      VALID CERT   \
+             SERIAL NUMBER   NOT AFTER              NOT BEFORE\n\
+             spiffe://cluster.local/ns/shop/sa/waypoint   Leaf   Available   false        \
+             ff              2020-01-02T00:00:00Z   2020-01-01T00:00:00Z\n"
+                .into(),
+        ),
+    ];
+    for (command, expected) in table {
+        let text = expect(&["proxy-config", command, "-f", WAYPOINT_DUMP], 0);
+        assert_eq!(text, expected, "{command}");
+    }
+    let routes = expect(&["pc", "route", "-f", WAYPOINT_DUMP, "--port", "80"], 0);
+    let name = format!("inbound-vip|80|http|{reviews}");
+    assert!(
+        routes.contains(&format!("{name}   HTTPRoute/shop/reviews   *         "))
+            && routes.contains("GET /api* end-user=jason -> reviews-v2:80")
+            && routes.contains("/* -> reviews-v1:80 (90), 500 (10)"),
+        "{routes}"
+    );
+    let listeners = expect(&["pc", "listener", "-f", WAYPOINT_DUMP], 0);
+    assert!(
+        listeners.contains("ip {10.96.1.3} -> port 80     Route: HTTPRoute/shop/reviews\n")
+            && listeners.contains(&format!("Cluster: inbound-vip|9090|tcp|{reviews}\n"))
+            && !listeners.contains("reviews-v1"),
+        "{listeners}"
+    );
+    let all: Value = serde_json::from_str(&expect(
+        &["pc", "all", "-f", WAYPOINT_DUMP, "-o", "json"],
+        0,
+    ))
+    .unwrap();
+    assert_eq!(all["version"]["component"], "adit-waypoint");
+    expect(&["pc", "all", "-f", DUMP], 1);
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub use config::{DataPlane, MeshConfig};
 pub use control::{ApplyOutcome, Request, Running};
 pub use error::LocalError;
 pub use mesh::{Mesh, Output, Place};
-pub use objects::read_manifests;
+pub use objects::{FalseCondition, read_manifests};
 pub use overlay::{Applied, Labels};
 pub use state::{ComponentStatus, ContainerStatus, MeshStatus, NodeStatus, PodStatus, ProcessId};
 pub use system::http::{HttpAnswer, http_request, request as http_request_in};

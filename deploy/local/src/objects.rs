@@ -40,6 +40,72 @@ impl Running {
     }
 }
 
+/// A condition that does not hold, of an object or of one of its attachments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FalseCondition {
+    /// Kind, namespace and name, for people.
+    pub object: String,
+    /// Its type, for example `ResolvedRefs`.
+    pub condition: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+}
+
+impl Running {
+    /// What the control plane finds wrong with objects.
+    ///
+    /// # Errors
+    /// [`LocalError::File`] when its status directory cannot be read.
+    pub fn false_conditions(&self) -> Result<Vec<FalseCondition>, LocalError> {
+        let directory = self.control_plane_status_directory();
+        let (files, _) = manifest::read_directory(&directory)?;
+        let mut all = Vec::new();
+        for file in files {
+            let path = directory.join(&file.relative);
+            let kind = file.relative.with_extension("");
+            let status: StatusFile = serde_json::from_str(&file.text)
+                .map_err(|error| LocalError::file("understand", &path)(error.into()))?;
+            for item in &status.items {
+                let text = |key: &str| item[key].as_str().unwrap_or_default();
+                let object = match text("namespace") {
+                    "" => format!("{} {}", kind.display(), text("name")),
+                    namespace => format!("{} {namespace}/{}", kind.display(), text("name")),
+                };
+                collect_false(item, &object, &mut all);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Conditions stand in the object, its listeners, its parents and its ancestors.
+fn collect_false(value: &Value, object: &str, all: &mut Vec<FalseCondition>) {
+    match value {
+        Value::Object(fields) => {
+            let text = |key: &str| fields.get(key).and_then(Value::as_str);
+            if let (Some(condition), Some("False")) = (text("type"), text("status")) {
+                all.push(FalseCondition {
+                    object: object.into(),
+                    condition: condition.into(),
+                    reason: text("reason").unwrap_or_default().into(),
+                    message: text("message").unwrap_or_default().into(),
+                });
+            }
+            for value in fields.values() {
+                collect_false(value, object, all);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                collect_false(item, object, all);
+            }
+        }
+        _ => {}
+    }
+}
+
 #[derive(Deserialize)]
 struct StatusFile {
     items: Vec<Value>,
@@ -88,4 +154,39 @@ pub fn read_manifests(text: &str) -> Result<Vec<Value>, LocalError> {
         text: text.into(),
     };
     manifest::checked_values(&file).map_err(LocalError::Manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_false_is_found_wherever_it_stands() {
+        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "R", "message": "m"});
+        let item = json!({
+            "namespace": "shop", "name": "reviews",
+            "conditions": [condition("Accepted", "True")],
+            "parents": [{"parentRef": {"name": "reviews"}, "conditions": [
+                condition("Accepted", "True"), condition("ResolvedRefs", "False")]}],
+        });
+        let mut all = Vec::new();
+        collect_false(&item, "HTTPRoute shop/reviews", &mut all);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].condition, "ResolvedRefs");
+        assert_eq!(all[0].object, "HTTPRoute shop/reviews");
+    }
+
+    #[test]
+    fn status_becomes_the_objects() {
+        let mut object = json!({"metadata": {"name": "w"}});
+        let item = json!({"namespace": "shop", "name": "w", "conditions": [1],
+            "annotations": {"a": "b"}});
+        merge_status(&mut object, item);
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "w", "annotations": {"a": "b"}},
+                "status": {"conditions": [1]}})
+        );
+    }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 /// Mutations for each input of a corpus.
 const MUTATIONS: usize = 2000;
+/// Bytes that mean something to a parser.
+const SPECIAL: &[u8] = b"/\\.%;?#:,=\r\n\t \0@[]*";
 /// Longest input.
 const MAX_LEN: usize = 600;
 
@@ -43,8 +45,8 @@ pub fn replay(target: &str, check: fn(&[u8])) {
             let at = draw(input.len());
             match draw(6) {
                 0 if !input.is_empty() => input[at] ^= 1 << draw(8),
-                1 if !input.is_empty() => input[at] = b"/\\.%;?#:,=\r\n\t \0@[]*"[draw(20)],
-                2 => input.insert(at, b"/\\.%;?#:,=\r\n\t \0@[]*"[draw(20)]),
+                1 if !input.is_empty() => input[at] = SPECIAL[draw(SPECIAL.len())],
+                2 => input.insert(at, SPECIAL[draw(SPECIAL.len())]),
                 3 => input.truncate(at),
                 4 if !input.is_empty() => {
                     let piece = input[at..(at + draw(20)).min(input.len())].to_vec();

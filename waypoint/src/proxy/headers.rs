@@ -5,6 +5,8 @@
 //! bare CR. Here the rest: which host is meant (RFC 9112 3.2, RFC 9113 8.3.1), and that nothing
 //! passes that the next hop could read as another framing (RFC 9112 6.1, 7).
 
+use std::net::Ipv6Addr;
+
 use http::header::{
     self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
@@ -28,6 +30,9 @@ const PEER_METADATA: [HeaderName; 2] = [
     HeaderName::from_static("x-envoy-peer-metadata"),
     HeaderName::from_static("x-envoy-peer-metadata-id"),
 ];
+
+/// Names of protocols to upgrade to that are HTTP again.
+const HTTP_ITSELF: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"h3", b"tls"];
 
 /// Why a head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,15 +65,24 @@ pub enum Malformed {
 
 /// Which other protocol a request asks for, by its `upgrade` header.
 pub fn wants_upgrade(head: &request::Parts) -> bool {
-    head.version == Version::HTTP_11
-        && head.headers.contains_key(UPGRADE)
-        && has_token(&head.headers, &CONNECTION, "upgrade")
-        // h2c was abandoned (RFC 9113 3.1); passed on, it would lead around what is decided
-        // for each request.
-        && head
-            .headers
-            .get(UPGRADE)
-            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    if head.version != Version::HTTP_11 || !has_token(&head.headers, &CONNECTION, "upgrade") {
+        return false;
+    }
+    let mut protocols = head.headers.get_all(UPGRADE).iter();
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else {
+        return false;
+    };
+    // One, so that the endpoint has no choice that was not seen here.
+    let protocol = protocol.as_bytes().trim_ascii();
+    if protocol.is_empty() || protocol.contains(&b',') {
+        return false;
+    }
+    // What carries further requests would lead them around what is decided for each of them;
+    // h2c was abandoned besides (RFC 9113 3.1).
+    let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
+    !HTTP_ITSELF
+        .iter()
+        .any(|other| name.trim_ascii().eq_ignore_ascii_case(other))
 }
 
 /// Brings a request's head into one form: path and query in its URI, one valid `host`, no
@@ -154,18 +168,24 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
     if let Some(host) = host {
         head.headers.insert(HOST, host);
     }
-    let path = head.uri.path();
-    let asterisk = path == "*" && head.method == Method::OPTIONS;
-    if !path.starts_with('/') && !asterisk {
-        // The target of `OPTIONS http://host` is `*` (RFC 9112 3.2.4), of all others `/`.
-        if !path.is_empty() {
-            return Err(Malformed::InvalidPath);
-        }
-    }
-    if head.uri.authority().is_some() || head.uri.scheme().is_some() {
-        let path = head.uri.path_and_query().cloned();
+    let given = head.uri.path_and_query();
+    let text = given.map_or("", PathAndQuery::as_str);
+    let changed = match text.as_bytes() {
+        // An empty one calls itself `/`, but its URI does not.
+        [b'/'] => Some(Ok(PathAndQuery::from_static("/"))),
+        [b'/', ..] => None,
+        [b'*'] if head.method == Method::OPTIONS => None,
+        // RFC 9112 3.2.1: an empty path is `/`.
+        [] | [b'?', ..] => Some(PathAndQuery::try_from(format!("/{text}"))),
+        _ => return Err(Malformed::InvalidPath),
+    };
+    if changed.is_some() || head.uri.authority().is_some() || head.uri.scheme().is_some() {
+        let path = match changed {
+            Some(path) => Some(path.map_err(|_| Malformed::InvalidPath)?),
+            None => given.cloned(),
+        };
         let mut parts = http::uri::Parts::default();
-        parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.path_and_query = path;
         // Path and query of a valid URI are one.
         head.uri = Uri::from_parts(parts).map_err(|_| Malformed::InvalidPath)?;
     }
@@ -176,8 +196,7 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
 /// end the host early for another reader.
 fn is_host(host: &[u8]) -> bool {
     let legal = |b: &u8| {
-        b.is_ascii_alphanumeric()
-            || matches!(b, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+        b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']')
     };
     if host.is_empty() || host.len() > 261 || !host.iter().all(legal) {
         return false;
@@ -186,7 +205,10 @@ fn is_host(host: &[u8]) -> bool {
         Some(at) if !host.ends_with(b"]") => (&host[..at], &host[at + 1..]),
         _ => (host, &b""[..]),
     };
-    let bracketed = name.starts_with(b"[") && name.ends_with(b"]");
+    let address = name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]"));
+    let bracketed = address
+        .and_then(|address| std::str::from_utf8(address).ok())
+        .is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
     !name.is_empty()
         && port.iter().all(u8::is_ascii_digit)
         && port.len() <= 5
@@ -326,6 +348,8 @@ mod tests {
             ("/", &[("host", "a,b")], Err(Malformed::InvalidHost)),
             ("/", &[("host", "a:b")], Err(Malformed::InvalidHost)),
             ("/", &[("host", "::1")], Err(Malformed::InvalidHost)),
+            ("/", &[("host", "[a]")], Err(Malformed::InvalidHost)),
+            ("/", &[("host", "a%2fb")], Err(Malformed::InvalidHost)),
             // The target's authority wins.
             ("http://b/x", &[("host", "a")], Ok("b")),
             ("http://b/x", &[], Ok("b")),
@@ -459,6 +483,20 @@ mod tests {
         normalise(&mut websocket, true).expect("well-formed");
         assert_eq!(websocket.headers[UPGRADE], "websocket");
         assert_eq!(websocket.headers[CONNECTION], "upgrade");
-        assert!(!wants_upgrade(&ask("h2c")));
+        for other in [
+            "h2c",
+            "H2C",
+            "h2c/2",
+            "HTTP/2.0",
+            "TLS/1.2",
+            "websocket, h2c",
+            "h2c,websocket",
+            "",
+        ] {
+            assert!(!wants_upgrade(&ask(other)), "{other}");
+        }
+        let mut two = ask("websocket");
+        two.headers.append(UPGRADE, HeaderValue::from_static("h2c"));
+        assert!(!wants_upgrade(&two));
     }
 }

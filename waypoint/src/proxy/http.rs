@@ -205,8 +205,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
         // A little more than the headers, so that too many of them are answered.
         .max_buf_size(MAX_HEADER_LIST as usize + (16 << 10))
         .max_headers(MAX_HEADERS);
-    let io = Watched {
-        io,
+    let io = Rc::new(RefCell::new(io));
+    let waits = Rc::new(Cell::new(false));
+    let watched = Watched {
+        io: io.clone(),
+        waits: waits.clone(),
         downstream: downstream.clone(),
     };
     let serving = downstream.clone();
@@ -214,7 +217,7 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
         let serving = serving.clone();
         async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
     });
-    let mut connection = builder.serve_connection(io, service);
+    let mut connection = builder.serve_connection(watched, service);
     let served = {
         let mut told = false;
         poll_fn(|cx| {
@@ -229,6 +232,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
             }
             let served = Pin::new(&mut connection).poll(cx);
             if served.is_pending() {
+                // Who waits for bytes hears of a reset. An upload that its endpoint does not
+                // read waits for nothing of its client, and would outlive it.
+                if !waits.get() && io.borrow_mut().poll_reset(cx).is_ready() {
+                    return Poll::Ready(Ok(()));
+                }
                 remember(&downstream.waker, cx.waker());
             }
             served
@@ -244,7 +252,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     }
     // hyper leaves the stream open where another protocol may take it over.
     let parts = connection.into_parts();
-    let mut io = parts.io.io;
+    drop(parts.io);
+    let Some(io) = Rc::into_inner(io) else {
+        return;
+    };
+    let mut io = io.into_inner();
     match upgrade {
         Some(upgrade) => {
             io.unread(parts.read_buf);
@@ -333,17 +345,20 @@ where
 
 /// A stream that notices when a head begins to arrive.
 struct Watched {
-    io: Io,
+    io: Rc<RefCell<Io>>,
+    /// The last read has found nothing, and its reader is told when there is something.
+    waits: Rc<Cell<bool>>,
     downstream: Rc<Downstream>,
 }
 
 impl hyper::rt::Read for Watched {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, buf);
+        self.waits.set(read.is_pending());
         let downstream = &self.downstream;
         if read.is_ready() && downstream.active.get() == 0 && !downstream.reading.get() {
             downstream.reading.set(true);
@@ -355,25 +370,25 @@ impl hyper::rt::Read for Watched {
 
 impl hyper::rt::Write for Watched {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf)
     }
 
     fn poll_flush(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 }
 

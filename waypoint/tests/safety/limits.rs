@@ -174,19 +174,19 @@ fn trailers_have_the_limit_of_headers() {
             let answer = http.answer().await.map(|answer| answer.status);
             assert!(matches!(answer, None | Some(400..)), "{answer:?}");
         }
+        // No endpoint took one of them for whole.
+        let cut = |request: &String| request.starts_with("CUT ");
+        assert!(got.borrow().iter().all(cut), "{got:?}");
+        // In HTTP/2 what is beyond the limit is not kept, and so not passed on.
         let mut http = http2(&client, &web).await;
         let large = "v".repeat(70 << 10);
-        let mut bytes = headers(1, 0, &get_block(&[]));
+        let head = get_block(&[("trailer", "x")]);
+        let mut bytes = headers(1, 0, &head);
         bytes.extend(frame(kind::DATA, 0, 1, b"a"));
         bytes.extend(headers(1, flag::END_STREAM, &block(&[("x", &large)])));
         http.send(&bytes).await;
-        let end = http.end_of(1).await;
-        assert!(!matches!(end, End::Status(..400)), "{end:?}");
-        // No endpoint took one of them for whole.
-        assert!(
-            got.borrow().iter().all(|r| r.starts_with("CUT ")),
-            "{got:?}"
-        );
+        http.end_of(1).await;
+        assert!(!got.borrow().iter().any(|request| request.contains("vvv")));
     });
 }
 

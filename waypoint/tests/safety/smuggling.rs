@@ -421,6 +421,11 @@ const TARGETS: &[Case] = &[
         "GET http://x HTTP/1.1\r\nhost: x\r\n\r\n",
         &["GET / HTTP/1.1\r\nhost: x\r\n\r\n"],
     ),
+    served(
+        "absolute form with a query alone",
+        "GET http://x?a=/b HTTP/1.1\r\nhost: x\r\n\r\n",
+        &["GET /?a=/b HTTP/1.1\r\nhost: x\r\n\r\n"],
+    ),
     Case {
         name: "absolute form with user information",
         sent: "GET http://u:p@x/a HTTP/1.1\r\nhost: w\r\n\r\n",
@@ -494,6 +499,19 @@ const HOPS: &[Case] = &[
         "POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 1\r\n\
          connection: host, content-length, x-forwarded-client-cert\r\n\r\na",
         &["POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: 1\r\n\r\na"],
+    ),
+    // h2c smuggling: the endpoint could take the one that was not looked at.
+    served(
+        "h2c behind another protocol",
+        "GET /a HTTP/1.1\r\nhost: w\r\nupgrade: websocket, h2c\r\n\
+         connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\n\r\n",
+        &["GET /a HTTP/1.1\r\nhost: w\r\n\r\n"],
+    ),
+    served(
+        "h2c in another line",
+        "GET /a HTTP/1.1\r\nhost: w\r\nupgrade: websocket\r\nupgrade: h2c\r\n\
+         connection: upgrade\r\n\r\n",
+        &["GET /a HTTP/1.1\r\nhost: w\r\n\r\n"],
     ),
     served(
         "hop by hop",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use adit_local::{MeshStatus, PodStatus, ProcessId};
+use adit_local::{FalseCondition, MeshStatus, PodStatus, ProcessId};
 
 use super::NameArg;
 use crate::output::{self, Format, Outcome, Output};
@@ -23,7 +23,11 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let running = args.mesh.mesh()?;
     let status = running.status()?;
-    output::print(out, args.output, &status, || text(&status))?;
+    // A mesh without a control plane has none.
+    let conditions = running.false_conditions().unwrap_or_default();
+    output::print(out, args.output, &status, || {
+        text(&status) + &conditions_text(&conditions)
+    })?;
     let supervised = running.is_supervised();
     if !supervised {
         output::complain(format_args!(
@@ -81,6 +85,21 @@ pub(super) fn text(status: &MeshStatus) -> String {
     }
     for problem in &status.problems {
         let _ = writeln!(text, "\nProblem: {}", printable(problem));
+    }
+    text
+}
+
+fn conditions_text(conditions: &[FalseCondition]) -> String {
+    let mut text = String::new();
+    if !conditions.is_empty() {
+        text += "\nWhat the control plane says:\n";
+    }
+    for of in conditions {
+        let line = format!(
+            "{}: {}=False ({}): {}",
+            of.object, of.condition, of.reason, of.message
+        );
+        let _ = writeln!(text, "  {}", printable(&line));
     }
     text
 }

@@ -6,6 +6,7 @@
 mod metadata;
 mod policies;
 mod services;
+mod waypoint_policies;
 mod waypoints;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub fn analyze(objects: &Objects, mesh: &MeshConfig) -> Vec<Finding> {
     metadata::check(objects, &mut report);
     services::check(objects, &mut report);
     policies::check(objects, mesh, &mut report);
+    waypoint_policies::check(objects, mesh, &mut report);
     waypoints::check(objects, mesh, &mut report);
     sort(&mut report.findings);
     report.findings

@@ -80,14 +80,7 @@ fn check_authorization(
                 no_match(object, report);
             }
         }
-        PolicyScope::Targets(_) => report.add(
-            object,
-            spec_at.key("targetRefs").path(),
-            Severity::Warning,
-            Code::IneffectivePolicy,
-            "is enforced by waypoints only, and no waypoint serves its targets".into(),
-        ),
-        PolicyScope::Namespace => {}
+        PolicyScope::Targets(_) | PolicyScope::Namespace => {}
     }
     // Its errors have been reported where it was read.
     let Ok(spec) = &policy.spec else {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use adit_shared::proto::waypoint::SETTINGS_TYPE;
+use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
 use super::enrolment::{Decision, decide};
-use super::l7::{self, Consulted, ResourceKey, View};
+use super::l7::{self, Consulted, MeshSettings, ResourceKey, View};
 use super::mesh::MeshConfig;
 use super::namespace::{Compiled, Shared, namespace};
 use super::peer_authentication::{STATIC_STRICT, static_strict};
@@ -39,6 +39,7 @@ pub fn desired(objects: &Objects, mesh: &MeshConfig) -> Desired {
 
 /// Compiles everything at once.
 pub fn compile(objects: &Objects, redirection: &Redirection, mesh: &MeshConfig) -> Compiled {
+    let mesh = &MeshSettings::of(objects, mesh).effective(mesh);
     let shared = Shared::of(objects, mesh);
     let mut all = Compiled::default();
     for (name, of) in &objects.namespaces {
@@ -84,6 +85,10 @@ fn has_peer_authentication(objects: &Objects, mesh: &MeshConfig) -> bool {
 /// Remembers what it compiled.
 #[derive(Debug)]
 pub struct Compiler {
+    /// As the control plane was started with.
+    configured: MeshConfig,
+    settings: MeshSettings,
+    /// As it is in force.
     mesh: MeshConfig,
     shared: Option<Shared>,
     parts: BTreeMap<Arc<str>, Part>,
@@ -113,6 +118,8 @@ impl Compiler {
     /// Nothing is compiled yet.
     pub fn new(mesh: MeshConfig) -> Self {
         Self {
+            configured: mesh.clone(),
+            settings: MeshSettings::default(),
             mesh,
             shared: None,
             parts: BTreeMap::new(),
@@ -133,8 +140,11 @@ impl Compiler {
         redirection: &Redirection,
         snapshot: &mut SnapshotBuilder,
     ) -> usize {
-        let shared = Shared::of(objects, &self.mesh);
-        let all = self.shared.as_ref() != Some(&shared);
+        self.settings.refresh(objects, &self.configured);
+        let mesh = self.settings.effective(&self.configured);
+        let shared = Shared::of(objects, &mesh);
+        let all = self.shared.as_ref() != Some(&shared) || self.mesh != mesh;
+        self.mesh = mesh;
         let mut count = 0;
         let gone = self
             .parts
@@ -180,8 +190,13 @@ impl Compiler {
         } else {
             snapshot.remove(AUTHORIZATION_TYPE, &key);
         }
-        let settings = l7::settings(objects, &self.mesh);
+        let settings = self.settings.resource(&self.mesh);
         snapshot.set(SETTINGS_TYPE, l7::SETTINGS_NAME, &settings);
+        let providers = self.settings.providers().iter();
+        snapshot.replace(
+            PROVIDER_TYPE,
+            providers.map(|provider| (provider.name.clone(), provider.clone())),
+        );
         self.classes = l7::class_statuses(objects);
         self.shared = Some(shared);
         count

@@ -75,6 +75,10 @@ pub enum Code {
     Conflict,
     /// A policy names a service's port where it sees the workload's.
     ServicePortInPolicy,
+    /// A subset of a DestinationRule without a pod.
+    DestinationRuleSubsetNotSelectPods,
+    /// A DestinationRule for a host that nobody has.
+    UnknownDestinationRuleHost,
 }
 
 impl Code {
@@ -90,6 +94,8 @@ impl Code {
             Self::NoMatchingWorkloadsFound => "IST0127",
             Self::IneffectivePolicy => "IST0167",
             Self::NegativeConditionStatus => "IST0171",
+            Self::DestinationRuleSubsetNotSelectPods => "IST0173",
+            Self::UnknownDestinationRuleHost => "IST0174",
             Self::Unreadable => "ADIT0001",
             Self::Duplicate => "ADIT0002",
             Self::UnknownKind => "ADIT0003",

@@ -11,6 +11,8 @@ mod field;
 mod finding;
 mod gateway;
 mod label_selector;
+mod mesh_map;
+mod mesh_provider;
 mod meta;
 mod objects;
 mod peer_authentication;
@@ -21,6 +23,7 @@ mod request_authentication;
 mod route;
 mod service;
 mod telemetry;
+mod traffic_policy;
 mod unsupported;
 
 pub use authorization::{
@@ -30,11 +33,12 @@ pub use authorization::{
 };
 pub use backend_tls::{BackendTlsPolicy, BackendTlsTarget, CaReference};
 pub use config_map::{CA_KEY, ConfigMap, Secret};
-pub use destination_rule::DestinationRule;
+pub use destination_rule::{DestinationRule, RuleSubset, TrafficPolicy};
 pub use field::{At, FieldError, FieldPath, Segment};
 pub use finding::{Code, Finding, Severity};
 pub use gateway::{AllowedNamespaces, Gateway, GatewayAddress, GatewayClass, Listener};
 pub use label_selector::LabelSelector;
+pub use mesh_map::{MESH_KEY, MeshMap};
 pub use meta::{Age, Kind, Labels, Meta, ObjectRef, Origin, selects};
 pub use objects::{ByName, NamespaceObjects, Object, ObjectTable, Objects};
 pub use peer_authentication::{MutualTls, PeerAuthentication};

@@ -36,7 +36,7 @@ fn every_check_finds_its_case() {
         (policy("", "rules: [{to: [{operation: {methods: [GET]}}]}]"), "12 spec IST0171"),
         (policy("", "rules: [{from: [{source: {namespaces: [b]}}]}]"), "13 spec.rules[0].from[0].source.namespaces[0] IST0101"),
         (policy("", "rules: [{from: [{source: {serviceAccounts: [t]}}]}]"), "13 spec.rules[0].from[0].source.serviceAccounts[0] IST0101"),
-        (policy("", "targetRefs: [{kind: Service, name: s}]"), "13 spec.targetRefs IST0167"),
+        (policy("", "targetRefs: [{kind: Service, name: s}]"), "13 spec.targetRefs IST0101"),
         (policy("labels: {istio.io/rev: other}", "rules: []"), "11 metadata.labels[\"istio.io/rev\"] IST0167"),
         (policy("", "rules: [{to: [{operation: {ports: ['x']}}]}]"), "13 spec.rules[0].to[0].operation.ports[0] IST0106"),
         (policy("annotations: {istio.io/dryrun: 'true'}", "rules: []"), "11 metadata.annotations[\"istio.io/dryrun\"] IST0108"),

@@ -193,6 +193,73 @@ fn a_waypoint_comes_and_goes() {
     assert!(all.iter().all(|line| line.contains(" -")), "{all:?}");
 }
 
+/// One object of a user is one resource, also of policies, rules and telemetry.
+#[test]
+fn a_changed_policy_is_one_resource() {
+    let mut plane = Plane::new();
+    plane.write("a.yaml", &shop("a"));
+    plane.write("b.yaml", &shop("b"));
+    let object = |api: &str, kind: &str, spec: &str| {
+        format!(
+            "---\napiVersion: {api}\nkind: {kind}\nmetadata: {{name: o, namespace: a}}\nspec: {spec}\n"
+        )
+    };
+    let target = "targetRefs: [{kind: Service, name: s}]";
+    for (api, kind, before, after, named) in [
+        (
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            format!("{{{target}}}"),
+            format!("{{{target}, rules: [{{}}]}}"),
+            "AuthorizationPolicy",
+        ),
+        (
+            "security.istio.io/v1",
+            "RequestAuthentication",
+            format!("{{{target}}}"),
+            format!("{{{target}, jwtRules: [{{issuer: i}}]}}"),
+            "RequestAuthentication",
+        ),
+        (
+            "telemetry.istio.io/v1",
+            "Telemetry",
+            format!("{{{target}}}"),
+            format!("{{{target}, accessLogging: [{{disabled: true}}]}}"),
+            "Telemetry",
+        ),
+        (
+            "networking.istio.io/v1",
+            "DestinationRule",
+            "{host: s}".into(),
+            "{host: s, trafficPolicy: {loadBalancer: {simple: RANDOM}}}".into(),
+            "TrafficPolicy",
+        ),
+    ] {
+        let given = format!("a {named} +{kind}/a/o");
+        assert_eq!(
+            plane.write("o.yaml", &object(api, kind, &before)),
+            [given.as_str()]
+        );
+        assert_eq!(
+            plane.write("o.yaml", &object(api, kind, &after)),
+            [given.as_str()]
+        );
+        let gone = format!("a {named} -{kind}/a/o");
+        assert_eq!(plane.remove("o.yaml"), [gone]);
+    }
+    let map = |text: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: '{text}'}}\n"
+        )
+    };
+    let logged = plane.write("m.yaml", &map("accessLogFile: /dev/stdout"));
+    assert_eq!(logged, [" Settings +mesh"]);
+    let provided = "extensionProviders: [{name: p, prometheus: {}}]";
+    let provided = plane.write("m.yaml", &map(provided));
+    assert_eq!(provided, [" Settings +mesh", " Provider +p"]);
+    assert_eq!(plane.remove("m.yaml"), [" Provider -p"]);
+}
+
 /// The last good version of a route stays in force when an edit breaks it.
 #[test]
 fn a_broken_edit_changes_nothing() {

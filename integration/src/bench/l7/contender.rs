@@ -13,7 +13,7 @@ use super::waypoint::Waypoint;
 use super::{envoy, peers, waypoint};
 
 /// A proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Proxy {
     Nginx,
     Haproxy,
@@ -22,7 +22,7 @@ pub(super) enum Proxy {
 }
 
 /// How requests come in and go out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Way {
     /// Plaintext in, plaintext out.
     Plain,
@@ -37,7 +37,7 @@ pub(super) enum Way {
 }
 
 /// A proxy, one way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Contender {
     pub(super) proxy: Proxy,
     pub(super) way: Way,

@@ -16,10 +16,14 @@ use super::setup::{PLAIN_PORT, SECURE, SERVICE_PORT, Service, Setup, WEB};
 
 const HBONE_PORT: u16 = 15008;
 
-/// Where the wheel's program is.
-pub(super) fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("ADIT_BENCH_ENVOY") {
-        Some(path) => Ok(path.into()),
+/// Envoy where `install-deps` puts it, below the build's directory; otherwise on the PATH.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    // target/release/bench
+    let target = own.parent().and_then(Path::parent);
+    let installed = target.map(|target| target.join("bench/envoy/bin/envoy"));
+    match installed.filter(|path| path.is_file()) {
+        Some(path) => Ok(path),
         None => super::peers::find("envoy"),
     }
 }
@@ -55,7 +59,10 @@ pub(super) fn waypoint(ground: &Ground, setup: Setup) -> anyhow::Result<Process>
     let tls = |validated: Value| {
         json!({
             "alpn_protocols": ["h2"],
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
             "tls_certificates": [{
                 "certificate_chain": {"filename": credential[0]},
                 "private_key": {"filename": credential[1]},
@@ -157,6 +164,7 @@ fn start(
     let config = ground.write(&format!("{name}.json"), &config.to_string())?;
     let mut command = Command::new(program()?);
     command.args(["--concurrency", "1", "--disable-hot-restart"]);
+    command.args(["--service-node", "bench", "--service-cluster", "bench"]);
     command.args(["--log-level", "warn", "--config-path"]);
     command.arg(config);
     let process = ground.start(name, PROXY_CORE, command)?;

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use adit_shared::identity::{LocalCa, TrustDomain};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -131,14 +131,17 @@ impl Ground {
     pub(super) fn load(&self, spec: &LoadSpec, pids: &[u32]) -> anyhow::Result<(LoadResult, Used)> {
         let mut command = pinned(OTHER_CORE, own_program("l7-load", spec)?);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Its errors become notes in the report.
+        command.env("RUST_BACKTRACE", "0");
         let errors = File::create(self.path("load.log"))?;
         let mut child = command.stderr(errors).spawn().context("load generator")?;
         let stdout = child.stdout.take().context("stdout")?;
         let mut stdin = child.stdin.take().context("stdin")?;
         let mut generator = Generator(child);
-        let said = |line: &str| -> anyhow::Result<()> {
+        let unexpected = |line: &str| {
             let errors = fs::read_to_string(self.path("load.log")).unwrap_or_default();
-            bail!("the load generator said {line:?}: {}", errors.trim())
+            let errors = errors.split_whitespace().collect::<Vec<_>>().join(" ");
+            anyhow!("the load generator said {line:?}: {errors}")
         };
         let length = Duration::from_secs_f64(spec.seconds);
         let watchdog = generator.end_by(length + OVERTIME)?;
@@ -146,16 +149,13 @@ impl Ground {
         let mut line = || lines.next().transpose().map(Option::unwrap_or_default);
         let ready = line()?;
         if ready != "ready" {
-            said(&ready)?;
+            return Err(unexpected(&ready));
         }
         sleep(SETTLE);
         let window = Window::open(pids)?;
         writeln!(stdin, "go")?;
         let report = line()?;
-        let Ok(result) = serde_json::from_str::<LoadResult>(&report) else {
-            said(&report)?;
-            unreachable!("it has failed");
-        };
+        let result = serde_json::from_str(&report).map_err(|_| unexpected(&report))?;
         sleep(SETTLE);
         let used = window.close()?;
         generator.0.wait()?;
@@ -197,8 +197,10 @@ fn own_program(command: &str, spec: &impl Serialize) -> anyhow::Result<Command> 
 }
 
 fn pinned(core: usize, command: Command) -> Command {
-    let mut pinned = Command::new("taskset");
-    pinned.arg("-c").arg(core.to_string());
+    // Whatever ends the bench ends what it has started.
+    let mut pinned = Command::new("setpriv");
+    pinned.args(["--pdeathsig", "KILL", "taskset", "-c"]);
+    pinned.arg(core.to_string());
     pinned.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -237,7 +239,7 @@ impl Process {
         })
     }
 
-    /// `taskset` becomes the program: it is the same process.
+    /// `setpriv` and `taskset` become the program: it is the same process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -253,7 +255,11 @@ impl Process {
     }
 
     /// Waits for a condition; says why if the process has ended.
-    pub(super) fn wait(&self, what: &str, condition: impl Fn() -> bool) -> anyhow::Result<()> {
+    pub(super) fn wait(
+        &self,
+        what: &str,
+        mut condition: impl FnMut() -> bool,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + START;
         while !condition() {
             let alive = fs::read_to_string(format!("/proc/{}/stat", self.pid()))

@@ -1,6 +1,7 @@
 //! The measurements: contenders take turns, so that what slows the machine down slows all of
 //! them down.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -11,11 +12,11 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::contender::{Contender, Proxies, Proxy, Way, aim, verify};
-use super::ground::{Ground, OTHER_CORE};
+use super::ground::{Ground, OTHER_CORE, empty};
 use super::report::{Report, Round, Row, Table};
 use super::scenario::{Scenario, all};
 use super::setup::{SECURE, Setup, WEB};
-use super::spec::LoadSpec;
+use super::spec::{LoadResult, LoadSpec, Protocol};
 use super::{envoy, waypoint};
 use crate::bench::Options;
 use crate::bench::usage::{Used, memory};
@@ -51,6 +52,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             setup,
             seconds: options.seconds as f64,
             rounds: options.rounds,
+            verified: RefCell::default(),
         };
         for scenario in scenarios {
             eprintln!("bench: L7: {}", scenario.name);
@@ -81,6 +83,7 @@ struct Stage<'a> {
     setup: Setup,
     seconds: f64,
     rounds: usize,
+    verified: RefCell<HashMap<Contender, Option<String>>>,
 }
 
 impl Stage<'_> {
@@ -108,14 +111,7 @@ impl Stage<'_> {
                 row.missing = Some(format!("{error:#}"));
                 continue;
             }
-            let verified = verify(
-                self.ground,
-                &self.proxies,
-                row.contender,
-                self.setup,
-                scenario.protocol,
-            );
-            row.unlike = verified.err().map(|error| format!("{error:#}"));
+            row.unlike = self.unlike(row.contender, scenario.protocol);
         }
         if scenario.open_loop {
             for way in [Way::Plain, Way::In, Way::Both] {
@@ -126,13 +122,13 @@ impl Stage<'_> {
                 };
                 // Without Envoy there is nothing to compare with.
                 if let Ok((result, _)) = self.load(envoy, &load, false) {
-                    rates.insert(way as u8, result.requests as f64 / result.seconds / 2.0);
+                    rates.insert(way, result.requests as f64 / result.seconds / 2.0);
                 }
             }
         }
         for _ in 0..self.rounds {
             for row in rows.iter_mut().filter(|row| row.missing.is_none()) {
-                let rate = rates.get(&(row.contender.way as u8)).copied();
+                let rate = rates.get(&row.contender.way).copied();
                 if scenario.open_loop && rate.is_none() {
                     row.missing = Some("Envoy's rate is not known".into());
                     continue;
@@ -164,13 +160,23 @@ impl Stage<'_> {
             ..load.clone()
         };
         // The first connections may come before the configuration has.
-        let mut last = Ok(());
-        process
-            .wait("answers", || self.load(contender, &load, false).is_ok())
-            .or_else(|_| {
-                last = self.load(contender, &load, false).map(|_| ());
-                std::mem::replace(&mut last, Ok(()))
-            })
+        let mut loaded = Ok(());
+        let waited = process.wait("answers", || {
+            loaded = self.load(contender, &load, false).map(|_| ());
+            loaded.is_ok()
+        });
+        loaded.and(waited)
+    }
+
+    /// What a contender does differently; looked at once.
+    fn unlike(&self, contender: Contender, protocol: Protocol) -> Option<String> {
+        let known = self.verified.borrow().get(&contender).cloned();
+        known.unwrap_or_else(|| {
+            let verified = verify(self.ground, &self.proxies, contender, self.setup, protocol);
+            let unlike = verified.err().map(|error| format!("{error:#}"));
+            self.verified.borrow_mut().insert(contender, unlike.clone());
+            unlike
+        })
     }
 
     fn load(
@@ -178,7 +184,7 @@ impl Stage<'_> {
         contender: Contender,
         load: &LoadSpec,
         churn: bool,
-    ) -> anyhow::Result<(super::spec::LoadResult, Used)> {
+    ) -> anyhow::Result<(LoadResult, Used)> {
         let process = self.proxies.process(contender)?;
         process.empty_log()?;
         for log in [
@@ -188,7 +194,7 @@ impl Stage<'_> {
         ] {
             let log = self.ground.path(log);
             if log.exists() {
-                super::ground::empty(&log)?;
+                empty(&log)?;
             }
         }
         let aimed = aim(self.ground, contender, load);

@@ -67,7 +67,8 @@ impl Waypoint {
         let process = ground.start("waypoint", PROXY_CORE, command)?;
         process.wait_listening(&[ready, listen])?;
         process.wait("ready", || {
-            let answer = adit_local::http_request(ready, "GET", "/healthz/ready", Duration::from_secs(1));
+            let answer =
+                adit_local::http_request(ready, "GET", "/healthz/ready", Duration::from_secs(1));
             answer.is_ok_and(|answer| answer.status == 200)
         })?;
         Ok(Self {

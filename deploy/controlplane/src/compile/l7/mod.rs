@@ -13,6 +13,7 @@ mod backends;
 mod binding;
 mod canary;
 mod coverage;
+mod destination_rules;
 mod gateways;
 mod reach;
 mod request_authentication;
@@ -37,7 +38,7 @@ pub use binding::{
 pub use canary::Canary;
 pub use gateways::class_statuses;
 pub use resource::{Resource, ResourceKey};
-pub use settings::{SETTINGS_NAME, settings};
+pub use settings::{MeshSettings, SETTINGS_NAME};
 pub use view::{Consulted, View};
 pub use waypoints::{
     CONTROLLER, GATEWAY_NAME, NotReady, WAYPOINT_CLASS, WAYPOINT_FOR, Waypoint, WaypointName,
@@ -45,6 +46,7 @@ pub use waypoints::{
 };
 
 pub(super) use binding::ingress_uses;
+pub(crate) use destination_rules::resolved_host;
 pub(super) use served::{Served, served};
 
 use crate::model::{NamespaceObjects, ObjectRef};

@@ -3,7 +3,7 @@
 
 use super::view::View;
 use super::waypoints::WaypointName;
-use super::{Part, backend_tls};
+use super::{Part, backend_tls, destination_rules};
 
 /// Gives `waypoint` what is set for the service `namespace/name`, which it sends to.
 pub(super) fn compile(
@@ -16,5 +16,6 @@ pub(super) fn compile(
     let key = (waypoint.clone(), namespace.into(), name.into());
     if part.reached.insert(key) {
         backend_tls::give(waypoint, namespace, name, view, part);
+        destination_rules::give(waypoint, namespace, name, view, part);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::binding::{Bindable, Binding, Outcome, bind};
+use super::binding::{Bindable, bind};
 use super::waypoints::{WaypointName, Waypoints};
 use crate::compile::mesh::MeshConfig;
 use crate::compile::selectors::SelectorIndex;
@@ -33,17 +33,17 @@ pub(in crate::compile) fn served<'a>(
     let namespace = objects.namespace.as_deref();
     let of_service = |service: &Service| {
         let binding = bind(Bindable::Service, &service.meta, namespace, waypoints);
-        in_force(binding, waypoints)
+        binding.map_or_else(Vec::new, |binding| binding.serving(waypoints))
     };
-    let bound: BTreeMap<&Arc<str>, WaypointName> = objects
+    let bound: BTreeMap<&Arc<str>, Vec<WaypointName>> = objects
         .services
         .iter()
         .filter(|(_, service)| !service.external_name)
-        .filter_map(|(name, service)| Some((name, of_service(service)?)))
+        .map(|(name, service)| (name, of_service(service)))
         .collect();
-    let selecting = bound.iter().filter_map(|(name, waypoint)| {
+    let selecting = bound.iter().filter_map(|(name, waypoints)| {
         let selector = &objects.services.get(*name)?.selector;
-        (!selector.is_empty()).then_some((selector, waypoint))
+        (!selector.is_empty() && !waypoints.is_empty()).then_some((selector, waypoints))
     });
     let selecting = SelectorIndex::new(selecting.collect());
     let assigned = assigned(objects);
@@ -62,43 +62,31 @@ pub(in crate::compile) fn served<'a>(
             });
             workload.bound |= bound;
         };
-        for waypoint in selecting.matching(&meta.labels) {
+        for waypoint in selecting.matching(&meta.labels).copied().flatten() {
             add(waypoint, false);
         }
         for (service, _) in assigned.get(&*meta.name).into_iter().flatten() {
-            if let Some(waypoint) = bound.get(&service.meta.name) {
+            for waypoint in bound.get(&service.meta.name).into_iter().flatten() {
                 add(waypoint, false);
             }
         }
         let own = bind(Bindable::Workload, meta, namespace, waypoints);
-        if let Some(waypoint) = in_force(own, waypoints) {
+        for waypoint in own.iter().flat_map(|own| own.serving(waypoints)) {
             add(&waypoint, true);
         }
     }
     for (slice, service) in slices_with_services(objects) {
-        let Some(waypoint) = bound.get(&service.meta.name) else {
-            continue;
-        };
-        let others = slice.endpoints.iter().filter(|of| of.pod.is_none());
-        for ip in others.flat_map(|endpoint| &endpoint.addresses) {
-            let of = found.entry(waypoint.clone()).or_default();
-            of.entry(endpoint_uid(slice, ip, mesh))
-                .or_insert(ServedWorkload {
-                    labels: None,
-                    bound: false,
-                });
+        for waypoint in bound.get(&service.meta.name).into_iter().flatten() {
+            let others = slice.endpoints.iter().filter(|of| of.pod.is_none());
+            for ip in others.flat_map(|endpoint| &endpoint.addresses) {
+                let of = found.entry(waypoint.clone()).or_default();
+                of.entry(endpoint_uid(slice, ip, mesh))
+                    .or_insert(ServedWorkload {
+                        labels: None,
+                        bound: false,
+                    });
+            }
         }
     }
     found
-}
-
-/// The waypoint of a binding that sends traffic there, now or as soon as it has an address.
-fn in_force(binding: Option<Binding>, waypoints: &Waypoints) -> Option<WaypointName> {
-    let binding = binding?;
-    match binding.outcome {
-        Outcome::Bound | Outcome::NotReady(_) => {
-            waypoints.get(&binding.waypoint).map(|_| binding.waypoint)
-        }
-        Outcome::Denied | Outcome::UnsupportedTraffic => None,
-    }
 }

@@ -167,17 +167,15 @@ fn resolve_one(
                 ("TargetNotFound", message)
             })?;
             let waypoints = serving(found, view);
-            for waypoint in &waypoints {
-                let target = Wire::Service(reference(&meta.namespace, name, view.mesh));
-                resolved.add(waypoint, Some(target));
+            if waypoints.is_empty() {
+                let message = format!("no waypoint serves Service {name:?}");
+                return Err(("AncestorNotBound", message));
             }
-            match waypoints.is_empty() {
-                true => Err((
-                    "AncestorNotBound",
-                    format!("no waypoint serves Service {name:?}"),
-                )),
-                false => Ok(()),
+            for waypoint in waypoints {
+                let target = reference(&meta.namespace, name, view.mesh);
+                resolved.add(&waypoint, Some(Wire::Service(target)));
             }
+            Ok(())
         }
         (group, kind) => Err((
             "TargetNotFound",
