@@ -20,6 +20,27 @@ const BOB: Pod<'_> = Pod {
 const PORTS: &str = "{ name: http, port: 80, targetPort: 8080 }";
 const IS_ALICE: &str = "from: [{ source: { principals: [cluster.local/ns/mesh/sa/alice] } }]";
 
+const JUDGE: Pod<'_> = Pod {
+    namespace: "mesh",
+    name: "judge",
+};
+const PROVIDERS: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: istio, namespace: istio-system }
+data:
+  mesh: |
+    extensionProviders:
+      - name: judge
+        envoyExtAuthzHttp:
+          service: judge.mesh.svc.cluster.local
+          port: 80
+          timeout: 2s
+          includeRequestHeadersInCheck: [x-key]
+          headersToUpstreamOnAllow: [x-judged]
+          headersToDownstreamOnDeny: [x-why]
+";
+
 fn at(service: &str) -> String {
     format!("targetRefs: [{{ kind: Service, group: '', name: {service} }}]")
 }
@@ -118,6 +139,28 @@ fn manifests() -> Manifest {
     for (namespace, name, metadata, spec) in &policies {
         all = all.policy("AuthorizationPolicy", namespace, name, metadata, spec);
     }
+    all = all
+        .document(PROVIDERS)
+        .pod(
+            JUDGE,
+            "node2",
+            "judge",
+            "app: judge",
+            "{ name: pause, image: pause }",
+        )
+        .service_of(pod("mesh/judge"), "", "app: judge", PORTS)
+        .service_of(pod("mesh/judged"), "", "app: echo", PORTS)
+        .policy(
+            "AuthorizationPolicy",
+            "mesh",
+            "judged",
+            "",
+            &format!(
+                "{{ {}, action: CUSTOM, provider: {{ name: judge }}, rules: [{{ to: [{{ operation: \
+                 {{ paths: [/judged/*] }} }}] }}] }}",
+                at("judged")
+            ),
+        );
     let jwt = sample_waypoint("jwt.yaml")
         .replace("namespace: shop", "namespace: mesh")
         .replace("name: reviews }", "name: tokens }");
@@ -285,4 +328,34 @@ fn a_dry_run_denies_nobody_and_an_unknown_provider_everybody() -> anyhow::Result
         ensure!(log.contains("dry-run policy"), "nothing of it");
         Ok(())
     })
+}
+
+#[test]
+fn an_external_authorizer_is_asked_and_obeyed() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let url = "http://judged.mesh/judged/a?b=c";
+    // Nobody answers there yet: closed.
+    mesh.asks(ALICE, url, &[], |answer| answer.has_status(403))?;
+    let app = mesh.http_app(JUDGE, 8080, |asked| match asked.header("x-key") {
+        Some("good") => (200, vec![("x-judged", "well".into())], String::new()),
+        _ => (401, vec![("x-why", "key".into())], "no key".into()),
+    })?;
+    let answer = mesh.asks(ALICE, url, &["-H", "x-key: good"], |answer| {
+        answer.has_status(200)
+    })?;
+    assert_eq!(
+        answer.received("x-judged").as_deref(),
+        Some("well"),
+        "{answer:?}"
+    );
+    let answer = mesh.ask(ALICE, url, &["-H", "x-key: bad"])?;
+    answer.has_status(401)?;
+    assert_eq!(answer.server, None, "{answer:?}");
+    assert_eq!(answer.header("x-why").as_deref(), Some("key"), "{answer:?}");
+    assert!(app.count("/judged/a?b=c") >= 2, "{:?}", app.requests());
+    // What the policy does not name is not asked about.
+    mesh.ask(ALICE, "http://judged.mesh/free", &[])?
+        .has_status(200)?;
+    assert_eq!(app.count("/free"), 0, "{:?}", app.requests());
+    Ok(())
 }
