@@ -255,7 +255,7 @@ pub(super) fn endpoints(backend: &Backend) -> Value {
         .iter()
         .map(|status| {
             let reach = backend.reach(&status.endpoint.uid);
-            let locality = reach.map(|reach| {
+            let locality = reach.as_ref().map(|reach| {
                 let locality = &reach.workload.locality;
                 let parts = [&locality.region, &locality.zone, &locality.subzone];
                 let parts: Vec<&str> = parts.iter().map(|part| &***part).collect();

@@ -169,10 +169,11 @@ impl Destination {
                     reach: Box::new(Reach::direct(workload, *address, policies)),
                     protocol,
                     policies: Arc::new(set),
-                    authentication: view.authentications().for_service(
+                    authentication: view.authentications().for_destination(
                         &gateway.key,
                         &workload.namespace,
                         None,
+                        [&**uid],
                     ),
                     mesh: view.mesh().clone(),
                 })

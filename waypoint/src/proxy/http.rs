@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Poll, Waker, ready};
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -17,7 +17,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::destination::{Destination, Target};
@@ -53,6 +53,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// is, without sending any of it (408 beyond), as nginx has it. A body without a length may be a
 /// stream on which nothing happens for hours; it has [`IDLE_TIMEOUT`].
 pub const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a client may take to close its side when ours is closed.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// How often connections are looked over for the idle and the slow ones.
 pub const SWEEP: Duration = Duration::from_secs(1);
 /// How often an HTTP/2 connection is asked whether it lives. The tunnel below has its own PING;
@@ -244,14 +246,33 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     if let Err(error) = &served {
         debug!(client = %downstream.client, "HTTP/1: {error}");
     }
-    if let Some(upgrade) = downstream.upgrade.take() {
-        // hyper leaves the stream open for whom it was handed over to.
-        let parts = connection.into_parts();
-        drop(parts.io);
-        if let Some(io) = Rc::into_inner(io) {
-            let mut io = io.into_inner();
+    let upgrade = downstream.upgrade.take();
+    if served.is_err() {
+        return;
+    }
+    // hyper leaves the stream open where another protocol may take it over.
+    let parts = connection.into_parts();
+    drop(parts.io);
+    let Some(io) = Rc::into_inner(io) else {
+        return;
+    };
+    let mut io = io.into_inner();
+    match upgrade {
+        Some(upgrade) => {
             io.unread(parts.read_buf);
             upgrade.carry(io).await;
+        }
+        // It was not: what has been written must arrive, and a reset would overtake it.
+        None => {
+            let closing = poll_fn(|cx| hyper::rt::Write::poll_shutdown(Pin::new(&mut io), cx));
+            let _ = timeout(CLOSE_DEADLINE, closing).await;
+            let draining = poll_fn(|cx| {
+                while let Some(chunk) = ready!(io.poll_chunk(cx))? {
+                    io.release(chunk.len());
+                }
+                Poll::Ready(std::io::Result::Ok(()))
+            });
+            let _ = timeout(CLOSE_DEADLINE, draining).await;
         }
     }
 }

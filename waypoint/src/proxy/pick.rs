@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use adit_shared::model::WorkloadUid;
 use http::StatusCode;
 
 use super::destination::Target;
@@ -58,35 +57,19 @@ impl Choice {
                 let now = Instant::now();
                 let picked = backend.balancer.pick(request, now, &mut rand::rng());
                 let held = picked.map_err(|error| (reply(&error), error))?;
-                if let Some(reach) = backend.reach(held.uid()) {
-                    return Ok(Picked {
-                        reach: reach.clone(),
-                        held: Some(held),
-                    });
-                }
-                // The balancer can be a moment ahead of the view: it has an endpoint already
-                // that this request has not. Those that it has were good a moment ago.
-                let known = |reach: &&Reach| !request.tried.contains(&reach.endpoint.uid);
-                let reach = backend.reaches().find(known);
-                let reach = reach.or_else(|| backend.reaches().next()).cloned();
+                // It has no address that could be connected to.
                 let unknown = PickError::NoHealthyEndpoints;
+                let reach = backend.reach(held.uid());
                 let reach = reach.ok_or_else(|| (reply(&unknown), unknown))?;
-                Ok(Picked { reach, held: None })
+                Ok(Picked {
+                    reach,
+                    held: Some(held),
+                })
             }
             Self::Workload(reach) => Ok(Picked {
                 reach: (**reach).clone(),
                 held: None,
             }),
-        }
-    }
-
-    /// Whether another try can go elsewhere than to those that were `tried`.
-    pub fn has_more(&self, tried: &[WorkloadUid]) -> bool {
-        match self {
-            Self::Backend(backend) => backend
-                .reaches()
-                .any(|reach| !tried.contains(&reach.endpoint.uid)),
-            Self::Workload(_) => tried.is_empty(),
         }
     }
 }

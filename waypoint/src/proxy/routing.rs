@@ -15,8 +15,8 @@ use super::headers::REASON;
 use super::pick::Choice;
 use super::reply::Reply;
 use crate::route::{
-    self, Answer, AnswerReason, CorsGrant, Inspection, Listener, Lookup, MatchedPath, NoClaims,
-    PortRoutes, RequestView, Rule, Timeouts,
+    self, Answer, AnswerReason, Backend, BackendError, CorsGrant, Filters, Inspection, Listener,
+    Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule, Timeouts,
 };
 use crate::state::{Protocol, View};
 use crate::telemetry::ResponseFlags;
@@ -149,12 +149,13 @@ pub fn route(
             (matched.rule.clone(), matched.path)
         }
     };
-    apply(exchange, view, rule, matched, head)
+    apply(exchange, view, target, rule, matched, head)
 }
 
 fn apply(
     exchange: &mut Exchange,
     view: &View,
+    dialled: &Target,
     rule: Arc<Rule>,
     matched: MatchedPath,
     head: &mut request::Parts,
@@ -190,14 +191,17 @@ fn apply(
     }
     let chosen = rule.choose(routed.random);
     let backend = match chosen {
-        Ok(backend) => backend,
+        Ok(backend) => Some(backend),
+        // A rule of a service that names no backend means the service itself.
+        Err(BackendError::None) => None,
         Err(error) => {
             exchange.upstream_failure = Some(error.to_string());
             exchange.routed = Some(routed);
             return Err(Reply::INVALID_BACKEND);
         }
     };
-    let filters = backend.filters();
+    let nothing = Filters::default();
+    let filters = backend.map_or(&nothing, Backend::filters);
     if !filters.is_empty() {
         let inspected = filters.inspect(head, matched, listener, rand::random);
         if let Some(answer) = inspected.answer {
@@ -209,7 +213,10 @@ fn apply(
             .apply_request(head, matched, filters)
             .map_err(|_| Reply::INVALID_ROUTE)?;
     }
-    let resolved = resolve(view, backend.target());
+    let resolved = match backend {
+        Some(backend) => resolve(view, backend.target()),
+        None => Ok((Choice::of(dialled), dialled.protocol())),
+    };
     let (choice, protocol) = match resolved {
         Ok(resolved) => resolved,
         Err(reply) => {

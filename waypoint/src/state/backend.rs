@@ -9,6 +9,8 @@ use adit_shared::model::{ServiceEntry, TunnelProtocol, Workload, WorkloadUid};
 use adit_shared::policy::http::{HttpPolicies, HttpPolicySet};
 use adit_shared::telemetry::WorkloadLabels;
 
+use arc_swap::ArcSwap;
+
 use crate::balance::{self, Balancer, Origin, Selection, TrafficSettings, Update};
 use crate::proxy::upstream::{Endpoint, Originate};
 use crate::telemetry::Peer;
@@ -21,7 +23,16 @@ pub struct Backend {
     pub settings: Arc<TrafficSettings>,
     /// As telemetry names it, in Envoy's manner.
     pub cluster: Arc<str>,
-    reaches: HashMap<WorkloadUid, Reach>,
+    /// Shared with the views before and after, as the balancer is: whatever that picks can be
+    /// reached, whichever view the request has.
+    reaches: Arc<ArcSwap<Reaches>>,
+}
+
+/// The endpoints of now, and those of one change before, which a pick may just have found.
+#[derive(Default)]
+struct Reaches {
+    now: HashMap<WorkloadUid, Reach>,
+    before: HashMap<WorkloadUid, Reach>,
 }
 
 /// An endpoint, ready to be sent to.
@@ -57,10 +68,13 @@ impl Backend {
         let Selection { settings, members } = selection;
         let service = entry.service();
         let endpoints = balance::Endpoint::of_service(entry, port, &around.origin.network);
-        let reaches = endpoints
+        let known = before.map(|before| before.reaches.load_full());
+        let now = endpoints
             .iter()
             .filter_map(|endpoint| {
-                let known = before.and_then(|before| before.reaches.get(&endpoint.uid));
+                let known = known
+                    .as_ref()
+                    .and_then(|known| known.now.get(&endpoint.uid));
                 let reach = Reach::compile(
                     &endpoint.workload,
                     endpoint.port,
@@ -72,6 +86,18 @@ impl Backend {
                 Some((endpoint.uid.clone(), reach))
             })
             .collect();
+        let reaches = Reaches {
+            now,
+            before: known.map(|known| known.now.clone()).unwrap_or_default(),
+        };
+        // Before the balancer knows them.
+        let reaches = match before {
+            Some(before) => {
+                before.reaches.store(Arc::new(reaches));
+                before.reaches.clone()
+            }
+            None => Arc::new(ArcSwap::from_pointee(reaches)),
+        };
         let update = Update {
             settings: settings.clone(),
             subset: members.as_deref(),
@@ -97,13 +123,15 @@ impl Backend {
     }
 
     /// How to reach what the balancer has picked.
-    pub fn reach(&self, uid: &str) -> Option<&Reach> {
-        self.reaches.get(uid)
+    pub fn reach(&self, uid: &str) -> Option<Reach> {
+        let reaches = self.reaches.load();
+        let reach = reaches.now.get(uid).or_else(|| reaches.before.get(uid));
+        reach.cloned()
     }
 
     /// All endpoints, in no order.
-    pub fn reaches(&self) -> impl Iterator<Item = &Reach> {
-        self.reaches.values()
+    pub fn reaches(&self) -> Vec<Reach> {
+        self.reaches.load().now.values().cloned().collect()
     }
 }
 

@@ -342,10 +342,12 @@ impl ServiceView {
             Some(before) if *before.labels == *labels => before.labels.clone(),
             _ => labels,
         };
-        let authentication =
-            store
-                .authentications
-                .for_service(&gateway.key, &key.namespace, Some(&key.hostname));
+        let authentication = store.authentications.for_destination(
+            &gateway.key,
+            &key.namespace,
+            Some(&key.hostname),
+            entry.endpoints().iter().map(|endpoint| &*endpoint.uid),
+        );
         let routes = Arc::new(ServiceRoutes::build(key, store.routes_of(key)));
         let policies = store
             .policies

@@ -154,35 +154,43 @@ fn a_provider_that_is_not_there_denies() {
 
 #[test]
 fn a_token_that_is_no_good_is_refused_and_none_is_not() {
-    run(async {
-        let mesh = Mesh::new().await;
-        let web = mesh.service("web", Protocol::Http);
-        let (app, _) = echo("a");
-        let _pod = mesh.pod(&web, "web-a", app).await;
-        let authentication = pb::RequestAuthentication {
-            object: Some(pb::ObjectRef {
-                kind: "RequestAuthentication".into(),
-                namespace: "shop".into(),
-                name: "jwt".into(),
-                created: 1,
-            }),
-            targets: vec![service(&web)],
-            invalid: "rules[0].jwks: malformed".into(),
-            ..Default::default()
-        };
-        mesh.put(
-            pb::REQUEST_AUTHENTICATION_TYPE,
-            "RequestAuthentication/shop/jwt",
-            &authentication,
-        );
-        let client = mesh.client("default", "curl").await;
-        let mut sender = client.http1(&web).await;
-        assert_eq!(send(&mut sender, get("/")).await.status, 200);
-        let mut request = get("/");
-        let token = "Bearer aaaa.bbbb.cccc".parse().unwrap();
-        request.headers_mut().insert("authorization", token);
-        let refused = send(&mut sender, request).await;
-        assert_eq!(refused.status, 401);
-        assert!(refused.header("www-authenticate").starts_with("Bearer"));
-    });
+    let selected = pb::Target {
+        kind: Some(pb::target::Kind::Workload(
+            "Kubernetes//Pod/shop/web-a".into(),
+        )),
+    };
+    for by_selector in [None, Some(selected)] {
+        run(async {
+            let mesh = Mesh::new().await;
+            let web = mesh.service("web", Protocol::Http);
+            let (app, _) = echo("a");
+            let _pod = mesh.pod(&web, "web-a", app).await;
+            let target = by_selector.unwrap_or_else(|| service(&web));
+            let authentication = pb::RequestAuthentication {
+                object: Some(pb::ObjectRef {
+                    kind: "RequestAuthentication".into(),
+                    namespace: "shop".into(),
+                    name: "jwt".into(),
+                    created: 1,
+                }),
+                targets: vec![target],
+                invalid: "rules[0].jwks: malformed".into(),
+                ..Default::default()
+            };
+            mesh.put(
+                pb::REQUEST_AUTHENTICATION_TYPE,
+                "RequestAuthentication/shop/jwt",
+                &authentication,
+            );
+            let client = mesh.client("default", "curl").await;
+            let mut sender = client.http1(&web).await;
+            assert_eq!(send(&mut sender, get("/")).await.status, 200);
+            let mut request = get("/");
+            let token = "Bearer aaaa.bbbb.cccc".parse().unwrap();
+            request.headers_mut().insert("authorization", token);
+            let refused = send(&mut sender, request).await;
+            assert_eq!(refused.status, 401);
+            assert!(refused.header("www-authenticate").starts_with("Bearer"));
+        });
+    }
 }

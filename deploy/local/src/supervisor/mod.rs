@@ -10,12 +10,14 @@ mod change;
 mod component;
 mod control_socket;
 mod event;
+mod files;
 mod pod;
 mod probe;
 mod publish;
 mod reconcile;
 mod setup;
 mod watch;
+mod waypoint;
 
 use std::thread;
 

@@ -19,6 +19,7 @@ use super::event::{Answer, Event, Update};
 use super::pod::{PodRun, Stop};
 use super::probe::Kubelet;
 use super::publish::Published;
+use super::waypoint::Waypoint;
 use super::{setup, watch as watching};
 use crate::address::{self, PodAddresses, ServiceAddresses};
 use crate::cluster::{ContainerView, NodeView, PodView};
@@ -52,15 +53,7 @@ pub(super) struct PodEntry {
     pub(super) containers: Vec<ContainerStatus>,
     fingerprint: String,
     stop: watch::Sender<Stop>,
-    waypoint: Option<Waypoint>,
-}
-
-/// The waypoint in a pod that was made for it.
-struct Waypoint {
-    gateway: String,
-    sandbox: Sandbox,
-    /// Runs as soon as there is a root certificate.
-    component: Option<Component>,
+    pub(super) waypoint: Option<Waypoint>,
 }
 
 pub(super) struct Reconciler {
@@ -77,7 +70,7 @@ pub(super) struct Reconciler {
     /// The user's files; `files` are those and what was applied.
     pub(super) sources: Vec<SourceFile>,
     /// Objects of the user that something was applied in place of.
-    hidden: BTreeSet<Identity>,
+    pub(super) hidden: BTreeSet<Identity>,
     /// The overlay changed and has not been followed yet.
     pub(super) overlaid: bool,
     /// About the manifests as such.
@@ -86,7 +79,7 @@ pub(super) struct Reconciler {
     pod_problems: Vec<String>,
     pub(super) service_addresses: ServiceAddresses,
     pub(super) published: Published,
-    events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<Event>,
     congestion: Option<String>,
     ranges: Vec<PodAddresses>,
     kubelets: Vec<Kubelet>,
@@ -417,40 +410,6 @@ impl Reconciler {
         self.follow_manifests().map_err(|error| error.to_string())
     }
 
-    /// Returns whether anything changed.
-    fn read_files(&mut self) -> Result<bool, LocalError> {
-        let (files, problems) = manifest::read_directory(&self.config.manifests)?;
-        let changed = problems != self.file_problems || files != self.sources || self.overlaid;
-        if !changed {
-            return Ok(false);
-        }
-        let resolved = self.overlay.resolve(&files);
-        let same_hidden = resolved.hidden == self.hidden;
-        let none = BTreeSet::new();
-        let own = files.iter().map(|file| (file, &resolved.hidden));
-        let applied = resolved.files.iter().map(|file| (file, &none));
-        let mut next = BTreeMap::new();
-        for (file, hidden) in own.chain(applied) {
-            let parsed = match self.files.get(&file.relative) {
-                Some((before, parsed)) if before == file && same_hidden => parsed.clone(),
-                Some((_, before)) => manifest::parse_again(file, before, hidden),
-                None => manifest::parse(file, hidden),
-            };
-            next.insert(file.relative.clone(), (file.clone(), parsed));
-        }
-        self.files = next;
-        self.file_problems = problems;
-        self.hidden = resolved.hidden;
-        self.sources = files;
-        self.overlaid = false;
-        Ok(true)
-    }
-
-    fn objects(&self) -> Vec<Object> {
-        let parsed = self.files.values().map(|(_, parsed)| parsed);
-        parsed.flat_map(|p| p.objects.iter().cloned()).collect()
-    }
-
     fn choose_nodes(&self) -> Result<Vec<NodeView>, LocalError> {
         let objects = self.objects();
         let user: BTreeMap<String, _> = objects
@@ -686,68 +645,6 @@ impl Reconciler {
         }
     }
 
-    /// Keeps the list of components as the waypoints' pods are.
-    fn announce_waypoints(&mut self) {
-        let live = self.pods.values().filter(|entry| !entry.view.terminating);
-        let wanted: BTreeMap<String, (String, String)> = live
-            .filter_map(|entry| {
-                let pod = (entry.view.uid.clone(), entry.view.node.clone());
-                Some((entry.component_name()?, pod))
-            })
-            .collect();
-        // A pod that is made anew begins with a new status.
-        self.component_status.retain(|status| match &status.pod {
-            None => true,
-            Some(uid) => wanted.get(&status.name).is_some_and(|(now, _)| now == uid),
-        });
-        for (name, (uid, node)) in wanted {
-            if self
-                .component_status
-                .iter()
-                .any(|status| status.name == name)
-            {
-                continue;
-            }
-            self.component_status.push(ComponentStatus {
-                log: self.layout.component_log(&name),
-                name,
-                node: Some(node),
-                pod: Some(uid),
-                process: None,
-                ready: false,
-                restarts: 0,
-                message: String::new(),
-            });
-        }
-    }
-
-    /// Starts the waypoints that have a pod and no program. Before there is a root
-    /// certificate they would only fail.
-    fn start_waypoints(&mut self) {
-        if !setup::root_certificate(&self.layout).exists() {
-            return;
-        }
-        for entry in self.pods.values_mut().filter(|e| !e.view.terminating) {
-            let Some(waypoint) = entry.waypoint.as_mut() else {
-                continue;
-            };
-            if waypoint.component.is_none() {
-                let (gateway, sandbox) = (&waypoint.gateway, waypoint.sandbox.clone());
-                let (config, layout) = (&self.config, &self.layout);
-                let plan = setup::waypoint(config, layout, gateway, &entry.view, sandbox);
-                waypoint.component = Some(Component::new(plan, self.events.clone()));
-            }
-        }
-    }
-
-    fn issue_tokens(&self) -> Result<(), LocalError> {
-        setup::issue_tokens(&self.layout, &self.nodes)?;
-        for entry in self.pods.values().filter(|e| e.waypoint.is_some()) {
-            setup::issue_pod_token(&self.layout, &entry.view)?;
-        }
-        Ok(())
-    }
-
     fn housekeep(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         super::publish::cut_logs(&self.layout.logs_dir());
@@ -791,12 +688,6 @@ impl PodEntry {
             component.end().await;
             stop.send_replace(Stop::End);
         });
-    }
-
-    /// Among the components, for the pod of a waypoint.
-    fn component_name(&self) -> Option<String> {
-        let waypoint = self.waypoint.as_ref()?;
-        Some(setup::waypoint_name(&waypoint.gateway, &self.view.key.0))
     }
 
     fn update(&mut self, index: usize, update: Update) {
