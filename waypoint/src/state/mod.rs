@@ -213,6 +213,7 @@ impl State {
         for name in removed {
             store.remove(type_url, name, &mut touched);
         }
+        store.settle();
         self.publish(&mut store, touched);
         rejected
     }

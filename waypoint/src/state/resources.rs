@@ -26,6 +26,8 @@ pub(super) struct Store {
     service_names: HashMap<String, ServiceName>,
     pub(super) providers: HashMap<String, Arc<pb::Provider>>,
     pub(super) policies: HttpPolicies,
+    /// Changes of `policies` that are not in it yet.
+    pending: Vec<HttpUpdate>,
     pub(super) telemetry: BTreeMap<String, Arc<pb::Telemetry>>,
     pub(super) traffic: BTreeMap<String, Traffic>,
     pub(super) backend_tls: BTreeMap<String, Arc<pb::BackendTls>>,
@@ -72,6 +74,7 @@ impl Store {
             service_names: HashMap::new(),
             providers: HashMap::new(),
             policies: HttpPolicies::new(),
+            pending: Vec::new(),
             telemetry: BTreeMap::new(),
             traffic: BTreeMap::new(),
             backend_tls: BTreeMap::new(),
@@ -224,8 +227,16 @@ impl Store {
             touched.policy_targets(before.targets());
         }
         touched.policy_targets(policy.targets());
-        self.policies.apply([HttpUpdate::Upsert(policy)]);
+        self.pending.push(HttpUpdate::Upsert(policy));
         problem.map_or(Ok(()), Err)
+    }
+
+    /// A batch is complete. Policies are put in order once for all of it: for each of them it
+    /// would take minutes where there are thousands.
+    pub(super) fn settle(&mut self) {
+        if !self.pending.is_empty() {
+            self.policies.apply(std::mem::take(&mut self.pending));
+        }
     }
 
     /// Forgets a resource.
@@ -250,11 +261,10 @@ impl Store {
             }
             pb::AUTHORIZATION_POLICY_TYPE => {
                 let key = name.strip_prefix("AuthorizationPolicy/").unwrap_or(name);
-                if let Some(policy) = self.policies.get(key).cloned() {
+                if let Some(policy) = self.policies.get(key) {
                     touched.policy_targets(policy.targets());
-                    let removed = HttpUpdate::Remove(policy.key().clone());
-                    self.policies.apply([removed]);
                 }
+                self.pending.push(HttpUpdate::Remove(key.into()));
             }
             pb::REQUEST_AUTHENTICATION_TYPE => {
                 let key = name.strip_prefix("RequestAuthentication/").unwrap_or(name);
