@@ -15,6 +15,10 @@ use super::ground::{Ground, HostId, PROXY_CORE, Process};
 use super::setup::{PLAIN_PORT, SECURE, SERVICE_PORT, Service, Setup, WEB};
 
 const HBONE_PORT: u16 = 15008;
+/// Access log of the plain proxy.
+pub(super) const PLAIN_LOG: &str = "envoy-access.log";
+/// Access log of the waypoint.
+pub(super) const WAYPOINT_LOG: &str = "envoy-waypoint-access.log";
 
 /// Envoy where `install-deps` puts it, below the build's directory; otherwise on the PATH.
 fn program() -> anyhow::Result<PathBuf> {
@@ -30,7 +34,7 @@ fn program() -> anyhow::Result<PathBuf> {
 
 pub(super) fn plain(ground: &Ground, setup: Setup) -> anyhow::Result<Process> {
     let listen = ground.address(HostId::Envoy, PLAIN_PORT);
-    let log = ground.path("envoy-access.log");
+    let log = ground.path(PLAIN_LOG);
     let manager = manager(ground, setup, WEB, &log)?;
     let config = json!({"static_resources": {
         "listeners": [{
@@ -45,7 +49,7 @@ pub(super) fn plain(ground: &Ground, setup: Setup) -> anyhow::Result<Process> {
 
 pub(super) fn waypoint(ground: &Ground, setup: Setup) -> anyhow::Result<Process> {
     let listen = ground.address(HostId::EnvoyWaypoint, HBONE_PORT);
-    let log = ground.path("envoy-waypoint-access.log");
+    let log = ground.path(WAYPOINT_LOG);
     let chain = |service: Service| -> anyhow::Result<Value> {
         Ok(json!({
             "filter_chain_match": {

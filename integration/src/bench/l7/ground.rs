@@ -276,11 +276,6 @@ impl Process {
         }
         Ok(())
     }
-
-    /// Empties its log, which a load makes long.
-    pub(super) fn empty_log(&self) -> anyhow::Result<()> {
-        empty(&self.log)
-    }
 }
 
 impl Drop for Process {

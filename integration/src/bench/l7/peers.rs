@@ -9,6 +9,9 @@ use anyhow::{Context, bail};
 use super::ground::{Ground, HostId, PROXY_CORE, Process};
 use super::setup::{PLAIN_PORT, Setup};
 
+/// nginx's access log.
+pub(super) const NGINX_LOG: &str = "nginx/access.log";
+
 /// Finds a program where Debian has it, also where a user's PATH has no `sbin`.
 pub(super) fn find(program: &str) -> anyhow::Result<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -2,6 +2,7 @@
 //! them down.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,12 +18,16 @@ use super::report::{Report, Round, Row, Table};
 use super::scenario::{Scenario, all};
 use super::setup::{SECURE, Setup, WEB};
 use super::spec::{LoadResult, LoadSpec, Protocol};
-use super::{envoy, waypoint};
+use super::{envoy, peers, waypoint};
 use crate::bench::Options;
 use crate::bench::usage::{Used, memory};
 
 /// Changes of the configuration per second.
 const CHANGES: u64 = 100;
+/// No line of an access log is shorter.
+const SHORTEST_LINE: u64 = 60;
+/// What a proxy may hold back of its log.
+const BUFFERED: u64 = 256 << 10;
 /// Length of loads that are not measured.
 const WARM_UP: f64 = 0.7;
 
@@ -138,7 +143,12 @@ impl Stage<'_> {
                     ..load.clone()
                 };
                 match self.load(row.contender, &load, scenario.churn) {
-                    Ok((result, used)) => row.rounds.push(Round::new(result, &used)),
+                    Ok((result, used)) => {
+                        if !self.has_logged(row.contender, result.requests) {
+                            row.unlike = Some("it writes no access log".into());
+                        }
+                        row.rounds.push(Round::new(result, &used));
+                    }
                     Err(error) => row.missing = Some(format!("{error:#}")),
                 }
                 if let Ok(process) = self.proxies.process(row.contender) {
@@ -190,16 +200,9 @@ impl Stage<'_> {
         churn: bool,
     ) -> anyhow::Result<(LoadResult, Used)> {
         let process = self.proxies.process(contender)?;
-        process.empty_log()?;
-        for log in [
-            "nginx/access.log",
-            "envoy-access.log",
-            "envoy-waypoint-access.log",
-        ] {
-            let log = self.ground.path(log);
-            if log.exists() {
-                empty(&log)?;
-            }
+        let log = self.log_of(contender);
+        if log.exists() {
+            empty(&log)?;
         }
         let aimed = aim(self.ground, contender, load);
         let pids = [process.pid()];
@@ -232,6 +235,23 @@ impl Stage<'_> {
             changed.context("changing the configuration")?;
             loaded
         })
+    }
+
+    /// Where a contender's access log goes.
+    fn log_of(&self, contender: Contender) -> PathBuf {
+        self.ground.path(match (contender.proxy, contender.way) {
+            (Proxy::Nginx, _) => peers::NGINX_LOG,
+            (Proxy::Haproxy, _) => "haproxy.log",
+            (Proxy::Envoy, Way::Plain) => envoy::PLAIN_LOG,
+            (Proxy::Envoy, _) => envoy::WAYPOINT_LOG,
+            (Proxy::Adit, _) => "waypoint.log",
+        })
+    }
+
+    /// Whether the log of a load is there, except for what may still be buffered.
+    fn has_logged(&self, contender: Contender, requests: u64) -> bool {
+        let size = std::fs::metadata(self.log_of(contender)).map_or(0, |log| log.len());
+        size + BUFFERED >= requests * SHORTEST_LINE
     }
 
     fn change(&self, contender: Contender, number: u64) -> anyhow::Result<()> {
