@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(body_of(path(17, 65_536).as_bytes()), 65_536);
         assert_eq!(body_of(b"/r1/b12?x=1"), 12);
         assert_eq!(body_of(b"/r1/items"), 0);
-        assert_eq!(body_of(b"/b99999999999"), 0);
+        assert_eq!(body_of(b"/b99999999999999999999999"), 0);
         assert_eq!(body_of(b"/b99999999"), MAX_BODY);
     }
 }
