@@ -191,7 +191,7 @@ impl Report {
                 .filter(|row| row.contender.proxy == Proxy::Adit);
             for row in ours.filter(|row| row.failures() > 0 || row.unlike.is_some()) {
                 let name = format!(
-                    "{}: {}: wrong answers",
+                    "{}: {}: does not do what the others do",
                     table.scenario.name,
                     row.contender.name()
                 );
