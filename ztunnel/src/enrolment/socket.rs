@@ -4,7 +4,7 @@
 //! | call | meaning | answer |
 //! | --- | --- | --- |
 //! | `POST /pods` ([`SandboxPod`], the namespace as a descriptor) | enrol before anything runs | 200 when capture is in place, else why not |
-//! | `DELETE /pods/UID?sandbox=ID` | this sandbox has ended | 200 |
+//! | `DELETE /sandboxes/ID` | it has ended | 200 |
 //! | `GET /pods/UID` | is it enrolled? | 200, 404 |
 //! | `POST /pods/retain` (a list of sandboxes) | no others are left | 200 |
 //! | `POST /leave` | the node leaves the mesh | 200 when nothing of it is left |
@@ -60,7 +60,7 @@ impl EnrolmentSocket {
         match (&call.method, path.as_slice()) {
             (&Method::POST, ["pods"]) => self.admit(call).await,
             (&Method::POST, ["pods", "retain"]) => self.retain(&call),
-            (&Method::DELETE, ["pods", uid]) => self.dismiss(uid, &call.query),
+            (&Method::DELETE, ["sandboxes", sandbox]) => self.dismiss(sandbox),
             (&Method::GET, ["pods", uid]) if self.pods.contains(uid) => ok(),
             (&Method::GET, ["pods", _]) => no(StatusCode::NOT_FOUND, "the pod is not enrolled"),
             (&Method::POST, ["leave"]) => self.leave().await,
@@ -101,7 +101,7 @@ impl EnrolmentSocket {
                     Ok(()) => ok(),
                     // A ztunnel that follows would let the pod out of the mesh for a moment.
                     Err(e) => {
-                        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+                        self.wanted.dismiss(&pod.sandbox);
                         no(
                             StatusCode::SERVICE_UNAVAILABLE,
                             format!("cannot be written down: {e}"),
@@ -114,16 +114,13 @@ impl EnrolmentSocket {
             Err(_) => format!("not enrolled within {ENROL_DEADLINE:?}"),
         };
         // The runtime takes the sandbox down again and tries with another one.
-        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+        self.wanted.dismiss(&pod.sandbox);
         no(StatusCode::SERVICE_UNAVAILABLE, failed)
     }
 
-    fn dismiss(&self, uid: &str, query: &str) -> Answer {
-        let Some(sandbox) = query.strip_prefix("sandbox=") else {
-            return no(StatusCode::BAD_REQUEST, "the sandbox is missing");
-        };
-        if self.wanted.dismiss(uid, sandbox) {
-            self.records.remove(uid);
+    fn dismiss(&self, sandbox: &str) -> Answer {
+        if let Some(uid) = self.wanted.dismiss(sandbox) {
+            self.records.remove(&uid);
         }
         ok()
     }

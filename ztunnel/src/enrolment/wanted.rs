@@ -168,21 +168,20 @@ impl Wanted {
         drop(self.admit(pod));
     }
 
-    /// A sandbox has ended; whether it was one of an early pod.
-    pub fn dismiss(&self, uid: &str, sandbox: &str) -> bool {
-        {
+    /// A sandbox has ended; the uid if it was one of an early pod.
+    pub fn dismiss(&self, sandbox: &str) -> Option<Arc<str>> {
+        let uid = {
             let mut pods = self.pods.lock();
-            if !pods
+            let found = pods
                 .early
-                .get(uid)
-                .is_some_and(|early| &*early.pod.sandbox == sandbox)
-            {
-                return false;
-            }
-            pods.early.remove(uid);
-        }
+                .iter()
+                .find(|(_, early)| &*early.pod.sandbox == sandbox);
+            let uid = found.map(|(uid, _)| uid.clone())?;
+            pods.early.remove(&uid);
+            uid
+        };
         self.changed.notify_one();
-        true
+        Some(uid)
     }
 
     /// Ends early pods of all other sandboxes; their uids.
@@ -328,12 +327,12 @@ mod tests {
         let _waiting = wanted.admit(sandbox("a", 2, "s2")).expect("room");
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         // The end of the sandbox before it, told late by both.
-        assert!(!wanted.dismiss("a", "s1"));
+        assert_eq!(wanted.dismiss("s1"), None);
         wanted.update(Vec::new(), &["a".into()]);
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         wanted.update(vec![spec("a", 2)], &[]);
         assert_eq!(target(&wanted, "a"), Some((2, false)));
-        assert!(wanted.dismiss("a", "s2"));
+        assert_eq!(wanted.dismiss("s2").as_deref(), Some("a"));
         assert_eq!(target(&wanted, "a"), Some((2, false)), "it is still named");
     }
 
