@@ -7,7 +7,7 @@
 //! | `POST /check` | [`Sandbox`] | 200 [`Added`]; 409 if it should be enrolled and is not |
 //! | `POST /del` | [`Sandbox`] | 200 |
 //! | `POST /gc` | list of sandbox ids | 200 |
-//! | `GET /leaving` | | 200 `true` when ztunnel's DaemonSet is being removed |
+//! | `GET /leaving` | | 200, `true` when both DaemonSets are being removed; ztunnel asks that when it ends |
 //!
 //! 4xx: trying again does not help; 5xx: it may.
 

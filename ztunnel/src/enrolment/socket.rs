@@ -13,12 +13,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_ebpf::{NetnsFd, Redirector};
 use adit_shared::model::enrolment::SandboxPod;
-use adit_shared::net::handoff::{Answer, Call};
+use adit_shared::net::handoff::{self, Answer, Call};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -36,6 +37,10 @@ use crate::pod::netns_id;
 const ENROL_DEADLINE: Duration = Duration::from_secs(12);
 /// How long connections may go on when the node leaves the mesh.
 const LEAVE_LINGER: Duration = Duration::from_secs(3);
+/// The node agent's socket, beside ours.
+const AGENT_SOCKET: &str = "cni.sock";
+/// It answers within three seconds.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
 /// A second look for what was set up while the first was under way.
 const LEAVE_AGAIN: Duration = Duration::from_millis(200);
 
@@ -135,6 +140,22 @@ impl EnrolmentSocket {
             self.records.remove(&uid);
         }
         ok()
+    }
+
+    /// This process ends. If the whole mesh is being removed, which the node agent can ask the
+    /// Kubernetes API, capture goes with it; else it stays for the process that follows.
+    pub async fn leave_with_the_mesh(&self, own: &Path) {
+        let agent = own.with_file_name(AGENT_SOCKET);
+        let asked = spawn_blocking(move || {
+            handoff::call(&agent, &Method::GET, "/leaving", &[], None, ASK_DEADLINE)
+        });
+        let leaving = matches!(asked.await, Ok(Ok(answer)) if answer.text() == "true");
+        if leaving {
+            let answer = self.leave().await;
+            if answer.status != StatusCode::OK {
+                warn!(target: "enrolment", "capture is not removed: {}", answer.text());
+            }
+        }
     }
 
     /// New connections first, then, after a moment for the open ones, everything.

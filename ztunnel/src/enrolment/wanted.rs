@@ -202,8 +202,7 @@ impl Wanted {
 
     /// Ends early pods that the control plane could have named for `limit`, and forgets those
     /// that it has taken over; the uids of the former.
-    pub(super) fn expire(&self, limit: Duration) -> Vec<Arc<str>> {
-        let now = Instant::now();
+    pub(super) fn expire(&self, limit: Duration, now: Instant) -> Vec<Arc<str>> {
         let mut pods = self.pods.lock();
         let WantedPods {
             named,
@@ -307,8 +306,8 @@ mod tests {
         Some((address.octets()[3], target.early))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_control_plane_takes_over_and_has_the_last_word() {
+    #[test]
+    fn the_control_plane_takes_over_and_has_the_last_word() {
         let wanted = Wanted::default();
         let _waiting = wanted.admit(sandbox("a", 1, "s1")).expect("room");
         assert_eq!(target(&wanted, "a"), Some((1, true)));
@@ -320,8 +319,8 @@ mod tests {
         assert_eq!(target(&wanted, "a"), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_new_sandbox_is_newer_than_what_the_control_plane_knows() {
+    #[test]
+    fn a_new_sandbox_is_newer_than_what_the_control_plane_knows() {
         let wanted = Wanted::default();
         wanted.update(vec![spec("a", 1)], &[]);
         let _waiting = wanted.admit(sandbox("a", 2, "s2")).expect("room");
@@ -336,26 +335,27 @@ mod tests {
         assert_eq!(target(&wanted, "a"), Some((2, false)), "it is still named");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_pod_that_nobody_names_ends_after_a_time() {
+    #[test]
+    fn a_pod_that_nobody_names_ends_after_a_time() {
         const LIMIT: Duration = Duration::from_secs(60);
         let wanted = Wanted::default();
         let _waiting = wanted.admit(sandbox("a", 1, "s1")).expect("room");
-        tokio::time::advance(2 * LIMIT).await;
-        assert!(wanted.expire(LIMIT).is_empty(), "nobody could name it");
+        let later = Instant::now() + 2 * LIMIT;
+        assert!(
+            wanted.expire(LIMIT, later).is_empty(),
+            "nobody could name it"
+        );
         wanted.set_connected(true);
-        assert!(wanted.expire(LIMIT).is_empty());
-        tokio::time::advance(LIMIT).await;
-        wanted.set_connected(true);
-        assert!(wanted.expire(LIMIT).is_empty(), "not synced");
+        assert!(wanted.expire(LIMIT, Instant::now()).is_empty());
+        assert!(wanted.expire(LIMIT, later).is_empty(), "not synced");
         wanted.update(vec![spec("b", 2)], &[]);
-        assert_eq!(wanted.expire(LIMIT), ["a".into()]);
+        assert_eq!(wanted.expire(LIMIT, later), ["a".into()]);
         assert_eq!(target(&wanted, "a"), None);
         assert_eq!(target(&wanted, "b"), Some((2, false)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn sandboxes_that_are_no_more_end() {
+    #[test]
+    fn sandboxes_that_are_no_more_end() {
         let wanted = Wanted::default();
         let _one = wanted.admit(sandbox("a", 1, "s1")).expect("room");
         let _two = wanted.admit(sandbox("b", 2, "s2")).expect("room");

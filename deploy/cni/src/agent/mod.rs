@@ -117,10 +117,11 @@ async fn run(options: Options) -> anyhow::Result<()> {
         ztunnel: ztunnel.clone(),
         root_namespace: root_namespace.clone(),
         exclude_namespaces: options.exclude_namespaces.clone(),
-        daemon_set: (
-            options.namespace.clone(),
+        namespace: options.namespace.clone(),
+        daemon_sets: [
             options.ztunnel_daemon_set.clone(),
-        ),
+            options.daemon_set.clone(),
+        ],
     });
     // The plugin is installed only when it will be answered.
     let listener = bind(&options.socket)?;

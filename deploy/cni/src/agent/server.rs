@@ -1,18 +1,19 @@
 //! What the plugin is answered.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use adit_shared::model::enrolment::Decision;
 use adit_shared::net::handoff::{Answer, Call};
 use http::{Method, StatusCode};
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::cluster::{Cluster, Found, Presence};
 use super::decide::{decide, sandbox_pod};
 use super::ztunnel::{Ztunnel, ZtunnelError};
-use crate::protocol::{API_DEADLINE, Added, Sandbox};
+use crate::protocol::{Added, Sandbox};
 
 /// Answers the plugin.
 pub(super) struct Server {
@@ -20,9 +21,14 @@ pub(super) struct Server {
     pub(super) ztunnel: Ztunnel,
     pub(super) root_namespace: String,
     pub(super) exclude_namespaces: Vec<String>,
-    /// ztunnel's: namespace and name.
-    pub(super) daemon_set: (String, String),
+    /// Where both DaemonSets are, and their names.
+    pub(super) namespace: String,
+    pub(super) daemon_sets: [String; 2],
 }
+
+/// The two DaemonSets of a mesh that is removed go one after the other.
+const LEAVING_WAIT: Duration = Duration::from_secs(3);
+const LEAVING_LOOK: Duration = Duration::from_millis(200);
 
 /// What is to be done with a sandbox.
 enum Verdict {
@@ -49,9 +55,8 @@ impl Server {
             },
             (&Method::POST, "/gc") => self.told(self.ztunnel.retain(call.body.to_vec()).await),
             (&Method::GET, "/leaving") => {
-                let (namespace, name) = &self.daemon_set;
-                let asked = timeout(API_DEADLINE, self.cluster.daemon_set(namespace, name));
-                ok(&matches!(asked.await, Ok(Presence::Leaving)))
+                let leaving = timeout(LEAVING_WAIT, self.until_leaving()).await;
+                ok(&leaving.is_ok())
             }
             _ => no(StatusCode::NOT_FOUND, "there is no such call"),
         }
@@ -86,6 +91,19 @@ impl Server {
                 let why =
                     format!("pod {namespace}/{name} belongs to the mesh and is held up: {error}");
                 no(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+        }
+    }
+
+    /// Returns when the mesh is being removed. ztunnel alone is no mesh: without it nothing
+    /// passes, which is what its pods were promised.
+    async fn until_leaving(&self) {
+        for name in &self.daemon_sets {
+            while !matches!(
+                self.cluster.daemon_set(&self.namespace, name).await,
+                Presence::Leaving
+            ) {
+                sleep(LEAVING_LOOK).await;
             }
         }
     }
