@@ -11,10 +11,12 @@ use std::time::Duration;
 use adit_controlplane::auth::{
     Authenticator, JwtAuthenticator, ReviewOptions, TokenReviewer, TrustedAccounts,
 };
-use adit_controlplane::ca::{CertificateIssuer, CurrentCa, TtlPolicy, parse_duration};
+use adit_controlplane::ca::{
+    CertificateIssuer, ClusterCa, CurrentCa, RotationTimes, TtlPolicy, parse_duration,
+};
 use adit_controlplane::compile::MeshConfig;
 use adit_controlplane::driver::{ControlPlane, Input, Options};
-use adit_controlplane::kubernetes;
+use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
 use adit_shared::identity::{LocalCa, TrustDomain};
@@ -115,6 +117,20 @@ struct Args {
     /// Validity of certificates whatever is asked for.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = parse_duration)]
     max_workload_cert_ttl: Duration,
+    /// In a cluster: how long a new certificate authority is announced before it signs. By
+    /// default three fifths of the default validity, so that every proxy has renewed.
+    #[arg(long, env = "ADIT_CA_ROTATION_ANNOUNCE", value_parser = parse_duration)]
+    ca_rotation_announce: Option<Duration>,
+}
+
+impl Args {
+    fn rotation_times(&self) -> RotationTimes {
+        let times = RotationTimes::for_certificates_of(self.default_workload_cert_ttl);
+        RotationTimes {
+            announce: self.ca_rotation_announce.unwrap_or(times.announce),
+            ..times
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -154,6 +170,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         input,
         authenticator,
         ca,
+        cluster: _cluster,
     } = surroundings(&args).await?;
     let mut control_plane = ControlPlane::start(options(&args, input))
         .await
@@ -202,6 +219,8 @@ struct Surroundings {
     input: Input,
     authenticator: Arc<dyn Authenticator>,
     ca: CurrentCa,
+    /// What goes on in a cluster as long as this lives.
+    cluster: Option<(ClusterCa, RootCertificates)>,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -216,10 +235,14 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         };
         let kubernetes = kubernetes::connect(&args.namespace, &identity).await?;
         let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
+        let times = args.rotation_times();
+        let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
+        let roots = RootCertificates::start(kubernetes.clone(), ca.current());
         return Ok(Surroundings {
             input: Input::Kubernetes(kubernetes),
             authenticator: Arc::new(reviewer),
-            ca: local_ca(args)?,
+            ca: ca.current(),
+            cluster: Some((ca, roots)),
         });
     }
     anyhow::ensure!(
@@ -238,6 +261,7 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         },
         authenticator: Arc::new(authenticator),
         ca: local_ca(args)?,
+        cluster: None,
     })
 }
 

@@ -3,8 +3,10 @@
 //! [`Kubernetes`].
 
 mod client;
+mod root_certificates;
 
 pub use client::{ConnectError, connect, explain};
+pub use root_certificates::{ROOT_CONFIG_MAP, ROOT_KEY, RootCertificates};
 
 use std::sync::Arc;
 
