@@ -70,7 +70,11 @@ impl IdleMemory {
         if idle {
             forget_code();
         }
-        return_free_memory();
+    }
+
+    /// When that was last done.
+    pub fn looked(&self) -> Instant {
+        self.looked
     }
 }
 

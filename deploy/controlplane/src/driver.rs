@@ -20,9 +20,12 @@ use crate::auth::Caller;
 use crate::ca::PodDirectory;
 use crate::compile::l7::gateway_of_pod;
 use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
+use crate::kubernetes::Kubernetes;
 use crate::model::{Finding, Objects};
 use crate::serve::{EnrolmentSink, ResourceSnapshot};
-use crate::source::{DirectorySource, SourceState, WatchOptions};
+use crate::source::{
+    DirectorySource, KubernetesOptions, KubernetesSource, SourceState, WatchOptions,
+};
 use crate::status::{CapturedPod, StatusError, StatusStore};
 
 /// When a status file could not be written, this is how long until the next attempt.
@@ -31,8 +34,8 @@ const STATUS_RETRY: Duration = Duration::from_secs(1);
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Directories or files of manifests.
-    pub config: Vec<PathBuf>,
+    /// Where the objects come from.
+    pub input: Input,
     /// Where status is kept; `None`: in memory, and a restart forgets which pods are
     /// captured.
     pub status: Option<PathBuf>,
@@ -40,18 +43,32 @@ pub struct Options {
     pub mesh: MeshConfig,
     /// How long clients get to follow an opt-out.
     pub withdraw_delay: Duration,
-    /// How the directories are followed.
-    pub watch: WatchOptions,
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Directories or files of manifests.
+    Directories {
+        /// Their paths.
+        roots: Vec<PathBuf>,
+        /// How they are followed.
+        watch: WatchOptions,
+    },
+    /// The API server of a cluster.
+    Kubernetes(Kubernetes),
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            config: Vec::new(),
+            input: Input::Directories {
+                roots: Vec::new(),
+                watch: WatchOptions::default(),
+            },
             status: None,
             mesh: MeshConfig::default(),
             withdraw_delay: WITHDRAW_DELAY,
-            watch: WatchOptions::default(),
         }
     }
 }
@@ -67,7 +84,9 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Reads the configuration and the status, and publishes the first snapshot.
+    /// Reads the configuration and the status, and publishes the first snapshot. With the
+    /// API server as the source that comes when all of its objects have been read; until
+    /// then the snapshot is an empty one that is not ready.
     ///
     /// Must be called within a tokio runtime.
     ///
@@ -79,7 +98,15 @@ impl ControlPlane {
             Some(directory) => StatusStore::open(directory)?,
             None => StatusStore::in_memory(),
         };
-        let source = DirectorySource::open(options.config, options.watch).await;
+        let source = match options.input {
+            Input::Directories { roots, watch } => {
+                Source::Directories(DirectorySource::open(roots, watch).await)
+            }
+            Input::Kubernetes(kubernetes) => Source::Kubernetes(KubernetesSource::start(
+                kubernetes,
+                KubernetesOptions::default(),
+            )),
+        };
         let mut state = source.subscribe();
         let captured: Vec<_> = status
             .captured()
@@ -92,16 +119,21 @@ impl ControlPlane {
             snapshot: ResourceSnapshot::default(),
             status_failed: false,
         };
-        let objects = state.borrow_and_update().objects.clone();
+        let first = state.borrow_and_update().clone();
         let pods = Arc::new(Pods {
-            objects: ArcSwap::from_pointee(objects.clone()),
+            objects: ArcSwap::from_pointee(first.objects.clone()),
+            complete: matches!(source, Source::Kubernetes(_)),
         });
         let reports = Arc::new(Reports::default());
-        let engine = match step(engine, objects, BTreeMap::new()).await {
-            Ok(engine) => engine,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The runtime shuts down, and this task with it.
-            Err(_) => std::future::pending().await,
+        // Half of the objects compile to half of a mesh, which takes away the other half.
+        let engine = match first.synced {
+            false => engine,
+            true => match step(engine, first.objects, BTreeMap::new()).await {
+                Ok(engine) => engine,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime shuts down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         };
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let task = tokio::spawn(run(
@@ -156,10 +188,27 @@ impl Drop for ControlPlane {
     }
 }
 
+/// What is followed. Dropping it ends that.
+enum Source {
+    Directories(DirectorySource),
+    Kubernetes(KubernetesSource),
+}
+
+impl Source {
+    fn subscribe(&self) -> watch::Receiver<SourceState> {
+        match self {
+            Self::Directories(source) => source.subscribe(),
+            Self::Kubernetes(source) => source.subscribe(),
+        }
+    }
+}
+
 /// The pods of the source, as the certificate service asks for them.
 #[derive(Debug)]
 struct Pods {
     objects: ArcSwap<Objects>,
+    /// The pods of node proxies are among them.
+    complete: bool,
 }
 
 impl PodDirectory for Pods {
@@ -172,6 +221,23 @@ impl PodDirectory for Pods {
                     && &*pod.service_account == service_account
                     && pod.phase != Phase::Failed
             })
+        })
+    }
+
+    fn knows(&self, caller: &Caller) -> bool {
+        if !self.complete {
+            return true;
+        }
+        let objects = self.objects.load();
+        let pod = objects
+            .namespaces
+            .get(caller.namespace.as_str())
+            .and_then(|of| of.pods.get(caller.pod_name.as_str()));
+        pod.is_some_and(|pod| {
+            *pod.meta.uid == *caller.pod_uid
+                && *pod.service_account == *caller.service_account
+                && *pod.node == *caller.node
+                && !pod.phase.is_terminal()
         })
     }
 
@@ -208,7 +274,7 @@ impl Reports {
 
 async fn run(
     mut engine: Engine,
-    source: DirectorySource,
+    source: Source,
     mut state: watch::Receiver<SourceState>,
     pods: Arc<Pods>,
     reports: Arc<Reports>,
@@ -232,7 +298,12 @@ async fn run(
             () = reports.arrived.notified() => {}
             () = wait => {}
         }
-        let objects = state.borrow_and_update().objects.clone();
+        let SourceState {
+            objects, synced, ..
+        } = state.borrow_and_update().clone();
+        if !synced {
+            continue;
+        }
         // A pod whose certificate is asked for has to be known before it is published.
         pods.objects.store(Arc::new(objects.clone()));
         engine = match step(engine, objects, reports.take()).await {

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod ca;
 pub mod compile;
 pub mod driver;
+pub mod kubernetes;
 pub mod model;
 pub mod serve;
 pub mod source;

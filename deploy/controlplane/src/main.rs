@@ -8,11 +8,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_controlplane::auth::{JwtAuthenticator, TrustedAccounts};
-use adit_controlplane::ca::{CertificateIssuer, TtlPolicy, parse_duration};
+use adit_controlplane::auth::{
+    Authenticator, JwtAuthenticator, ReviewOptions, TokenReviewer, TrustedAccounts,
+};
+use adit_controlplane::ca::{CertificateIssuer, CurrentCa, TtlPolicy, parse_duration};
 use adit_controlplane::compile::MeshConfig;
-use adit_controlplane::driver::{ControlPlane, Options};
+use adit_controlplane::driver::{ControlPlane, Input, Options};
+use adit_controlplane::kubernetes;
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
+use adit_controlplane::source::WatchOptions;
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -27,8 +31,12 @@ const LOG_FLUSH: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    /// Reads the cluster that this process runs in, or the one of KUBECONFIG, in place of
+    /// directories; keys and tokens are the cluster's too.
+    #[arg(long, env = "ADIT_KUBERNETES")]
+    kubernetes: bool,
     /// Directory or file of manifests; may be given several times.
-    #[arg(long, env = "ADIT_CONFIG_DIR", required = true, value_delimiter = ':')]
+    #[arg(long, env = "ADIT_CONFIG_DIR", value_delimiter = ':')]
     config_dir: Vec<PathBuf>,
     /// Where status is kept. Without it a restart forgets which pods are captured.
     #[arg(long, env = "ADIT_STATUS_DIR")]
@@ -36,13 +44,19 @@ struct Args {
     /// Key and certificates of the certificate authority: Istio's `cacerts` files if they are
     /// there, made at the first start if not. Clients take root-cert.pem from here.
     #[arg(long, env = "ADIT_CA_DIR")]
-    ca_dir: PathBuf,
+    ca_dir: Option<PathBuf>,
     /// PEM file of the public keys that service-account tokens are signed with (P-256).
     #[arg(long, env = "ADIT_TOKEN_KEY")]
-    token_key: PathBuf,
+    token_key: Option<PathBuf>,
     /// Refuses tokens of other issuers.
     #[arg(long, env = "ADIT_TOKEN_ISSUER")]
     token_issuer: Option<String>,
+    /// In a cluster: the namespace of the control plane.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    namespace: String,
+    /// In a cluster: the name of this replica's pod; must differ from replica to replica.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Trust domain of every workload.
     #[arg(long, env = "TRUST_DOMAIN", default_value = TrustDomain::DEFAULT, value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
@@ -136,14 +150,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
 
-    let authenticator = JwtAuthenticator::from_file(&args.token_key, args.token_issuer.as_deref())?;
-    let ca = LocalCa::load_or_generate(&args.ca_dir, &args.trust_domain)
-        .context("certificate authority")?;
-    let mut control_plane = ControlPlane::start(options(&args))
+    let Surroundings {
+        input,
+        authenticator,
+        ca,
+    } = surroundings(&args).await?;
+    let mut control_plane = ControlPlane::start(options(&args, input))
         .await
         .context("status directory")?;
     let issuer = CertificateIssuer::new(
-        Arc::new(ca),
+        ca,
         control_plane.pods(),
         args.trust_domain,
         args.trusted_node_accounts,
@@ -161,7 +177,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         },
         Backends {
             snapshots: control_plane.snapshots(),
-            authenticator: Arc::new(authenticator),
+            authenticator,
             issuer: Arc::new(issuer),
             reports: control_plane.reports(),
         },
@@ -181,9 +197,69 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(args: &Args) -> Options {
+/// What differs between a cluster and a directory.
+struct Surroundings {
+    input: Input,
+    authenticator: Arc<dyn Authenticator>,
+    ca: CurrentCa,
+}
+
+async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
+    if args.kubernetes {
+        anyhow::ensure!(
+            args.config_dir.is_empty(),
+            "--kubernetes and --config-dir exclude each other"
+        );
+        let identity = match &args.pod_name {
+            Some(name) => name.clone(),
+            None => hostname().context("POD_NAME is not set")?,
+        };
+        let kubernetes = kubernetes::connect(&args.namespace, &identity).await?;
+        let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
+        return Ok(Surroundings {
+            input: Input::Kubernetes(kubernetes),
+            authenticator: Arc::new(reviewer),
+            ca: local_ca(args)?,
+        });
+    }
+    anyhow::ensure!(
+        !args.config_dir.is_empty(),
+        "--config-dir or --kubernetes is needed"
+    );
+    let key = args
+        .token_key
+        .as_deref()
+        .context("--token-key is needed with --config-dir")?;
+    let authenticator = JwtAuthenticator::from_file(key, args.token_issuer.as_deref())?;
+    Ok(Surroundings {
+        input: Input::Directories {
+            roots: args.config_dir.clone(),
+            watch: WatchOptions::default(),
+        },
+        authenticator: Arc::new(authenticator),
+        ca: local_ca(args)?,
+    })
+}
+
+fn local_ca(args: &Args) -> anyhow::Result<CurrentCa> {
+    let directory = args
+        .ca_dir
+        .as_deref()
+        .context("--ca-dir is needed with --config-dir")?;
+    let ca = LocalCa::load_or_generate(directory, &args.trust_domain)
+        .context("certificate authority")?;
+    Ok(Arc::new(ca).into())
+}
+
+/// A pod's host name is its own name.
+fn hostname() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("host name")?;
+    Ok(name.trim().to_owned())
+}
+
+fn options(args: &Args, input: Input) -> Options {
     let mut options = Options {
-        config: args.config_dir.clone(),
+        input,
         status: args.status_dir.clone(),
         mesh: MeshConfig {
             trust_domain: args.trust_domain.clone(),
