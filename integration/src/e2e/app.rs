@@ -115,7 +115,8 @@ impl App {
     pub(crate) fn yaml(&self, image: &str, node: impl Fn(usize) -> String) -> String {
         let mut labels = self.labels.clone();
         labels.insert("app".into(), self.name.clone());
-        let metadata = json!({"name": self.name, "labels": labels, "annotations": self.annotations});
+        let metadata =
+            json!({"name": self.name, "labels": labels, "annotations": self.annotations});
         let mut objects = Vec::new();
         if let Some(account) = &self.account {
             objects.push(json!({"apiVersion": "v1", "kind": "ServiceAccount",
@@ -218,11 +219,19 @@ impl Caller {
     /// They do not come.
     pub async fn more(&self, count: usize) -> anyhow::Result<Vec<Call>> {
         let before = self.calls().await.map_or(0, |calls| calls.len());
-        eventually(&format!("{count} calls of {}", self.pod), SOON, async || {
-            let mut calls = self.calls().await?;
-            anyhow::ensure!(calls.len() >= before + count, "{} came", calls.len() - before);
-            Ok(calls.split_off(before))
-        })
+        eventually(
+            &format!("{count} calls of {}", self.pod),
+            SOON,
+            async || {
+                let mut calls = self.calls().await?;
+                anyhow::ensure!(
+                    calls.len() >= before + count,
+                    "{} came",
+                    calls.len() - before
+                );
+                Ok(calls.split_off(before))
+            },
+        )
         .await
     }
 
@@ -281,11 +290,18 @@ mod tests {
     fn a_server_has_a_service_and_a_probe_and_a_caller_has_not() {
         let server = objects(&App::server("web").on(1).account("web"));
         let kinds: Vec<_> = server.iter().map(|o| o["kind"].as_str()).collect();
-        assert_eq!(kinds, [Some("ServiceAccount"), Some("Service"), Some("Pod")]);
+        assert_eq!(
+            kinds,
+            [Some("ServiceAccount"), Some("Service"), Some("Pod")]
+        );
         let spec = &server[2]["spec"];
         assert_eq!(spec["nodeSelector"]["kubernetes.io/hostname"], "node-1");
         assert_eq!(spec["containers"][0]["args"][0], "serve");
-        let caller = objects(&App::caller("load", "http://web/", Duration::from_millis(20)));
+        let caller = objects(&App::caller(
+            "load",
+            "http://web/",
+            Duration::from_millis(20),
+        ));
         assert_eq!(caller.len(), 1);
         assert_eq!(caller[0]["spec"]["containers"][0]["args"][5], "20");
         assert!(caller[0]["spec"]["containers"][0]["readinessProbe"].is_null());

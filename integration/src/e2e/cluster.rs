@@ -18,12 +18,15 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::environment::Flavour;
+use super::test::eventually;
 use crate::observe::{AccessLine, Metrics};
 
 /// A command in a pod or on a node ends by then.
 const COMMAND: Duration = Duration::from_secs(90);
 /// Output of a command that is kept.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
+/// All pods of a DaemonSet, one after another.
+const ROLLOUT: Duration = Duration::from_secs(240);
 const FIELD_MANAGER: &str = "adit-e2e";
 /// Where the mesh is installed.
 pub(crate) const SYSTEM: &str = "istio-system";
@@ -81,7 +84,11 @@ impl Cluster {
         let mut nodes: Vec<_> = nodes
             .items
             .into_iter()
-            .filter(|node| node.spec.as_ref().is_none_or(|s| s.unschedulable != Some(true)))
+            .filter(|node| {
+                node.spec
+                    .as_ref()
+                    .is_none_or(|s| s.unschedulable != Some(true))
+            })
             .filter_map(|node| node.metadata.name)
             .collect();
         nodes.sort();
@@ -243,6 +250,63 @@ impl Cluster {
             .await
             .with_context(|| format!("label namespace {namespace}"))?;
         Ok(())
+    }
+
+    /// `kubectl rollout restart` of a Deployment or DaemonSet, and `rollout status`.
+    ///
+    /// # Errors
+    /// It is not done in time.
+    pub async fn rollout_restart(
+        &self,
+        namespace: &str,
+        kind: &str,
+        name: &str,
+    ) -> anyhow::Result<()> {
+        let (resource, _) = self.resource("apps/v1", kind).await?;
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let patch = json!({"spec": {"template": {"metadata": {"annotations":
+            {"kubectl.kubernetes.io/restartedAt": now.as_nanos().to_string()}}}}});
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .with_context(|| format!("restart {kind} {name}"))?;
+        self.rolled_out(namespace, kind, name).await
+    }
+
+    /// Waits until every pod of a Deployment or DaemonSet is of its newest template, and
+    /// ready.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub async fn rolled_out(&self, namespace: &str, kind: &str, name: &str) -> anyhow::Result<()> {
+        eventually(&format!("{kind} {name} rolled out"), ROLLOUT, async || {
+            let found = self.get(namespace, "apps/v1", kind, name).await?;
+            let found = found.with_context(|| format!("there is no {kind} {name}"))?;
+            let status = &found["status"];
+            let number = |field: &str| status[field].as_i64().unwrap_or(0);
+            let (wanted, updated, ready, all) = match kind {
+                "DaemonSet" => (
+                    number("desiredNumberScheduled"),
+                    number("updatedNumberScheduled"),
+                    number("numberAvailable"),
+                    number("currentNumberScheduled"),
+                ),
+                _ => (
+                    found["spec"]["replicas"].as_i64().unwrap_or(1),
+                    number("updatedReplicas"),
+                    number("availableReplicas"),
+                    number("replicas"),
+                ),
+            };
+            anyhow::ensure!(
+                status["observedGeneration"] == found["metadata"]["generation"]
+                    && [updated, ready, all] == [wanted; 3],
+                "{wanted} wanted, {updated} updated, {ready} ready, {all} in all"
+            );
+            Ok(())
+        })
+        .await
     }
 
     /// Pods by label selector.

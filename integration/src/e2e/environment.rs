@@ -6,11 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, ListParams};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::case::Skip;
 use super::cluster::{Cluster, SYSTEM};
+use super::test::{TEST_LABEL, remove_namespace};
 
 /// Builds on two cores take this long at most.
 const BUILD: Duration = Duration::from_secs(45 * 60);
@@ -90,7 +93,7 @@ impl Environment {
         let started_cluster = start_cluster(&wanted).await?;
         let kubeconfig = match &wanted.kubeconfig {
             Some(path) => path.clone(),
-            None => cluster_directory().join("kubeconfig"),
+            None => own_kubeconfig(),
         };
         let (hub, tag) = wanted
             .images
@@ -219,6 +222,7 @@ impl Environment {
         if self.wanted.keep {
             return Ok(());
         }
+        let cleaned = self.remove_namespaces().await;
         let uninstalled = match self.installed && self.is_installed().await {
             // A cluster that goes away takes Adit along.
             true if !self.started_cluster => {
@@ -235,7 +239,18 @@ impl Environment {
             };
             quiet("take the cluster down", Command::new(script), INSTALL).await?;
         }
-        uninstalled
+        cleaned.and(uninstalled)
+    }
+
+    /// What tests left that did not come to their end.
+    async fn remove_namespaces(&self) -> anyhow::Result<()> {
+        let api = Api::<Namespace>::all(self.cluster.client());
+        let left = ListParams::default().labels(TEST_LABEL);
+        for namespace in api.list(&left).await? {
+            let name = namespace.metadata.name.unwrap_or_default();
+            remove_namespace(&self.cluster, &name).await?;
+        }
+        Ok(())
     }
 
     async fn is_installed(&self) -> bool {
@@ -257,7 +272,12 @@ async fn start_cluster(wanted: &Wanted) -> anyhow::Result<bool> {
         return Ok(false);
     }
     say("cluster: up");
-    quiet("bring the cluster up", Command::new(directory.join("up")), BUILD).await?;
+    quiet(
+        "bring the cluster up",
+        Command::new(directory.join("up")),
+        BUILD,
+    )
+    .await?;
     Ok(true)
 }
 
@@ -289,6 +309,11 @@ fn root() -> &'static Path {
 
 fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The kubeconfig of `integration/cluster`.
+pub fn own_kubeconfig() -> PathBuf {
+    cluster_directory().join("kubeconfig")
 }
 
 fn cluster_directory() -> PathBuf {

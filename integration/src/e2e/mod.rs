@@ -19,6 +19,6 @@ pub mod tests;
 pub use app::{App, Caller};
 pub use case::{Case, Place, Skip};
 pub use cluster::{Cluster, Executed};
-pub use environment::{Environment, Flavour, Wanted};
+pub use environment::{Environment, Flavour, Wanted, own_kubeconfig};
 pub use runner::{Outcome, Report, run};
-pub use test::{Test, eventually};
+pub use test::{SOON, Test, eventually, host};

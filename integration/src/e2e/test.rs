@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
@@ -23,6 +23,8 @@ pub const SOON: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 /// A namespace with all its pods is gone by then.
 const NAMESPACE_GONE: Duration = Duration::from_secs(90);
+/// The namespaces of tests have it.
+pub(crate) const TEST_LABEL: &str = "adit.dev/e2e";
 /// The label that makes a namespace part of the mesh.
 const MODE: &str = "istio.io/dataplane-mode";
 
@@ -56,7 +58,8 @@ impl Test {
         if api.get_opt(name).await?.is_some() {
             remove_namespace(self.cluster(), name).await?;
         }
-        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let object = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {TEST_LABEL: "true"}}});
         self.cluster().apply("", &object.to_string()).await?;
         // Pods cannot be made before this exists.
         eventually("ServiceAccount default", SOON, async || {
@@ -168,13 +171,17 @@ impl Test {
     /// # Errors
     /// They do not become ready.
     pub async fn ready(&self, selector: &str, count: usize) -> anyhow::Result<Vec<Pod>> {
-        eventually(&format!("{count} pods {selector} ready"), SOON, async || {
-            let pods = self.cluster().pods(&self.namespace, selector).await?;
-            let waiting: Vec<_> = pods.iter().filter_map(unready).collect();
-            anyhow::ensure!(waiting.is_empty(), "{}", waiting.join("; "));
-            anyhow::ensure!(pods.len() == count, "{} pods", pods.len());
-            Ok(pods)
-        })
+        eventually(
+            &format!("{count} pods {selector} ready"),
+            SOON,
+            async || {
+                let pods = self.cluster().pods(&self.namespace, selector).await?;
+                let waiting: Vec<_> = pods.iter().filter_map(unready).collect();
+                anyhow::ensure!(waiting.is_empty(), "{}", waiting.join("; "));
+                anyhow::ensure!(pods.len() == count, "{} pods", pods.len());
+                Ok(pods)
+            },
+        )
         .await
     }
 
@@ -266,11 +273,26 @@ impl Test {
         url: &str,
         interval: Duration,
     ) -> anyhow::Result<Caller> {
+        let caller = self.caller_that_fails(name, node, url, interval).await?;
+        let first = caller.more(3).await?;
+        anyhow::ensure!(first[2].ok().is_some(), "{name}: {:?}", first[2]);
+        Ok(caller)
+    }
+
+    /// The same where calls may be refused from the first.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn caller_that_fails(
+        &self,
+        name: &str,
+        node: usize,
+        url: &str,
+        interval: Duration,
+    ) -> anyhow::Result<Caller> {
         let app = App::caller(name, url, interval).on(node);
         self.run(&[app]).await?;
-        let caller = Caller::new(self.clone(), name);
-        caller.more(3).await?;
-        Ok(caller)
+        Ok(Caller::new(self.clone(), name))
     }
 
     /// Waits for a line in the access log of a node's ztunnel that concerns this
@@ -298,7 +320,8 @@ impl Test {
     /// The log cannot be read.
     pub async fn access_lines(&self, node: &str) -> anyhow::Result<Vec<AccessLine>> {
         let ours = |line: &AccessLine| {
-            line.get("src.namespace") == self.namespace || line.get("dst.namespace") == self.namespace
+            line.get("src.namespace") == self.namespace
+                || line.get("dst.namespace") == self.namespace
         };
         let lines = self.cluster().access_log(node).await?;
         Ok(lines.into_iter().filter(ours).collect())
@@ -311,23 +334,80 @@ impl Test {
     /// They are not.
     pub async fn is_mtls(&self, from: &str, to: &str, node: &str) -> anyhow::Result<AccessLine> {
         let url = format!("http://{}:8080/", host(self.address(to).await?));
-        eventually(&format!("mutual TLS from {from} to {to}"), SOON, async || {
-            let call = self.call(from, &url).await?;
-            anyhow::ensure!(call.ok().is_some(), "{call:?}");
-            let lines = self.access_lines(node).await?;
-            let peer = call.peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
-            lines
-                .into_iter()
-                .rev()
-                .find(|line| {
-                    line.get("direction") == "inbound"
-                        && line.get("dst.workload") == to
-                        && line.get("src.addr").contains(&peer)
-                        && line.get("src.identity").starts_with("spiffe://")
-                })
-                .context("no inbound connection with an identity")
-        })
+        eventually(
+            &format!("mutual TLS from {from} to {to}"),
+            SOON,
+            async || {
+                let call = self.call(from, &url).await?;
+                anyhow::ensure!(call.ok().is_some(), "{call:?}");
+                let lines = self.access_lines(node).await?;
+                let peer = call
+                    .peer
+                    .map(|peer| peer.ip().to_string())
+                    .unwrap_or_default();
+                lines
+                    .into_iter()
+                    .rev()
+                    .find(|line| {
+                        line.get("direction") == "inbound"
+                            && line.get("dst.workload") == to
+                            && line.get("src.addr").contains(&peer)
+                            && line.get("src.identity").starts_with("spiffe://")
+                    })
+                    .context("no inbound connection with an identity")
+            },
+        )
         .await
+    }
+
+    /// Waits until a pod's new connections to another are plaintext: no ztunnel reports
+    /// any of them.
+    ///
+    /// # Errors
+    /// They are still carried by the mesh.
+    pub async fn is_plaintext(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let url = format!("http://{}:8080/", host(self.address(to).await?));
+        eventually(
+            &format!("plaintext from {from} to {to}"),
+            SOON,
+            async || {
+                let calls = self.calls(from, &url, 3).await?;
+                let peers: Vec<_> = calls.iter().filter_map(|call| call.peer).collect();
+                anyhow::ensure!(peers.len() == 3, "{calls:?}");
+                // A line is written when its connection ends, which these have; a moment for
+                // the log's way through the kubelet.
+                sleep(Duration::from_millis(300)).await;
+                for node in self.cluster().nodes() {
+                    let lines = self.access_lines(node).await?;
+                    let carried = lines.iter().find(|line| {
+                        peers
+                            .iter()
+                            .any(|peer| line.get("src.addr") == peer.to_string())
+                    });
+                    anyhow::ensure!(carried.is_none(), "carried: {carried:?}");
+                }
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    /// When the first call of a pod that calls all the time was answered, by the clock of
+    /// its node.
+    ///
+    /// # Errors
+    /// None has been.
+    pub async fn first_answer(&self, pod: &str) -> anyhow::Result<SystemTime> {
+        let api = self.cluster().api::<Pod>(&self.namespace);
+        let parameters = LogParams {
+            timestamps: true,
+            ..LogParams::default()
+        };
+        let log = api.logs(pod, &parameters).await?;
+        let line = log.lines().find(|line| line.contains("\"status\":200"));
+        let line = line.context("no call was answered yet")?;
+        let time = line.split(' ').next().unwrap_or_default();
+        humantime::parse_rfc3339(time).with_context(|| format!("time of {line:?}"))
     }
 
     /// UIDs and restarts of the namespace's pods: what must not change when the
@@ -438,7 +518,10 @@ fn unready(pod: &Pod) -> Option<String> {
     }
     let status = pod.status.clone().unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
-    if conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") {
+    if conditions
+        .iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
+    {
         return None;
     }
     let states = status.container_statuses.unwrap_or_default();
@@ -446,13 +529,23 @@ fn unready(pod: &Pod) -> Option<String> {
         let state = container.state?;
         let waiting = state.waiting.map(|w| (w.reason, w.message));
         let (reason, message) = waiting.or(state.terminated.map(|t| (t.reason, t.message)))?;
-        Some(format!("{}: {}", reason.unwrap_or_default(), message.unwrap_or_default()))
+        Some(format!(
+            "{}: {}",
+            reason.unwrap_or_default(),
+            message.unwrap_or_default()
+        ))
     });
-    let phase = status.phase.unwrap_or_else(|| "not seen by its node".into());
-    Some(format!("{name} is {phase}, not ready {}", why.unwrap_or_default()))
+    let phase = status
+        .phase
+        .unwrap_or_else(|| "not seen by its node".into());
+    Some(format!(
+        "{name} is {phase}, not ready {}",
+        why.unwrap_or_default()
+    ))
 }
 
-async fn remove_namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+/// Deletes a namespace and waits until it is gone.
+pub(crate) async fn remove_namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let api = Api::<Namespace>::all(cluster.client());
     match api.delete(name, &DeleteParams::default()).await {
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
@@ -460,8 +553,10 @@ async fn remove_namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         done => drop(done.with_context(|| format!("delete namespace {name}"))?),
     }
-    eventually(&format!("namespace {name} gone"), NAMESPACE_GONE, async || {
-        match api.get_opt(name).await? {
+    eventually(
+        &format!("namespace {name} gone"),
+        NAMESPACE_GONE,
+        async || match api.get_opt(name).await? {
             None => Ok(()),
             Some(found) => {
                 let conditions = found.status.and_then(|status| status.conditions);
@@ -473,7 +568,7 @@ async fn remove_namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
                     .collect();
                 bail!("{}", reasons.join("; "))
             }
-        }
-    })
+        },
+    )
     .await
 }
