@@ -7,8 +7,6 @@ use kube::core::Status;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// The field manager of what belongs to the mesh itself.
-pub const MANAGER: &str = "adit";
 /// The field manager of what is written about objects of others.
 pub const STATUS_MANAGER: &str = "adit-status";
 /// The field manager of what is generated for Gateways.

@@ -23,8 +23,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::Kubernetes;
-use super::apply::{Failure, MANAGER, RequestError, request};
+use super::apply::{Failure, RequestError, request};
+use super::{FIELD_MANAGER, Kubernetes};
 
 /// The Lease of the replica that writes.
 pub const LEADER: &str = "adit-leader";
@@ -198,7 +198,7 @@ impl ApiLease {
 
 fn params() -> PostParams {
     PostParams {
-        field_manager: Some(MANAGER.into()),
+        field_manager: Some(FIELD_MANAGER.into()),
         ..PostParams::default()
     }
 }
