@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_ebpf::socket::PortRotor;
 use adit_ebpf::{NodeConfig, Redirector};
@@ -43,6 +43,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// What starting has left is looked at after so long, and then what bursts leave so often.
 const TIDY_FIRST: Duration = Duration::from_secs(1);
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+/// The least time over which it is judged whether the process is idle.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often readiness is looked at until it is there for the first time.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// After the drain the last log lines get so long to be written.
@@ -119,6 +121,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         pods: Vec::new(),
     });
     let first = Mutex::new(Some(move || settled.done()));
+    let checked = Arc::new(Notify::new());
+    let after_check = checked.clone();
     let manager = EnrolmentManager {
         node: config.node.clone(),
         discovery: Arc::new(discovery),
@@ -136,6 +140,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             if let Some(mut done) = first.lock().take() {
                 done();
             }
+            after_check.notify_one();
         }),
     };
     // Whatever of these ends, ends the process: what is captured is then refused, and a new
@@ -226,7 +231,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         report_enrolments(xds, token, telemetry.clone(), accepted, report_reader),
     ));
     tokio::spawn(notify_when_ready(readiness));
-    tokio::spawn(tidy());
+    tokio::spawn(tidy(checked));
     tokio::spawn(sweep(metrics, model));
 
     let quit = Arc::new(Notify::new());
@@ -414,14 +419,24 @@ async fn notify_when_ready(readiness: Readiness) {
     process::notify_ready();
 }
 
-/// Lets go of what only starting needed, and later of what a burst has left.
-async fn tidy() {
+/// Lets go of what only starting needed, and later of what a burst has left and of what each
+/// check of the capture has touched.
+async fn tidy(checked: Arc<Notify>) {
     tokio::time::sleep(TIDY_FIRST).await;
     let mut memory = process::IdleMemory::default();
+    let mut returned = Instant::now();
+    process::return_free_memory();
     loop {
-        process::return_free_memory();
-        tokio::time::sleep(TIDY_INTERVAL).await;
-        memory.look();
+        // In the rhythm of the checks: they are what an idle proxy does, and touch a third of its
+        // code.
+        checked.notified().await;
+        if memory.looked().elapsed() >= LOOK_INTERVAL {
+            memory.look();
+        }
+        if returned.elapsed() >= TIDY_INTERVAL {
+            process::return_free_memory();
+            returned = Instant::now();
+        }
     }
 }
 
