@@ -33,6 +33,7 @@ impl Node {
             conf_dir: at("net.d"),
             binary: at("binary"),
             entry: json!({"type": "adit-cni", "agentSocket": "/a"}),
+            conf_name: None,
         };
         Self {
             directory,
@@ -124,6 +125,20 @@ fn it_follows_when_another_configuration_comes_first() {
     // What a runtime cannot read it passes over, and so do we.
     node.write("00-broken.conflist", "{");
     assert!(node.installer.reconcile().expect("installed").is_empty());
+}
+
+#[test]
+fn it_joins_the_one_that_it_is_told() {
+    let mut node = Node::new();
+    node.write("10-net.conflist", LIST);
+    node.write("20-other.conflist", OTHER);
+    node.installer.conf_name = Some("20-other.conflist".into());
+    node.installer.reconcile().expect("installed");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge"]);
+    assert_eq!(
+        types(&node.conf("20-other.conflist")),
+        ["other", "adit-cni"]
+    );
 }
 
 #[test]

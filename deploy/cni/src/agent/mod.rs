@@ -7,6 +7,7 @@
 
 mod cluster;
 mod decide;
+mod metrics;
 mod server;
 mod ztunnel;
 
@@ -28,6 +29,7 @@ use crate::install::{self, Installer};
 use crate::plugin::{self, NetConf};
 use crate::protocol::{AGENT_SOCKET, API_DEADLINE, ZTUNNEL_SOCKET};
 use cluster::{Cluster, Presence};
+use metrics::Metrics;
 use server::Server;
 use ztunnel::Ztunnel;
 
@@ -70,6 +72,9 @@ pub struct Options {
     /// The runtime's directory of configurations, as mounted here.
     #[arg(long, env = "ADIT_CNI_CONF_DIR", default_value = "/host/etc/cni/net.d")]
     pub conf_dir: PathBuf,
+    /// The configuration that the plugin joins; default: the one that the runtime uses.
+    #[arg(long, env = "ADIT_CNI_CONF_NAME")]
+    pub conf_name: Option<String>,
     /// Where the plugin finds the agent; the same path on the host and here.
     #[arg(long, env = "ADIT_CNI_SOCKET", default_value = AGENT_SOCKET)]
     pub socket: PathBuf,
@@ -79,7 +84,10 @@ pub struct Options {
     /// Where the plugin writes down its calls, on the host; empty: nowhere.
     #[arg(long, env = "ADIT_CNI_LOG", default_value = "/var/run/adit/cni.log")]
     pub plugin_log: String,
-    /// `/healthz` and `/readyz`.
+    /// `json`, or text.
+    #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
+    pub log_format: String,
+    /// `/healthz`, `/readyz` and `/metrics`.
     #[arg(long, env = "ADIT_CNI_STATUS_ADDRESS", default_value = "[::]:8000")]
     pub status_address: SocketAddr,
 }
@@ -90,10 +98,13 @@ pub struct Options {
 /// What keeps it from starting.
 pub fn main(options: Options) -> anyhow::Result<()> {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,kube_client=warn".into());
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(false)
-        .init();
+        .with_ansi(false);
+    match options.log_format.as_str() {
+        "json" => log.json().init(),
+        _ => log.init(),
+    }
     // Watches, small requests, and files on the threads for blocking work.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -112,7 +123,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
 
     let cluster = Cluster::start(&options.node).await?;
     let ztunnel = Ztunnel::new(&options.ztunnel_socket);
+    let metrics = Arc::new(Metrics::default());
     let server = Arc::new(Server {
+        metrics: metrics.clone(),
         cluster: cluster.clone(),
         ztunnel: ztunnel.clone(),
         root_namespace: root_namespace.clone(),
@@ -138,6 +151,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
             vec![root_namespace],
             options.plugin_log.clone(),
         )),
+        conf_name: options.conf_name.clone(),
     };
     let keeping = tokio::spawn(install::keep(installer, installed.clone()));
 
@@ -153,6 +167,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let answer = match request.uri().path() {
             "/healthz" => status_http::text(StatusCode::OK, "ok\n"),
             "/readyz" => readiness(&pending),
+            "/metrics" => status_http::text(StatusCode::OK, metrics.text(&pending)),
             _ => status_http::not_found(),
         };
         std::future::ready(answer)

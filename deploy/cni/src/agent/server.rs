@@ -1,23 +1,26 @@
 //! What the plugin is answered.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit_shared::model::enrolment::Decision;
 use adit_shared::net::handoff::{Answer, Call};
 use http::{Method, StatusCode};
 use serde::Serialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::cluster::{Cluster, Found, Presence};
 use super::decide::{decide, sandbox_pod};
+use super::metrics::{Metrics, Outcome};
 use super::ztunnel::{Ztunnel, ZtunnelError};
 use crate::protocol::{Added, Sandbox};
 
 /// Answers the plugin.
 pub(super) struct Server {
     pub(super) cluster: Cluster,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) ztunnel: Ztunnel,
     pub(super) root_namespace: String,
     pub(super) exclude_namespaces: Vec<String>,
@@ -41,10 +44,17 @@ enum Verdict {
 impl Server {
     pub(super) async fn answer(&self, call: Call) -> Answer {
         match (&call.method, call.path.as_str()) {
-            (&Method::POST, "/add") => match serde_json::from_slice(&call.body) {
-                Ok(sandbox) => self.add(sandbox, call.descriptor).await,
-                Err(e) => no(StatusCode::BAD_REQUEST, e),
-            },
+            (&Method::POST, "/add") => {
+                let started = Instant::now();
+                let answer = match serde_json::from_slice(&call.body) {
+                    Ok(sandbox) => self.add(sandbox, call.descriptor).await,
+                    Err(e) => no(StatusCode::BAD_REQUEST, e),
+                };
+                if answer.status != StatusCode::OK {
+                    self.metrics.count(Outcome::Failed, started.elapsed());
+                }
+                answer
+            }
             (&Method::POST, "/check") => match serde_json::from_slice(&call.body) {
                 Ok(sandbox) => self.check(&sandbox).await,
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
@@ -67,9 +77,11 @@ impl Server {
             return no(StatusCode::BAD_REQUEST, "no network namespace came along");
         };
         let (namespace, name) = (&sandbox.namespace, &sandbox.name);
+        let started = Instant::now();
         let pod = match self.judge(&sandbox).await {
             Verdict::Enrol(pod) => pod,
             Verdict::Leave(reason) => {
+                self.metrics.count(Outcome::Left, started.elapsed());
                 info!(%namespace, pod = %name, reason, "pod left alone");
                 return ok(&Added {
                     enrolled: false,
@@ -80,6 +92,7 @@ impl Server {
         };
         match self.ztunnel.enrol(&pod, netns).await {
             Ok(()) => {
+                self.metrics.count(Outcome::Enrolled, started.elapsed());
                 info!(%namespace, pod = %name, uid = pod.uid, "pod enrolled before its start");
                 ok(&Added {
                     enrolled: true,

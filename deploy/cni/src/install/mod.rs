@@ -78,6 +78,8 @@ pub struct Installer {
     pub binary: PathBuf,
     /// The plugin's entry of the list.
     pub entry: Value,
+    /// The configuration to join, by its file's name; default: the one that a runtime uses.
+    pub conf_name: Option<String>,
 }
 
 impl Installer {
@@ -90,7 +92,12 @@ impl Installer {
         // Never a configuration that names a binary which is not there.
         changed.extend(self.install_binary()?);
         let files = configurations(&self.conf_dir)?;
-        let Some((primary, form)) = primary(&files) else {
+        let is_wanted = |path: &&PathBuf| {
+            let name = self.conf_name.as_ref().map(|name| self.conf_dir.join(name));
+            name.is_none_or(|name| same_stem(path, &name))
+        };
+        let wanted: Vec<PathBuf> = files.iter().filter(is_wanted).cloned().collect();
+        let Some((primary, form)) = primary(&wanted) else {
             return Err(InstallError::NoConfiguration(self.conf_dir.clone()));
         };
         changed.extend(self.join(&primary, form)?);
