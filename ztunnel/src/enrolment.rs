@@ -266,7 +266,9 @@ impl EnrolmentManager {
             }
         }
         for (uid, error) in &repairs.failures {
-            warn!(target: "enrolment", %uid, "capture changed by somebody else: {error}");
+            // So it is with every pod that ends: what tears its network down comes before the
+            // control plane. What persists is a warning of the next look at everything.
+            info!(target: "enrolment", %uid, "capture changed by somebody else: {error}");
         }
     }
 
