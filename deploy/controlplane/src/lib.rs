@@ -11,3 +11,4 @@ pub mod model;
 pub mod serve;
 pub mod source;
 pub mod status;
+pub mod webhook;
