@@ -11,14 +11,17 @@ use std::time::Duration;
 use adit_controlplane::auth::{
     Authenticator, JwtAuthenticator, ReviewOptions, TokenReviewer, TrustedAccounts,
 };
-use adit_controlplane::ca::{CertificateIssuer, CurrentCa, TtlPolicy, parse_duration};
+use adit_controlplane::ca::{
+    CertificateIssuer, ClusterCa, CurrentCa, RotationTimes, TtlPolicy, parse_duration,
+};
 use adit_controlplane::compile::MeshConfig;
 use adit_controlplane::driver::{ControlPlane, Input, Options};
 use adit_controlplane::kubernetes::lease::Elector;
-use adit_controlplane::kubernetes;
+use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
+use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -101,6 +104,9 @@ struct Args {
     /// Address for metrics, readiness and /debug/syncz. Plain HTTP without authentication.
     #[arg(long, env = "ADIT_MONITORING_LISTEN", default_value = "0.0.0.0:15014")]
     monitoring_listen: SocketAddr,
+    /// In a cluster: address of the validating webhook (HTTPS).
+    #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
+    webhook_listen: SocketAddr,
     /// More DNS names and IP addresses for the serving certificate.
     #[arg(long, env = "ADIT_SERVING_NAMES", value_delimiter = ',')]
     serving_names: Vec<String>,
@@ -119,6 +125,20 @@ struct Args {
     /// Validity of certificates whatever is asked for.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = parse_duration)]
     max_workload_cert_ttl: Duration,
+    /// In a cluster: how long a new certificate authority is announced before it signs. By
+    /// default three fifths of the default validity, so that every proxy has renewed.
+    #[arg(long, env = "ADIT_CA_ROTATION_ANNOUNCE", value_parser = parse_duration)]
+    ca_rotation_announce: Option<Duration>,
+}
+
+impl Args {
+    fn rotation_times(&self) -> RotationTimes {
+        let times = RotationTimes::for_certificates_of(self.default_workload_cert_ttl);
+        RotationTimes {
+            announce: self.ca_rotation_announce.unwrap_or(times.announce),
+            ..times
+        }
+    }
 }
 
 /// In a cluster: what waypoints are run with.
@@ -192,24 +212,31 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         input,
         authenticator,
         ca,
+        cluster: _cluster,
     } = surroundings(&args).await?;
-    let cluster = match &input {
+    let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = cluster.as_ref().map(Elector::start);
+    let elector = kubernetes.as_ref().map(Elector::start);
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
+    let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
     let mut provisioner = tokio::task::JoinSet::new();
-    if let (Some(cluster), Some(elector), Some(faults)) =
-        (&cluster, &elector, control_plane.faults())
+    if let (Some(kubernetes), Some(elector), Some(faults)) =
+        (&kubernetes, &elector, control_plane.faults())
     {
-        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        let provision = Provisioner::new(kubernetes, waypoint_settings(&args), faults);
         provisioner.spawn(provision.run(elector.leading()));
     }
+    let webhook = args.kubernetes.then(|| Webhook {
+        listen: args.webhook_listen,
+        admission: Admission::new(control_plane.source(), mesh),
+    });
+    let serving_names = serving_names(&args);
     let issuer = CertificateIssuer::new(
         ca,
         control_plane.pods(),
@@ -224,7 +251,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ServeConfig {
             listen: args.listen,
             monitoring: Some(args.monitoring_listen),
-            serving_names: args.serving_names,
+            webhook,
+            serving_names,
             ..ServeConfig::default()
         },
         Backends {
@@ -260,6 +288,14 @@ struct Surroundings {
     input: Input,
     authenticator: Arc<dyn Authenticator>,
     ca: CurrentCa,
+    cluster: Option<Cluster>,
+}
+
+/// What goes on in a cluster as long as this lives.
+struct Cluster {
+    ca: ClusterCa,
+    _roots: RootCertificates,
+    _bundles: CaBundles,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -274,10 +310,18 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         };
         let kubernetes = kubernetes::connect(&args.namespace, &identity).await?;
         let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
+        let times = args.rotation_times();
+        let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
+        let cluster = Cluster {
+            _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
+            _bundles: CaBundles::start(kubernetes.clone(), &args.revision, ca.current()),
+            ca,
+        };
         return Ok(Surroundings {
             input: Input::Kubernetes(kubernetes),
             authenticator: Arc::new(reviewer),
-            ca: local_ca(args)?,
+            ca: cluster.ca.current(),
+            cluster: Some(cluster),
         });
     }
     anyhow::ensure!(
@@ -296,6 +340,7 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         },
         authenticator: Arc::new(authenticator),
         ca: local_ca(args)?,
+        cluster: None,
     })
 }
 
@@ -333,6 +378,26 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
     }
+}
+
+/// The usual names are of the usual namespace and domain.
+fn serving_names(args: &Args) -> Vec<String> {
+    let mut names = args.serving_names.clone();
+    if args.kubernetes {
+        let service = match args.revision.as_str() {
+            "" | "default" => "istiod".to_owned(),
+            revision => format!("istiod-{revision}"),
+        };
+        for service in ["istiod", &service] {
+            let name = format!("{service}.{}", args.namespace);
+            names.push(format!("{name}.svc.{}", args.cluster_domain));
+            names.push(format!("{name}.svc"));
+            names.push(name);
+        }
+        names.sort();
+        names.dedup();
+    }
+    names
 }
 
 /// A pod's host name is its own name.

@@ -6,9 +6,11 @@ pub mod apply;
 mod client;
 pub mod lease;
 pub mod queue;
+mod root_certificates;
 
 pub use apply::{GATEWAY_MANAGER, STATUS_MANAGER};
 pub use client::{ConnectError, connect, explain};
+pub use root_certificates::{ROOT_CONFIG_MAP, ROOT_KEY, RootCertificates};
 
 use std::sync::Arc;
 
