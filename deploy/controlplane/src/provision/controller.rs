@@ -17,9 +17,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
-use kube::core::ApiResource;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::utils::Backoff as _;
-use kube::runtime::watcher::{self, DefaultBackoff, metadata_watcher};
+use kube::runtime::watcher::{self, DefaultBackoff, watcher};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -102,7 +102,8 @@ impl Provisioner {
                     continue;
                 }
             };
-            self.faults.set_findings(api.finding().into_iter().collect());
+            self.faults
+                .set_findings(api.finding().into_iter().collect());
             if told.as_ref() != Some(&api) {
                 match api {
                     GatewayApi::Present(_) => tracing::info!("{api}"),
@@ -172,7 +173,11 @@ impl Shared {
     fn add_all(&self, concerns: impl Fn(&Key, &Known) -> bool) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        for (key, _) in state.known.iter().filter(|(key, known)| concerns(key, known)) {
+        for (key, _) in state
+            .known
+            .iter()
+            .filter(|(key, known)| concerns(key, known))
+        {
             state.queue.add(key.clone());
         }
         self.changed.notify_one();
@@ -227,10 +232,11 @@ impl Term {
         let client = &self.0.client;
         let shared = || self.0.clone();
         let gateways = class::resource("Gateway", "gateways");
+        let classes = class::resource("GatewayClass", "gatewayclasses");
         watches.spawn(follow(
             shared(),
             "gateways.gateway.networking.k8s.io",
-            Api::<DynamicObject>::all_with(client.clone(), &gateways),
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &gateways),
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
@@ -241,7 +247,7 @@ impl Term {
         watches.spawn(follow(
             shared(),
             "gatewayclasses.gateway.networking.k8s.io",
-            class::classes(client),
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &classes),
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
@@ -257,7 +263,7 @@ impl Term {
         watches.spawn(follow(
             shared(),
             "configmaps",
-            Api::<ConfigMap>::all(client.clone()),
+            Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()),
             watcher::Config::default(),
             config_map_seen,
         ));
@@ -268,17 +274,19 @@ impl Term {
             shared(),
             "horizontalpodautoscalers.autoscaling",
         ));
-        watches.spawn(owned::<PodDisruptionBudget>(shared(), "poddisruptionbudgets.policy"));
+        watches.spawn(owned::<PodDisruptionBudget>(
+            shared(),
+            "poddisruptionbudgets.policy",
+        ));
     }
 }
 
 /// Follows what was generated, of one kind.
 fn owned<K>(shared: Arc<Shared>, what: &'static str) -> impl Future<Output = ()> + Send
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
-    K: serde::de::DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
 {
-    let api = Api::<K>::all(shared.client.clone());
+    let api = Api::<PartialObjectMeta<K>>::all(shared.client.clone());
     let config = watcher::Config::default().labels(&format!("{MANAGED}={MESH_CONTROLLER}"));
     follow(shared, what, api, config, |shared, seen| match seen {
         Seen::Object(meta) => {
@@ -298,7 +306,8 @@ fn config_map_seen(shared: &Shared, seen: Seen<'_>) {
         return;
     };
     let (namespace, name) = key_of(meta);
-    shared.add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
+    shared
+        .add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
     if *namespace != *shared.settings.root_namespace {
         return;
     }
@@ -354,13 +363,13 @@ impl Version {
 async fn follow<K>(
     shared: Arc<Shared>,
     what: &'static str,
-    api: Api<K>,
+    api: Api<PartialObjectMeta<K>>,
     config: watcher::Config,
     seen: impl Fn(&Shared, Seen<'_>) + Send,
 ) where
-    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+    K: Resource + Clone + std::fmt::Debug + Send + 'static,
 {
-    let mut stream = std::pin::pin!(metadata_watcher(api, config));
+    let mut stream = std::pin::pin!(watcher(api, config));
     let mut versions: BTreeMap<Key, Version> = BTreeMap::new();
     let mut listed = BTreeSet::new();
     let mut backoff = DefaultBackoff::default();
@@ -394,7 +403,9 @@ async fn follow<K>(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!("{what} cannot be watched, so that waypoints are repaired later: {error}");
+                    tracing::warn!(
+                        "{what} cannot be watched, so that waypoints are repaired later: {error}"
+                    );
                 }
                 sleep(backoff.next().unwrap_or(LOOK)).await;
             }
@@ -404,7 +415,10 @@ async fn follow<K>(
 
 fn key_of(meta: &ObjectMeta) -> Key {
     let namespace = meta.namespace.as_deref().unwrap_or_default();
-    (namespace.into(), meta.name.as_deref().unwrap_or_default().into())
+    (
+        namespace.into(),
+        meta.name.as_deref().unwrap_or_default().into(),
+    )
 }
 
 /// Why a Gateway has no waypoint, or not the one that it should have.
@@ -526,7 +540,11 @@ impl Work<'_> {
             class: gateway.class.clone(),
             parameters: gateway.parameters.as_ref().map(|of| of.name.clone()),
         };
-        self.shared.state.lock().known.insert(self.key.clone(), known);
+        self.shared
+            .state
+            .lock()
+            .known
+            .insert(self.key.clone(), known);
         let overlays = self.overlays(&gateway).await?;
         let made = generate(&gateway, &self.shared.settings, &overlays)
             .map_err(|error| ProvisionError::Parameters(error.to_string()))?;
@@ -565,7 +583,10 @@ impl Work<'_> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client(), &settings.root_namespace);
         let labels = format!("{DEFAULTS_FOR_CLASS}={}", gateway.class);
         let params = ListParams::default().labels(&labels);
-        let mut defaults = self.ask("list", "ConfigMap", maps.list(&params)).await?.items;
+        let mut defaults = self
+            .ask("list", "ConfigMap", maps.list(&params))
+            .await?
+            .items;
         // The same order every time, oldest first.
         defaults.sort_by_key(|map| {
             let meta = &map.metadata;
@@ -580,7 +601,9 @@ impl Work<'_> {
                 )));
             }
             let maps: Api<ConfigMap> = Api::namespaced(self.client(), &gateway.namespace);
-            let map = self.ask("get", "ConfigMap", maps.get_opt(&parameters.name)).await?;
+            let map = self
+                .ask("get", "ConfigMap", maps.get_opt(&parameters.name))
+                .await?;
             let Some(map) = map else {
                 return Err(ProvisionError::Parameters(format!(
                     "spec.infrastructure.parametersRef: there is no ConfigMap {}/{}",
@@ -598,11 +621,20 @@ impl Work<'_> {
         made: &Generated,
     ) -> Result<(), ProvisionError> {
         let objects = [
-            (api_resource::<ServiceAccount>(), made.service_account.as_ref()),
+            (
+                api_resource::<ServiceAccount>(),
+                made.service_account.as_ref(),
+            ),
             (api_resource::<Service>(), Some(&made.service)),
             (api_resource::<Deployment>(), Some(&made.deployment)),
-            (api_resource::<PodDisruptionBudget>(), made.disruption_budget.as_ref()),
-            (api_resource::<HorizontalPodAutoscaler>(), made.autoscaler.as_ref()),
+            (
+                api_resource::<PodDisruptionBudget>(),
+                made.disruption_budget.as_ref(),
+            ),
+            (
+                api_resource::<HorizontalPodAutoscaler>(),
+                made.autoscaler.as_ref(),
+            ),
         ];
         // All of them first: half of a waypoint beside somebody else's is none.
         let mut there = Vec::with_capacity(objects.len());
@@ -656,7 +688,9 @@ impl Work<'_> {
         };
         let name = meta.name.unwrap_or_default();
         match self.ask("delete", kind, api.delete(&name, &params)).await {
-            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => Ok(()),
+            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => {
+                Ok(())
+            }
             result => result.map(|_| ()),
         }
     }
@@ -676,11 +710,13 @@ impl Work<'_> {
         answer: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, ProvisionError> {
         self.shared.pace.wait().await;
-        request(answer).await.map_err(|error| ProvisionError::Request {
-            verb,
-            kind: kind.into(),
-            error,
-        })
+        request(answer)
+            .await
+            .map_err(|error| ProvisionError::Request {
+                verb,
+                kind: kind.into(),
+                error,
+            })
     }
 }
 
@@ -717,8 +753,14 @@ mod tests {
         let table = [
             (json!({}), false),
             (json!({"labels": {GATEWAY_NAME: "w"}}), false),
-            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}), true),
-            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}), false),
+            (
+                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}),
+                true,
+            ),
+            (
+                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}),
+                false,
+            ),
             (json!({"labels": {MANAGED: "somebody"}}), false),
             (
                 json!({"ownerReferences": [
