@@ -12,10 +12,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, sleep};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every control plane looks after the whole cluster, so there is one at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Held until the control plane of a test has ended.
+pub type Alone = MutexGuard<'static, ()>;
 
 /// A namespace of a cluster, which is deleted in the end.
 pub struct Cluster {
@@ -25,7 +31,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// `None`: there is no cluster to test with.
-    pub async fn connect(test: &str) -> Option<Self> {
+    pub async fn connect(test: &str) -> Option<(Alone, Self)> {
         let Some(path) = std::env::var_os("ADIT_TEST_KUBECONFIG") else {
             eprintln!("ADIT_TEST_KUBECONFIG is not set: nothing is tested");
             return None;
@@ -35,13 +41,14 @@ impl Cluster {
         let client = Client::try_from(config.expect("a configuration")).expect("a client");
         let namespace = format!("adit-{test}-{:08x}", rand::random::<u32>());
         let cluster = Self { client, namespace };
-        cluster.create_namespace(&json!({})).await;
-        Some(cluster)
+        let alone = ALONE.lock().await;
+        cluster.create_namespace().await;
+        Some((alone, cluster))
     }
 
-    async fn create_namespace(&self, labels: &Value) {
+    async fn create_namespace(&self) {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let namespace = json!({"metadata": {"name": self.namespace, "labels": labels}});
+        let namespace = json!({"metadata": {"name": self.namespace}});
         let namespace = serde_json::from_value(namespace).expect("a namespace");
         let made = namespaces.create(&PostParams::default(), &namespace).await;
         made.expect("the namespace is made");

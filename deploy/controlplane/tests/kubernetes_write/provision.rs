@@ -70,7 +70,7 @@ fn any(_: &Value) -> bool {
 
 #[tokio::test]
 async fn a_waypoint_is_made_repaired_and_removed_with_its_gateway() {
-    let Some(cluster) = Cluster::connect("waypoint").await else {
+    let Some((_alone, cluster)) = Cluster::connect("waypoint").await else {
         return;
     };
     let _running = run(&cluster).await;
@@ -158,7 +158,7 @@ async fn a_waypoint_is_made_repaired_and_removed_with_its_gateway() {
 
 #[tokio::test]
 async fn overlays_are_followed_and_a_wrong_one_is_told() {
-    let Some(cluster) = Cluster::connect("overlay").await else {
+    let Some((_alone, cluster)) = Cluster::connect("overlay").await else {
         return;
     };
     let _running = run(&cluster).await;
@@ -239,7 +239,7 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
 
 #[tokio::test]
 async fn a_service_of_somebody_else_is_not_taken_over() {
-    let Some(cluster) = Cluster::connect("foreign").await else {
+    let Some((_alone, cluster)) = Cluster::connect("foreign").await else {
         return;
     };
     let theirs = cluster

@@ -27,7 +27,7 @@ fn ours(route: &Value) -> Option<Value> {
 
 #[tokio::test]
 async fn a_route_keeps_what_others_say_and_loses_what_we_said() {
-    let Some(cluster) = Cluster::connect("route").await else {
+    let Some((_alone, cluster)) = Cluster::connect("route").await else {
         return;
     };
     let foreign = json!({"parentRef": {"group": GATEWAY.split('/').next(), "kind": "Gateway", "name": "x"},
@@ -99,7 +99,7 @@ async fn a_route_keeps_what_others_say_and_loses_what_we_said() {
 
 #[tokio::test]
 async fn who_does_not_lead_writes_nothing_and_who_begins_to_catches_up() {
-    let Some(cluster) = Cluster::connect("standby").await else {
+    let Some((_alone, cluster)) = Cluster::connect("standby").await else {
         return;
     };
     let web = cluster.create(service("web")).await;
@@ -216,7 +216,7 @@ async fn capture(cluster: &Cluster, leading: &watch::Sender<bool>, pod: &Value) 
 
 #[tokio::test]
 async fn a_captured_pod_is_annotated_and_stays_captured_over_a_restart() {
-    let Some(cluster) = Cluster::connect("capture").await else {
+    let Some((_alone, cluster)) = Cluster::connect("capture").await else {
         return;
     };
     cluster
