@@ -16,7 +16,9 @@ use adit_controlplane::ca::{
 };
 use adit_controlplane::compile::MeshConfig;
 use adit_controlplane::driver::{ControlPlane, Input, Options};
+use adit_controlplane::kubernetes::lease::Elector;
 use adit_controlplane::kubernetes::{self, RootCertificates};
+use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
 use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
@@ -105,6 +107,10 @@ struct Args {
     /// In a cluster: address of the validating webhook (HTTPS).
     #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
     webhook_listen: SocketAddr,
+    /// In a cluster: the ValidatingWebhookConfiguration whose caBundle is kept current; empty:
+    /// none. By default Istio's name for it, of the revision and the namespace.
+    #[arg(long, env = "ADIT_WEBHOOK_CONFIGURATION")]
+    webhook_configuration: Option<String>,
     /// More DNS names and IP addresses for the serving certificate.
     #[arg(long, env = "ADIT_SERVING_NAMES", value_delimiter = ',')]
     serving_names: Vec<String>,
@@ -115,6 +121,8 @@ struct Args {
         default_value = "istio-system/ztunnel"
     )]
     trusted_node_accounts: TrustedAccounts,
+    #[command(flatten)]
+    waypoints: WaypointArgs,
     /// Validity of certificates for which none is asked.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = parse_duration)]
     default_workload_cert_ttl: Duration,
@@ -135,6 +143,40 @@ impl Args {
             ..times
         }
     }
+}
+
+/// In a cluster: what waypoints are run with.
+#[derive(Debug, clap::Args)]
+struct WaypointArgs {
+    /// Where images come from.
+    #[arg(long, env = "ADIT_HUB", default_value = "docker.io/adit")]
+    hub: String,
+    /// Which images.
+    #[arg(long, env = "ADIT_TAG", default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// Image of waypoints, in place of hub and tag.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE")]
+    waypoint_image: Option<String>,
+    /// When nodes fetch it: Always, IfNotPresent or Never.
+    #[arg(
+        long,
+        env = "ADIT_WAYPOINT_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    waypoint_image_pull_policy: String,
+    /// Names of Secrets for the registry, in the Gateways' namespaces.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    waypoint_image_pull_secrets: Vec<String>,
+    /// Resources and placement of waypoints, as JSON: the chart's global.waypoint.
+    #[arg(long, env = "ADIT_WAYPOINT_DEFAULTS", default_value = "")]
+    waypoint_defaults: PodDefaults,
+    /// Where waypoints find the control plane.
+    #[arg(
+        long,
+        env = "ADIT_CONTROL_PLANE_ADDRESS",
+        default_value = "https://istiod.istio-system.svc:15012"
+    )]
+    control_plane_address: String,
 }
 
 fn main() -> ExitCode {
@@ -176,12 +218,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ca,
         cluster: _cluster,
     } = surroundings(&args).await?;
-    let options = options(&args, input);
+    let cluster = match &input {
+        Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
+        Input::Directories { .. } => None,
+    };
+    let elector = cluster.as_ref().map(Elector::start);
+    let mut options = options(&args, input);
+    options.leading = elector.as_ref().map(Elector::leading);
     let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
-    let webhook = args.kubernetes.then(|| Webhook {
+    let mut provisioner = tokio::task::JoinSet::new();
+    if let (Some(cluster), Some(elector), Some(faults)) =
+        (&cluster, &elector, control_plane.faults())
+    {
+        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        provisioner.spawn(provision.run(elector.leading()));
+    }
+    let webhook = cluster.is_some().then(|| Webhook {
         listen: args.webhook_listen,
         admission: Admission::new(control_plane.source(), mesh),
     });
@@ -219,6 +274,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         () = control_plane.ended() => true,
     };
     info!("stopping");
+    // Another replica leads as soon as the Lease is back, so whoever writes ends before.
+    provisioner.shutdown().await;
+    control_plane.stop_writing().await;
+    if let Some(elector) = elector {
+        elector.release().await;
+    }
     if !serving.stop().await {
         info!("not every connection ended in time");
     }
@@ -238,7 +299,7 @@ struct Surroundings {
 struct Cluster {
     ca: ClusterCa,
     _roots: RootCertificates,
-    _bundles: CaBundles,
+    _bundles: Option<CaBundles>,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -257,7 +318,8 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
         let cluster = Cluster {
             _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
-            _bundles: CaBundles::start(kubernetes.clone(), &args.revision, ca.current()),
+            _bundles: webhook_configuration(args)
+                .map(|name| CaBundles::start(kubernetes.clone(), name, ca.current())),
             ca,
         };
         return Ok(Surroundings {
@@ -297,6 +359,15 @@ fn local_ca(args: &Args) -> anyhow::Result<CurrentCa> {
     Ok(Arc::new(ca).into())
 }
 
+fn webhook_configuration(args: &Args) -> Option<String> {
+    let name = match (&args.webhook_configuration, args.revision.as_str()) {
+        (Some(name), _) => name.clone(),
+        (None, "" | "default") => format!("istio-validator-{}", args.namespace),
+        (None, revision) => format!("istio-validator-{revision}-{}", args.namespace),
+    };
+    Some(name).filter(|name| !name.is_empty())
+}
+
 /// The usual names are of the usual namespace and domain.
 fn serving_names(args: &Args) -> Vec<String> {
     let mut names = args.serving_names.clone();
@@ -315,6 +386,32 @@ fn serving_names(args: &Args) -> Vec<String> {
         names.dedup();
     }
     names
+}
+
+fn waypoint_settings(args: &Args) -> WaypointSettings {
+    let of = &args.waypoints;
+    let not_empty = |text: &&String| !text.is_empty();
+    WaypointSettings {
+        image: match of.waypoint_image.as_ref().filter(not_empty) {
+            Some(image) => image.clone(),
+            None => WaypointSettings::image_of(&of.hub, &of.tag),
+        },
+        pull_policy: of.waypoint_image_pull_policy.clone(),
+        pull_secrets: of
+            .waypoint_image_pull_secrets
+            .iter()
+            .filter(not_empty)
+            .cloned()
+            .collect(),
+        defaults: of.waypoint_defaults.clone(),
+        control_plane: of.control_plane_address.clone(),
+        trust_domain: args.trust_domain.to_string(),
+        cluster_id: args.cluster_id.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        network: args.network.clone(),
+        revision: args.revision.clone(),
+        root_namespace: args.root_namespace.clone(),
+    }
 }
 
 /// A pod's host name is its own name.
