@@ -94,7 +94,7 @@ impl Environment {
         let kubeconfig = match &wanted.kubeconfig {
             Some(path) => path.clone(),
             None if wanted.flavour == Flavour::Kind => cluster_directory().join("kind/kubeconfig"),
-        None => own_kubeconfig(),
+            None => own_kubeconfig(),
         };
         let (hub, tag) = wanted
             .images
