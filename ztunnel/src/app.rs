@@ -13,6 +13,7 @@ use adit_shared::identity::{
 };
 use adit_shared::model::SharedModel;
 use adit_shared::net::drain::{self, DrainMode};
+use adit_shared::net::handoff::HandoffListener;
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::EnrolmentReport;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
@@ -26,12 +27,13 @@ use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{Config, PodDiscovery};
 use crate::control::{Addresses, Enrolments, Policies, XdsEvents, report_enrolments};
-use crate::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use crate::discovery::{CgroupDiscovery, Discovery, find_kubelet, follow_kubelet, kubepods};
+use crate::enrolment::{EarlyRecords, EnrolledPods, EnrolmentManager, EnrolmentSocket, Wanted};
 use crate::process;
 use crate::worker::{Shared, WorkerHandle};
 
@@ -111,6 +113,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         .into();
 
     let wanted = Arc::new(Wanted::default());
+    let discovery = open_discovery(config)?;
+    let socket = open_socket(config, &wanted)?;
     let pods = Arc::new(EnrolledPods::default());
     let (reports, report_reader) = watch::channel(EnrolmentReport {
         node: config.node.clone(),
@@ -121,7 +125,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let after_check = checked.clone();
     let manager = EnrolmentManager {
         node: config.node.clone(),
-        netns_dir: config.netns_dir.clone(),
+        discovery: Arc::new(discovery),
+        records: socket.as_ref().map(|(_, records)| records.clone()),
         ipv6: config.ipv6,
         drain_deadline: config.termination_deadline,
         wanted: wanted.clone(),
@@ -142,6 +147,28 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     // process does better than half of one.
     let mut essential = JoinSet::new();
     let managing = essential.spawn(named("enrolment", manager.run()));
+    if let Some((listener, records)) = socket {
+        let socket = Arc::new(EnrolmentSocket {
+            wanted: wanted.clone(),
+            records,
+            pods: pods.clone(),
+            redirector: redirector.clone(),
+            manager: managing.clone(),
+        });
+        // Not only while pods are enrolled: the node may leave the mesh while we drain.
+        tokio::spawn(listener.serve(move |call| {
+            let socket = socket.clone();
+            async move { socket.answer(call).await }
+        }));
+    }
+    if config.pod_discovery == PodDiscovery::Cgroup && config.kubelet_cgroup.is_none() {
+        let port = config.kubelet_port;
+        tokio::spawn(follow_kubelet(
+            redirector.clone(),
+            adit_ebpf::cgroup2_mount()?,
+            port,
+        ));
+    }
 
     let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
     let xds = ControlPlaneEndpoint::new(
@@ -166,7 +193,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             ENROLMENT_TYPE,
             Subscription::Wildcard,
             Arc::new(Enrolments {
-                wanted,
+                wanted: wanted.clone(),
                 trust_domain: config.trust_domain.clone(),
                 cluster: config.cluster.clone(),
             }),
@@ -180,6 +207,15 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     .context("XDS_ADDRESS")?;
     essential.spawn(named("xDS client", client.run(std::future::pending())));
     let mut status = subscriber.status();
+    let mut connected = subscriber.status();
+    tokio::spawn(async move {
+        loop {
+            wanted.set_connected(connected.borrow_and_update().connected);
+            if connected.changed().await.is_err() {
+                return;
+            }
+        }
+    });
     tokio::spawn(async move {
         // The client lives as long as the process.
         if status.wait_for(|status| status.ready).await.is_ok() {
@@ -263,15 +299,67 @@ async fn listen(
         .with_context(|| format!("{variable}: listen on {address}"))
 }
 
+fn open_discovery(config: &Config) -> anyhow::Result<Discovery> {
+    Ok(match config.pod_discovery {
+        PodDiscovery::Directory => Discovery::Directory(config.netns_dir.clone()),
+        PodDiscovery::Cgroup => {
+            let hierarchy = adit_ebpf::cgroup2_mount().context("find cgroup v2")?;
+            let root = config.cgroup.clone().or_else(|| kubepods(&hierarchy));
+            let discovery = CgroupDiscovery::new(&root.unwrap_or(hierarchy));
+            Discovery::Cgroups(discovery.context("network namespace of process 1 (hostPID?)")?)
+        }
+    })
+}
+
+/// The socket of the node agent, with what earlier processes heard over it.
+fn open_socket(
+    config: &Config,
+    wanted: &Wanted,
+) -> anyhow::Result<Option<(HandoffListener, Arc<EarlyRecords>)>> {
+    let Some(path) = &config.socket else {
+        return Ok(None);
+    };
+    let directory = path.with_file_name("pods");
+    let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
+    let records = EarlyRecords::open(&directory, trust_domain, cluster)
+        .with_context(|| format!("ADIT_SOCKET: {}", directory.display()))?;
+    // Bound first: what a predecessor is told from now on, we are told.
+    let listener = HandoffListener::bind(path)
+        .with_context(|| format!("ADIT_SOCKET: listen at {}", path.display()))?;
+    records.reconcile(wanted);
+    Ok(Some((listener, Arc::new(records))))
+}
+
 fn open_redirector(config: &Config) -> anyhow::Result<Arc<Mutex<Redirector>>> {
     let mut node = NodeConfig::detect(&config.node).context("find cgroup v2")?;
-    if let Some(cgroup) = &config.cgroup {
-        node.cgroup.clone_from(cgroup);
+    let in_cluster = config.pod_discovery == PodDiscovery::Cgroup;
+    let hierarchy = node.cgroup.clone();
+    match &config.cgroup {
+        Some(cgroup) => node.cgroup.clone_from(cgroup),
+        None if in_cluster => match kubepods(&hierarchy) {
+            Some(cgroup) => node.cgroup = cgroup,
+            None => warn!(
+                cgroup = %hierarchy.display(),
+                "no kubepods cgroup (is the host's /sys/fs/cgroup mounted?); all of it is watched"
+            ),
+        },
+        None => {}
     }
     node.bpffs.clone_from(&config.bpffs);
     node.kubelet_cgroup.clone_from(&config.kubelet_cgroup);
+    if in_cluster && config.kubelet_cgroup.is_none() {
+        // From the start, so that no probe is missed while a process takes over from another.
+        match find_kubelet(&hierarchy, config.kubelet_port) {
+            Ok(kubelet) => {
+                node.kubelet_netns = Some(kubelet.netns);
+                node.kubelet_cgroup = Some(kubelet.cgroup);
+            }
+            Err(e) => warn!("probes of pods may fail until the kubelet is found: {e}"),
+        }
+    }
+    info!(cgroup = %node.cgroup.display(), kubelet = ?node.kubelet_cgroup, "capture attaches");
     for program in adit_ebpf::foreign_programs(&node.cgroup).unwrap_or_default() {
-        tracing::warn!(
+        warn!(
             program = program.name,
             cgroup = program.cgroup,
             owner = program.owner,

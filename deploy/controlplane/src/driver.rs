@@ -26,7 +26,8 @@ use crate::serve::{EnrolmentSink, ResourceSnapshot};
 use crate::source::{
     DirectorySource, KubernetesOptions, KubernetesSource, SourceState, WatchOptions,
 };
-use crate::status::{CapturedPod, StatusError, StatusStore};
+use crate::status::kubernetes::{Faults, KubernetesStatus, Writers};
+use crate::status::{CapturedPod, StatusBackend, StatusError, StatusStore};
 
 /// When a status file could not be written, this is how long until the next attempt.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
@@ -39,6 +40,9 @@ pub struct Options {
     /// Where status is kept; `None`: in memory, and a restart forgets which pods are
     /// captured.
     pub status: Option<PathBuf>,
+    /// In a cluster: status is written to the API server, about objects while this says
+    /// true. `None`: as without a cluster.
+    pub leading: Option<watch::Receiver<bool>>,
     /// Mesh-wide settings.
     pub mesh: MeshConfig,
     /// How long clients get to follow an opt-out.
@@ -67,6 +71,7 @@ impl Default for Options {
                 watch: WatchOptions::default(),
             },
             status: None,
+            leading: None,
             mesh: MeshConfig::default(),
             withdraw_delay: WITHDRAW_DELAY,
         }
@@ -80,6 +85,8 @@ pub struct ControlPlane {
     source: watch::Receiver<SourceState>,
     pods: Arc<Pods>,
     reports: Arc<Reports>,
+    faults: Option<Faults>,
+    writers: Option<Writers>,
     task: JoinHandle<()>,
 }
 
@@ -94,9 +101,19 @@ impl ControlPlane {
     /// A status directory that cannot be read. Wrong configuration is no error: what is
     /// wrong is in [`Self::findings`].
     pub async fn start(options: Options) -> Result<Self, StatusError> {
-        let status = match &options.status {
-            Some(directory) => StatusStore::open(directory)?,
-            None => StatusStore::in_memory(),
+        let mut writers = None;
+        let status = match (&options.input, &options.leading, &options.status) {
+            (Input::Kubernetes(kubernetes), Some(leading), _) => {
+                let (status, tasks) = KubernetesStatus::start(kubernetes, leading.clone());
+                writers = Some(tasks);
+                StatusBackend::Kubernetes(status)
+            }
+            (_, _, Some(directory)) => StatusBackend::Directory(StatusStore::open(directory)?),
+            (_, _, None) => StatusBackend::Directory(StatusStore::in_memory()),
+        };
+        let (faults, written) = match &status {
+            StatusBackend::Kubernetes(status) => (Some(status.faults()), status.written()),
+            StatusBackend::Directory(_) => (None, Arc::default()),
         };
         let source = match options.input {
             Input::Directories { roots, watch } => {
@@ -108,18 +125,16 @@ impl ControlPlane {
             )),
         };
         let mut state = source.subscribe();
-        let captured: Vec<_> = status
-            .captured()
-            .map(|pod| (pod.uid.clone(), pod.node.clone()))
-            .collect();
+        let first = state.borrow_and_update().clone();
+        let captured = status.captured(&first.objects);
         let engine = Engine {
             tracker: RedirectionTracker::new(options.withdraw_delay, captured),
             compiler: Compiler::new(options.mesh),
             status,
             snapshot: ResourceSnapshot::default(),
             status_failed: false,
+            seeded: first.synced,
         };
-        let first = state.borrow_and_update().clone();
         let pods = Arc::new(Pods {
             objects: ArcSwap::from_pointee(first.objects.clone()),
             complete: matches!(source, Source::Kubernetes(_)),
@@ -142,6 +157,7 @@ impl ControlPlane {
             state.clone(),
             pods.clone(),
             reports.clone(),
+            written,
             publish,
         ));
         Ok(Self {
@@ -149,6 +165,8 @@ impl ControlPlane {
             source: state,
             pods,
             reports,
+            faults,
+            writers,
             task,
         })
     }
@@ -160,7 +178,12 @@ impl ControlPlane {
 
     /// What is wrong with the configuration now.
     pub fn findings(&self) -> Arc<Vec<Finding>> {
-        self.source.borrow().findings.clone()
+        let of_source = self.source.borrow().findings.clone();
+        let others = self.faults.as_ref().map(Faults::findings);
+        match others.filter(|others| !others.is_empty()) {
+            None => of_source,
+            Some(others) => Arc::new(of_source.iter().cloned().chain(others).collect()),
+        }
     }
 
     /// Which pods run where, for the certificate service.
@@ -171,6 +194,18 @@ impl ControlPlane {
     /// Where reports of the nodes go.
     pub fn reports(&self) -> Arc<dyn EnrolmentSink> {
         self.reports.clone()
+    }
+
+    /// In a cluster: where it is told what is wrong with objects that are generated.
+    pub fn faults(&self) -> Option<Faults> {
+        self.faults.clone()
+    }
+
+    /// Ends the tasks that write to the API server, and waits until they have ended.
+    pub async fn stop_writing(&mut self) {
+        if let Some(writers) = self.writers.take() {
+            writers.stop().await;
+        }
     }
 
     /// Returns when the control plane has ended, which it does by a defect only: the
@@ -278,6 +313,7 @@ async fn run(
     mut state: watch::Receiver<SourceState>,
     pods: Arc<Pods>,
     reports: Arc<Reports>,
+    written: Arc<Notify>,
     publish: watch::Sender<Arc<ResourceSnapshot>>,
 ) {
     loop {
@@ -296,6 +332,7 @@ async fn run(
                 }
             }
             () = reports.arrived.notified() => {}
+            () = written.notified() => {}
             () = wait => {}
         }
         let SourceState {
@@ -339,9 +376,11 @@ async fn step(
 struct Engine {
     tracker: RedirectionTracker,
     compiler: Compiler,
-    status: StatusStore,
+    status: StatusBackend,
     snapshot: ResourceSnapshot,
     status_failed: bool,
+    /// The tracker knows which pods were captured before.
+    seeded: bool,
 }
 
 impl Engine {
@@ -357,7 +396,14 @@ impl Engine {
             self.tracker.report(node, pods);
         }
         let desired = desired(objects, self.compiler.mesh());
-        let redirection = self.tracker.reconcile(&desired, now);
+        if !std::mem::replace(&mut self.seeded, true) {
+            // Those that are to be released get their delay, for clients know them as captured.
+            for (uid, node) in self.status.captured(objects) {
+                self.tracker.adopt(&uid, &node);
+            }
+        }
+        self.status.adopt(objects, &desired, &mut self.tracker);
+        let mut redirection = self.tracker.reconcile(&desired, now);
         // Before anybody relies on it.
         let captured: BTreeMap<_, _> = self.tracker.captured().collect();
         let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
@@ -371,13 +417,15 @@ impl Engine {
                 name: meta.name.clone(),
             })
         });
-        let written = self.status.set_captured(captured);
+        let written = self
+            .status
+            .set_captured(captured, objects, &mut redirection);
         let mut builder = self.snapshot.edit();
         let namespaces = self.compiler.update(objects, &redirection, &mut builder);
         self.snapshot = builder.build();
         let written = written.and(
             self.status
-                .set_statuses(self.compiler.statuses(), wall_clock),
+                .set_statuses(self.compiler.statuses(), objects, wall_clock),
         );
         self.status_failed = match written {
             Ok(()) => false,

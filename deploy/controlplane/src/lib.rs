@@ -8,6 +8,7 @@ pub mod compile;
 pub mod driver;
 pub mod kubernetes;
 pub mod model;
+pub mod provision;
 pub mod serve;
 pub mod source;
 pub mod status;

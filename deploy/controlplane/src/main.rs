@@ -11,10 +11,14 @@ use std::time::Duration;
 use adit_controlplane::auth::{
     Authenticator, JwtAuthenticator, ReviewOptions, TokenReviewer, TrustedAccounts,
 };
-use adit_controlplane::ca::{CertificateIssuer, CurrentCa, TtlPolicy, parse_duration};
+use adit_controlplane::ca::{
+    CertificateIssuer, ClusterCa, CurrentCa, RotationTimes, TtlPolicy, parse_duration,
+};
 use adit_controlplane::compile::MeshConfig;
 use adit_controlplane::driver::{ControlPlane, Input, Options};
-use adit_controlplane::kubernetes;
+use adit_controlplane::kubernetes::lease::Elector;
+use adit_controlplane::kubernetes::{self, RootCertificates};
+use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
 use adit_shared::identity::{LocalCa, TrustDomain};
@@ -109,12 +113,62 @@ struct Args {
         default_value = "istio-system/ztunnel"
     )]
     trusted_node_accounts: TrustedAccounts,
+    #[command(flatten)]
+    waypoints: WaypointArgs,
     /// Validity of certificates for which none is asked.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = parse_duration)]
     default_workload_cert_ttl: Duration,
     /// Validity of certificates whatever is asked for.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = parse_duration)]
     max_workload_cert_ttl: Duration,
+    /// In a cluster: how long a new certificate authority is announced before it signs. By
+    /// default three fifths of the default validity, so that every proxy has renewed.
+    #[arg(long, env = "ADIT_CA_ROTATION_ANNOUNCE", value_parser = parse_duration)]
+    ca_rotation_announce: Option<Duration>,
+}
+
+impl Args {
+    fn rotation_times(&self) -> RotationTimes {
+        let times = RotationTimes::for_certificates_of(self.default_workload_cert_ttl);
+        RotationTimes {
+            announce: self.ca_rotation_announce.unwrap_or(times.announce),
+            ..times
+        }
+    }
+}
+
+/// In a cluster: what waypoints are run with.
+#[derive(Debug, clap::Args)]
+struct WaypointArgs {
+    /// Where images come from.
+    #[arg(long, env = "ADIT_HUB", default_value = "docker.io/adit")]
+    hub: String,
+    /// Which images.
+    #[arg(long, env = "ADIT_TAG", default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// Image of waypoints, in place of hub and tag.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE")]
+    waypoint_image: Option<String>,
+    /// When nodes fetch it: Always, IfNotPresent or Never.
+    #[arg(
+        long,
+        env = "ADIT_WAYPOINT_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    waypoint_image_pull_policy: String,
+    /// Names of Secrets for the registry, in the Gateways' namespaces.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    waypoint_image_pull_secrets: Vec<String>,
+    /// Resources and placement of waypoints, as JSON: the chart's global.waypoint.
+    #[arg(long, env = "ADIT_WAYPOINT_DEFAULTS", default_value = "")]
+    waypoint_defaults: PodDefaults,
+    /// Where waypoints find the control plane.
+    #[arg(
+        long,
+        env = "ADIT_CONTROL_PLANE_ADDRESS",
+        default_value = "https://istiod.istio-system.svc:15012"
+    )]
+    control_plane_address: String,
 }
 
 fn main() -> ExitCode {
@@ -154,10 +208,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         input,
         authenticator,
         ca,
+        cluster: _cluster,
     } = surroundings(&args).await?;
-    let mut control_plane = ControlPlane::start(options(&args, input))
+    let cluster = match &input {
+        Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
+        Input::Directories { .. } => None,
+    };
+    let elector = cluster.as_ref().map(Elector::start);
+    let mut options = options(&args, input);
+    options.leading = elector.as_ref().map(Elector::leading);
+    let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
+    let mut provisioner = tokio::task::JoinSet::new();
+    if let (Some(cluster), Some(elector), Some(faults)) =
+        (&cluster, &elector, control_plane.faults())
+    {
+        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        provisioner.spawn(provision.run(elector.leading()));
+    }
     let issuer = CertificateIssuer::new(
         ca,
         control_plane.pods(),
@@ -190,6 +259,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         () = control_plane.ended() => true,
     };
     info!("stopping");
+    // Another replica leads as soon as the Lease is back, so whoever writes ends before.
+    provisioner.shutdown().await;
+    control_plane.stop_writing().await;
+    if let Some(elector) = elector {
+        elector.release().await;
+    }
     if !serving.stop().await {
         info!("not every connection ended in time");
     }
@@ -202,6 +277,8 @@ struct Surroundings {
     input: Input,
     authenticator: Arc<dyn Authenticator>,
     ca: CurrentCa,
+    /// What goes on in a cluster as long as this lives.
+    cluster: Option<(ClusterCa, RootCertificates)>,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -216,10 +293,14 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         };
         let kubernetes = kubernetes::connect(&args.namespace, &identity).await?;
         let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
+        let times = args.rotation_times();
+        let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
+        let roots = RootCertificates::start(kubernetes.clone(), ca.current());
         return Ok(Surroundings {
             input: Input::Kubernetes(kubernetes),
             authenticator: Arc::new(reviewer),
-            ca: local_ca(args)?,
+            ca: ca.current(),
+            cluster: Some((ca, roots)),
         });
     }
     anyhow::ensure!(
@@ -238,6 +319,7 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         },
         authenticator: Arc::new(authenticator),
         ca: local_ca(args)?,
+        cluster: None,
     })
 }
 
@@ -249,6 +331,32 @@ fn local_ca(args: &Args) -> anyhow::Result<CurrentCa> {
     let ca = LocalCa::load_or_generate(directory, &args.trust_domain)
         .context("certificate authority")?;
     Ok(Arc::new(ca).into())
+}
+
+fn waypoint_settings(args: &Args) -> WaypointSettings {
+    let of = &args.waypoints;
+    let not_empty = |text: &&String| !text.is_empty();
+    WaypointSettings {
+        image: match of.waypoint_image.as_ref().filter(not_empty) {
+            Some(image) => image.clone(),
+            None => WaypointSettings::image_of(&of.hub, &of.tag),
+        },
+        pull_policy: of.waypoint_image_pull_policy.clone(),
+        pull_secrets: of
+            .waypoint_image_pull_secrets
+            .iter()
+            .filter(not_empty)
+            .cloned()
+            .collect(),
+        defaults: of.waypoint_defaults.clone(),
+        control_plane: of.control_plane_address.clone(),
+        trust_domain: args.trust_domain.to_string(),
+        cluster_id: args.cluster_id.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        network: args.network.clone(),
+        revision: args.revision.clone(),
+        root_namespace: args.root_namespace.clone(),
+    }
 }
 
 /// A pod's host name is its own name.

@@ -2,9 +2,15 @@
 //! this replica is. Everything that reads or writes the API server starts from a
 //! [`Kubernetes`].
 
+pub mod apply;
 mod client;
+pub mod lease;
+pub mod queue;
+mod root_certificates;
 
+pub use apply::{GATEWAY_MANAGER, STATUS_MANAGER};
 pub use client::{ConnectError, connect, explain};
+pub use root_certificates::{ROOT_CONFIG_MAP, ROOT_KEY, RootCertificates};
 
 use std::sync::Arc;
 

@@ -58,6 +58,21 @@ macro_rules! kinds {
                         .all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
             }
 
+            /// The metadata of an object, if there is such a one.
+            pub fn meta(&self, reference: &ObjectRef) -> Option<&Meta> {
+                match reference.kind {
+                    Kind::Namespace => {
+                        let of = self.namespaces.get(&reference.name)?;
+                        Some(&of.namespace.as_ref()?.meta)
+                    }
+                    $(Kind::$Cluster => Some(&self.$cluster.get(&reference.name)?.meta),)*
+                    $(Kind::$Kind => {
+                        let of = self.namespaces.get(&reference.namespace)?;
+                        Some(&of.$field.get(&reference.name)?.meta)
+                    })*
+                }
+            }
+
             /// Puts or takes away one object.
             fn set(&mut self, key: &ObjectRef, object: Option<Object>) {
                 let name = &key.name;

@@ -9,8 +9,9 @@ use futures_util::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 use kube::api::Api;
+use kube::core::metadata::PartialObjectMeta;
 use kube::runtime::utils::Backoff as _;
-use kube::runtime::watcher::{self, DefaultBackoff, metadata_watcher};
+use kube::runtime::watcher::{self, DefaultBackoff};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -87,8 +88,8 @@ async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, 
 /// Wakes `changed` when one of our CRDs comes, changes or goes. Without permission to look
 /// at CRDs only the regular rounds find out.
 pub(super) async fn watch_crds(client: kube::Client, changed: Arc<Notify>) {
-    let crds: Api<CustomResourceDefinition> = Api::all(client);
-    let mut stream = std::pin::pin!(metadata_watcher(crds, watcher::Config::default()));
+    let crds: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client);
+    let mut stream = std::pin::pin!(watcher::watcher(crds, watcher::Config::default()));
     let mut backoff = DefaultBackoff::default();
     let mut told = false;
     while let Some(event) = stream.next().await {

@@ -149,7 +149,7 @@ async fn run(
                 }
             }
             _ = say.tick(), if !merged.awaited().is_empty() => {
-                let missing: Vec<_> = merged.awaited().iter().map(Kind::as_str).collect();
+                let missing: Vec<_> = merged.awaited().iter().map(|kind| kind.as_str()).collect();
                 tracing::info!(missing = missing.join(", "), "the cluster has not been read yet");
             }
         }

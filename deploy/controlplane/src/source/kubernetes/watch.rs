@@ -14,7 +14,7 @@ use kube::api::{Api, DynamicObject};
 use kube::core::Status;
 use kube::core::metadata::PartialObjectMeta;
 use kube::runtime::utils::Backoff as _;
-use kube::runtime::watcher::{self, DefaultBackoff, metadata_watcher, watcher as full_watcher};
+use kube::runtime::watcher::{self, DefaultBackoff};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
@@ -62,17 +62,20 @@ impl Watch {
         let mut lists = Lists::Streamed;
         let mut backoff = DefaultBackoff::default();
         loop {
-            let api: Api<DynamicObject> = Api::all_with(
+            let (client, named) = (
                 self.client.clone(),
-                &self.resource.api_resource(self.version),
+                self.resource.api_resource(self.version),
             );
             let config = self.config(lists);
             let ended = if self.resource.metadata_only {
-                let stream = metadata_watcher(api, config).map(|event| event.map(from_metadata));
+                let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, &named);
+                let stream = watcher::watcher(api, config);
+                let stream = stream.map(|event| event.map(from_metadata));
                 self.follow(stream, lists, &mut backoff).await
             } else {
-                self.follow(full_watcher(api, config), lists, &mut backoff)
-                    .await
+                let api = Api::<DynamicObject>::all_with(client, &named);
+                let stream = watcher::watcher(api, config);
+                self.follow(stream, lists, &mut backoff).await
             };
             match ended {
                 Ended::Anew(next) => lists = next,
