@@ -159,8 +159,8 @@ pub(super) async fn ensure(client: &Client) -> Result<(), RequestError> {
         },
     });
     let params = PatchParams::apply(GATEWAY_MANAGER).force();
-    let applied = classes(client).patch(WAYPOINT_CLASS, &params, &Patch::Apply(class));
-    match request(applied).await {
+    let (classes, patch) = (classes(client), Patch::Apply(class));
+    match request(classes.patch(WAYPOINT_CLASS, &params, &patch)).await {
         Ok(_) => {
             tracing::info!("GatewayClass {WAYPOINT_CLASS} made");
             Ok(())

@@ -17,9 +17,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
-use kube::core::ApiResource;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::utils::Backoff as _;
-use kube::runtime::watcher::{self, DefaultBackoff, metadata_watcher};
+use kube::runtime::watcher::{self, DefaultBackoff, watcher};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -227,10 +227,11 @@ impl Term {
         let client = &self.0.client;
         let shared = || self.0.clone();
         let gateways = class::resource("Gateway", "gateways");
+        let classes = class::resource("GatewayClass", "gatewayclasses");
         watches.spawn(follow(
             shared(),
             "gateways.gateway.networking.k8s.io",
-            Api::<DynamicObject>::all_with(client.clone(), &gateways),
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &gateways),
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
@@ -241,7 +242,7 @@ impl Term {
         watches.spawn(follow(
             shared(),
             "gatewayclasses.gateway.networking.k8s.io",
-            class::classes(client),
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &classes),
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
@@ -257,7 +258,7 @@ impl Term {
         watches.spawn(follow(
             shared(),
             "configmaps",
-            Api::<ConfigMap>::all(client.clone()),
+            Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()),
             watcher::Config::default(),
             config_map_seen,
         ));
@@ -275,10 +276,9 @@ impl Term {
 /// Follows what was generated, of one kind.
 fn owned<K>(shared: Arc<Shared>, what: &'static str) -> impl Future<Output = ()> + Send
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
-    K: serde::de::DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
 {
-    let api = Api::<K>::all(shared.client.clone());
+    let api = Api::<PartialObjectMeta<K>>::all(shared.client.clone());
     let config = watcher::Config::default().labels(&format!("{MANAGED}={MESH_CONTROLLER}"));
     follow(shared, what, api, config, |shared, seen| match seen {
         Seen::Object(meta) => {
@@ -354,13 +354,13 @@ impl Version {
 async fn follow<K>(
     shared: Arc<Shared>,
     what: &'static str,
-    api: Api<K>,
+    api: Api<PartialObjectMeta<K>>,
     config: watcher::Config,
     seen: impl Fn(&Shared, Seen<'_>) + Send,
 ) where
-    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+    K: Resource + Clone + std::fmt::Debug + Send + 'static,
 {
-    let mut stream = std::pin::pin!(metadata_watcher(api, config));
+    let mut stream = std::pin::pin!(watcher(api, config));
     let mut versions: BTreeMap<Key, Version> = BTreeMap::new();
     let mut listed = BTreeSet::new();
     let mut backoff = DefaultBackoff::default();

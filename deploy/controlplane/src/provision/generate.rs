@@ -136,7 +136,7 @@ impl Maker<'_> {
         for field in ["name", "namespace", "ownerReferences"] {
             object["metadata"][field] = base["metadata"][field].clone();
         }
-        let mut put = |labels: &mut Value| {
+        let put = |labels: &mut Value| {
             if !labels.is_object() {
                 *labels = json!({});
             }

@@ -289,8 +289,8 @@ impl Write<'_> {
                     "status": status,
                 });
                 let params = PatchParams::apply(STATUS_MANAGER).force();
-                let answer = api.patch_status(&reference.name, &params, &Patch::Apply(patch));
-                request(answer).await?;
+                let patch = Patch::Apply(patch);
+                request(api.patch_status(&reference.name, &params, &patch)).await?;
             }
             Change::Replace(status) => {
                 object["status"] = status;

@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
+use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
@@ -68,16 +69,16 @@ async fn annotate(
     mark: Mark,
 ) -> (Arc<str>, Mark, Result<(), RequestError>) {
     pace.wait().await;
-    let api: Api<Pod> = Api::namespaced(client.clone(), &mark.namespace);
+    let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), &mark.namespace);
     let value = mark.enable.then_some(REDIRECTION_ENABLED);
     // With the uid: another pod of the same name is refused.
-    let patch = json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}});
+    let patch = Patch::Merge(json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}}));
     let params = PatchParams {
         field_manager: Some(STATUS_MANAGER.into()),
         ..PatchParams::default()
     };
-    let answer = api.patch_metadata(&mark.name, &params, &Patch::Merge(patch));
-    let result = request(answer).await.map(|_| ());
+    let answer = request(api.patch(&mark.name, &params, &patch)).await;
+    let result = answer.map(|_| ());
     (uid, mark, result)
 }
 
