@@ -90,7 +90,9 @@ impl Access {
     pub async fn apply(&self, object: &Object) -> Result<Applied, AccessError> {
         let api = self.of(&object.id);
         let before = self.get(&object.id).await?;
-        let mut params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
+        let mut params = PatchParams::apply(FIELD_MANAGER)
+            .force()
+            .validation_strict();
         params.dry_run = self.dry_run;
         let patch = Patch::Apply(&object.manifest);
         let applied = api.patch(&object.id.name, &params, &patch);
