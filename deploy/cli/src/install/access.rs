@@ -175,7 +175,8 @@ impl Access {
         let api = self.of(id);
         let mut params = PatchParams::default();
         params.dry_run = self.dry_run;
-        let patched = api.patch(&id.name, &params, &Patch::Merge(patch));
+        let patch = Patch::Merge(patch);
+        let patched = api.patch(&id.name, &params, &patch);
         match ask(id, "change", patched).await {
             Ok(_) => Ok(()),
             Err(error) if error.code == Some(404) => Ok(()),

@@ -214,7 +214,9 @@ impl Installation<'_> {
             self.namespace(namespace).await?;
         }
         let record = state::record(spec);
-        self.access.apply(&record).await?;
+        if !self.access.dry_run {
+            self.access.apply(&record).await?;
+        }
         kept.push(record.id);
 
         // Node agent and node tunnel belong together: each waits for the other. Both wait for
@@ -359,7 +361,12 @@ impl Installation<'_> {
             },
         });
         self.access.apply(&Object { id, manifest }).await?;
-        writeln!(self.out, "✔ Namespace {name} created")?;
+        let verb = if self.access.dry_run {
+            "would be created"
+        } else {
+            "created"
+        };
+        writeln!(self.out, "✔ Namespace {name} {verb}")?;
         Ok(())
     }
 

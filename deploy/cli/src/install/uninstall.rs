@@ -158,7 +158,7 @@ impl Removal<'_> {
     /// Webhooks and control plane, so that nothing is made anew; then node agents, then node
     /// tunnels, each until its pods have ended.
     async fn workloads(&mut self, objects: &[ObjectId]) -> anyhow::Result<()> {
-        let of = |kind: &str| objects.iter().filter(move |id| id.kind == kind);
+        let of = |kind: &'static str| objects.iter().filter(move |id| id.kind == kind);
         let budgets = of("HorizontalPodAutoscaler").chain(of("PodDisruptionBudget"));
         for id in of("ValidatingWebhookConfiguration").chain(budgets) {
             self.delete(id).await?;
