@@ -3,4 +3,5 @@
 pub mod accept;
 pub mod copy;
 pub mod drain;
+pub mod first_bytes;
 pub mod socket;

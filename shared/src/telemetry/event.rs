@@ -72,6 +72,13 @@ pub enum Event<'a> {
     ListenerFull,
     /// A connect to an endpoint failed and another endpoint is tried.
     EndpointRetried,
+    /// A connection that has to pass a waypoint could not, and was ended.
+    WaypointFailed {
+        /// Why, as a metric label.
+        reason: &'static str,
+        /// How its client was told, as a metric label.
+        told: &'static str,
+    },
     /// A message of the control plane arrived.
     XdsMessage {
         /// Type URL of its resources.

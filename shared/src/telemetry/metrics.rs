@@ -46,6 +46,7 @@ pub struct Metrics {
     tunnel_streams: Histograms,
     rejections: Family<Label, Counter>,
     endpoint_retries: Counter,
+    waypoint_failures: Family<[(&'static str, &'static str); 2], Counter>,
     accept_failures: Counter,
     full_listeners: Counter,
     repairs: Family<Label, Counter>,
@@ -185,6 +186,12 @@ impl Metrics {
             "endpoint_retries",
             "The total number of failed connects that were tried on another endpoint",
             endpoint_retries.clone(),
+        );
+        let waypoint_failures = Family::default();
+        adit.register(
+            "waypoint_failures",
+            "Connections that were ended because they could not pass the waypoint they have to",
+            waypoint_failures.clone(),
         );
         let repairs = Family::default();
         adit.register(
@@ -331,6 +338,10 @@ impl EventSink for Metrics {
             }
             Event::EndpointRetried => {
                 self.endpoint_retries.inc();
+            }
+            Event::WaypointFailed { reason, told } => {
+                let labels = [("reason", reason), ("told", told)];
+                self.waypoint_failures.get_or_create(&labels).inc();
             }
             Event::AcceptFailed => {
                 self.accept_failures.inc();

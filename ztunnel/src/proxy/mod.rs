@@ -1,6 +1,7 @@
 //! What the listeners of a pod do with a connection. One module for each listener, and here
 //! what they have in common.
 
+mod fail_closed;
 pub mod inbound;
 pub mod outbound;
 pub mod plaintext;
