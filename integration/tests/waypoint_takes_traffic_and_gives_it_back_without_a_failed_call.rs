@@ -104,7 +104,10 @@ fn a_waypoint_that_is_killed_fails_closed_and_one_that_is_restarted_loses_nothin
     answer.has_status(503)?;
     let reason = answer.header("x-adit-reason");
     let told = ["waypoint_unreachable", "no_healthy_waypoint"];
-    assert!(told.map(|t| Some(t.to_owned())).contains(&reason), "{answer:?}");
+    assert!(
+        told.map(|t| Some(t.to_owned())).contains(&reason),
+        "{answer:?}"
+    );
     let counted = mesh.requests(client, "http://reviews.shop:9000", &["--grpc", "-n", "10"])?;
     assert_eq!(counted.status("14"), 10, "{counted:?}");
     // What has no waypoint is not touched.

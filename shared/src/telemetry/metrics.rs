@@ -226,6 +226,7 @@ impl Metrics {
             tunnel_streams,
             rejections,
             endpoint_retries,
+            waypoint_failures,
             accept_failures,
             full_listeners,
             repairs,

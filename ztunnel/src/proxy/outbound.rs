@@ -337,6 +337,7 @@ async fn open_tunnel(
                 .service
                 .as_ref()
                 .and_then(|s| s.key.hostname.parse().ok()),
+            principal: None,
         }),
         baggage: Some(worker.descriptions.of(source)),
         traceparent: Some(Traceparent::random()),
