@@ -218,11 +218,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ca,
         cluster: _cluster,
     } = surroundings(&args).await?;
-    let cluster = match &input {
+    let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = cluster.as_ref().map(Elector::start);
+    let elector = kubernetes.as_ref().map(Elector::start);
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
     let mesh = options.mesh.clone();
@@ -230,13 +230,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .await
         .context("status directory")?;
     let mut provisioner = tokio::task::JoinSet::new();
-    if let (Some(cluster), Some(elector), Some(faults)) =
-        (&cluster, &elector, control_plane.faults())
+    if let (Some(kubernetes), Some(elector), Some(faults)) =
+        (&kubernetes, &elector, control_plane.faults())
     {
-        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        let provision = Provisioner::new(kubernetes, waypoint_settings(&args), faults);
         provisioner.spawn(provision.run(elector.leading()));
     }
-    let webhook = cluster.is_some().then(|| Webhook {
+    let webhook = args.kubernetes.then(|| Webhook {
         listen: args.webhook_listen,
         admission: Admission::new(control_plane.source(), mesh),
     });
@@ -359,6 +359,32 @@ fn local_ca(args: &Args) -> anyhow::Result<CurrentCa> {
     Ok(Arc::new(ca).into())
 }
 
+fn waypoint_settings(args: &Args) -> WaypointSettings {
+    let of = &args.waypoints;
+    let not_empty = |text: &&String| !text.is_empty();
+    WaypointSettings {
+        image: match of.waypoint_image.as_ref().filter(not_empty) {
+            Some(image) => image.clone(),
+            None => WaypointSettings::image_of(&of.hub, &of.tag),
+        },
+        pull_policy: of.waypoint_image_pull_policy.clone(),
+        pull_secrets: of
+            .waypoint_image_pull_secrets
+            .iter()
+            .filter(not_empty)
+            .cloned()
+            .collect(),
+        defaults: of.waypoint_defaults.clone(),
+        control_plane: of.control_plane_address.clone(),
+        trust_domain: args.trust_domain.to_string(),
+        cluster_id: args.cluster_id.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        network: args.network.clone(),
+        revision: args.revision.clone(),
+        root_namespace: args.root_namespace.clone(),
+    }
+}
+
 fn webhook_configuration(args: &Args) -> Option<String> {
     let name = match (&args.webhook_configuration, args.revision.as_str()) {
         (Some(name), _) => name.clone(),
@@ -386,32 +412,6 @@ fn serving_names(args: &Args) -> Vec<String> {
         names.dedup();
     }
     names
-}
-
-fn waypoint_settings(args: &Args) -> WaypointSettings {
-    let of = &args.waypoints;
-    let not_empty = |text: &&String| !text.is_empty();
-    WaypointSettings {
-        image: match of.waypoint_image.as_ref().filter(not_empty) {
-            Some(image) => image.clone(),
-            None => WaypointSettings::image_of(&of.hub, &of.tag),
-        },
-        pull_policy: of.waypoint_image_pull_policy.clone(),
-        pull_secrets: of
-            .waypoint_image_pull_secrets
-            .iter()
-            .filter(not_empty)
-            .cloned()
-            .collect(),
-        defaults: of.waypoint_defaults.clone(),
-        control_plane: of.control_plane_address.clone(),
-        trust_domain: args.trust_domain.to_string(),
-        cluster_id: args.cluster_id.clone(),
-        cluster_domain: args.cluster_domain.clone(),
-        network: args.network.clone(),
-        revision: args.revision.clone(),
-        root_namespace: args.root_namespace.clone(),
-    }
 }
 
 /// A pod's host name is its own name.
