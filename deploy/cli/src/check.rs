@@ -11,6 +11,8 @@ use adit_local::Running;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::install::options::ClusterArgs;
+use crate::install::precheck;
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::{Table, printable};
 use crate::ztunnel::target;
@@ -31,14 +33,20 @@ Examples:
   # the machine, and the local mesh that runs on it
   adit check
 
+  # a cluster, before the mesh is installed in it
+  adit check --pre --kubeconfig ~/.kube/config
+
   # a Kubernetes node, whose pods run below the kubepods slice
   adit check --pre --cgroup /sys/fs/cgroup/kubepods.slice
 
 Exit status: 1 if something that is needed is missing.")]
 pub struct Args {
-    /// Only the machine, not the mesh that may run on it
+    /// Only the machine, not the mesh that may run on it; of a cluster, whether the mesh can
+    /// be installed in it
     #[arg(long)]
     pre: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// The local mesh to look at; without it, every one that runs
     #[arg(long, value_name = "NAME", conflicts_with = "pre")]
     mesh: Option<String>,
@@ -51,6 +59,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
+    if args.pre && args.cgroup.is_none() && args.cluster.is_named() {
+        return precheck::run(&args.cluster, args.output, out);
+    }
     let config = node_config(args.cgroup)?;
     let meshes = match (args.pre, args.mesh) {
         (true, _) => Vec::new(),
@@ -76,6 +87,7 @@ fn node_config(cgroup: Option<PathBuf>) -> anyhow::Result<NodeConfig> {
             cgroup: "/sys/fs/cgroup".into(),
             bpffs: "/sys/fs/bpf".into(),
             kubelet_cgroup: None,
+            kubelet_netns: None,
         },
         Err(error) => return Err(error).context("cannot read this machine's mounts"),
     };

@@ -9,6 +9,7 @@ mod analyze;
 mod check;
 mod cluster;
 mod completion;
+mod install;
 mod local;
 mod output;
 mod proxy;
@@ -44,12 +45,17 @@ enum Command {
     Analyze(analyze::Args),
     Check(check::Args),
     Completion(completion::Args),
+    Install(install::install::Args),
     Local(local::Args),
+    Manifest(install::manifest::Args),
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::Args),
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::Args),
     Tap(tap::Args),
+    Uninstall(install::uninstall::Args),
+    Upgrade(install::install::UpgradeArgs),
+    VerifyInstall(install::verify::Args),
     Version(version::Args),
     Waypoint(waypoint::Args),
     Why(why::Args),
@@ -63,10 +69,15 @@ impl Command {
             Self::Analyze(args) => analyze::run(args, out),
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
+            Self::Install(args) => install::install::run(args, out),
             Self::Local(args) => local::run(args, out),
+            Self::Manifest(args) => install::manifest::run(args, out),
             Self::ProxyConfig(args) => proxy_config::run(args, out),
             Self::ProxyStatus(args) => proxy_status::run(&args, out),
             Self::Tap(args) => tap::run(&args, out),
+            Self::Uninstall(args) => install::uninstall::run(args, out),
+            Self::Upgrade(args) => install::install::run_upgrade(args, out),
+            Self::VerifyInstall(args) => install::verify::run(args, out),
             Self::Version(args) => version::run(args, out),
             Self::Waypoint(args) => waypoint::run(args, out),
             Self::Why(args) => why::run(&args, out),

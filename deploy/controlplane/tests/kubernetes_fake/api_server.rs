@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use http::{Request, Response, StatusCode};
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
@@ -21,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-type Body = BoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 type Events = mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>;
 
 /// A running server. Dropping it ends it.
@@ -247,23 +246,7 @@ fn stream_of(events: mpsc::UnboundedReceiver<Result<Frame<Bytes>, Infallible>>) 
     let frames = futures_util::stream::unfold(events, |mut events| async move {
         Some((events.recv().await?, events))
     });
-    Response::new(http_body_util::BodyExt::boxed(StreamBody::new(SyncStream(
-        frames.boxed(),
-    ))))
-}
-
-/// A body has to be `Sync`; one reader polls this.
-struct SyncStream(futures_util::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>);
-
-impl futures_util::Stream for SyncStream {
-    type Item = Result<Frame<Bytes>, Infallible>;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(context)
-    }
+    Response::new(StreamBody::new(frames).boxed_unsync())
 }
 
 fn line(event: &Value) -> Bytes {
@@ -276,7 +259,7 @@ fn status(code: u16, reason: &str, message: &str) -> Value {
 }
 
 fn json_of(code: u16, value: &Value) -> Response<Body> {
-    let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed());
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(code).expect("a status code");
     response
 }
