@@ -3,6 +3,8 @@
 mod enrolment;
 mod faults;
 mod policy;
+mod services;
+mod startup;
 mod uninstall;
 mod waypoint;
 
@@ -13,7 +15,9 @@ pub fn all() -> Vec<Case> {
     [
         enrolment::TESTS,
         policy::TESTS,
+        services::TESTS,
         waypoint::TESTS,
+        startup::TESTS,
         faults::TESTS,
         uninstall::TESTS,
     ]
