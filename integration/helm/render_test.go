@@ -336,6 +336,15 @@ func difference(want, got any, path string) string {
 		}
 		return ""
 	}
+	// A document inside of a text: its quotes and the order of its fields mean nothing.
+	wantText, isText := want.(string)
+	gotText, both := got.(string)
+	if isText && both && wantText != gotText && strings.Contains(wantText, "\n") {
+		var wantInner, gotInner map[string]any
+		if yaml.Unmarshal([]byte(wantText), &wantInner) == nil && yaml.Unmarshal([]byte(gotText), &gotInner) == nil {
+			return difference(wantInner, gotInner, path)
+		}
+	}
 	if !reflect.DeepEqual(want, got) {
 		return strings.TrimSpace(path + ": Helm " + show(want) + ", adit " + show(got))
 	}

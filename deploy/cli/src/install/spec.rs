@@ -290,7 +290,7 @@ impl Spec {
                 _ => format!("values.{}", component.key()),
             };
             schema::check(&schema, &own, &path).map_err(SpecError::Field)?;
-            merge(&mut merged, &without_nulls(own));
+            merge(&mut merged, &own);
         }
         let mut global = json!({"istioNamespace": self.namespace()});
         if values["global"].is_object() {
@@ -308,7 +308,7 @@ impl Spec {
             &mut merged,
             &json!({"global": global, "profile": self.profile()}),
         );
-        let mut mesh = without_nulls(values["meshConfig"].clone());
+        let mut mesh = values["meshConfig"].clone();
         if self.0["meshConfig"].is_object() {
             match mesh.is_object() {
                 true => merge(&mut mesh, &self.0["meshConfig"]),
@@ -479,20 +479,6 @@ fn scalar(text: &str) -> Value {
         Ok(value @ (Value::Null | Value::Bool(_) | Value::Number(_))) => value,
         Ok(value @ (Value::Array(_) | Value::Object(_))) if text.starts_with(['[', '{']) => value,
         _ => text.into(),
-    }
-}
-
-/// Nothing given is nothing said.
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let kept = map.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(
-                kept.map(|(key, value)| (key, without_nulls(value)))
-                    .collect(),
-            )
-        }
-        other => other,
     }
 }
 
