@@ -280,7 +280,7 @@ impl Spec {
         let schema = component.chart().schema();
         let own = match component {
             // Its values stand below base in the chart too.
-            Component::Base => json!({"base": values["base"]}),
+            Component::Base if values["base"].is_object() => json!({"base": values["base"]}),
             _ => values[component.key()].clone(),
         };
         let mut merged = json!({});
@@ -512,6 +512,17 @@ mod tests {
             let planned = plan(sets).expect("a plan");
             let names: Vec<_> = planned.iter().map(|p| p.component.key()).collect();
             assert_eq!(names.join(" "), expected, "{sets:?}");
+        }
+    }
+
+    #[test]
+    fn every_profile_renders() {
+        for (name, components) in PROFILES {
+            let spec = spec(&[&format!("profile={name}")]).expect("a profile");
+            let objects = crate::install::objects(&spec);
+            let objects = objects.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(objects.len(), components.len(), "{name}");
+            assert!(objects.iter().all(|(_, objects)| !objects.is_empty()), "{name}");
         }
     }
 
