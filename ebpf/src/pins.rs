@@ -128,7 +128,10 @@ impl Pins {
 
     /// Removes everything of the node.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        std::fs::remove_dir_all(&self.node)
+        match std::fs::remove_dir_all(&self.node) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Directories that ztunnels of other layouts left.

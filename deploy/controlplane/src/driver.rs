@@ -186,6 +186,11 @@ impl ControlPlane {
         }
     }
 
+    /// The objects, as they are followed.
+    pub fn source(&self) -> watch::Receiver<SourceState> {
+        self.source.clone()
+    }
+
     /// Which pods run where, for the certificate service.
     pub fn pods(&self) -> Arc<dyn PodDirectory> {
         self.pods.clone()

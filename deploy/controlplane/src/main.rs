@@ -21,6 +21,7 @@ use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
+use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -103,6 +104,9 @@ struct Args {
     /// Address for metrics, readiness and /debug/syncz. Plain HTTP without authentication.
     #[arg(long, env = "ADIT_MONITORING_LISTEN", default_value = "0.0.0.0:15014")]
     monitoring_listen: SocketAddr,
+    /// In a cluster: address of the validating webhook (HTTPS).
+    #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
+    webhook_listen: SocketAddr,
     /// More DNS names and IP addresses for the serving certificate.
     #[arg(long, env = "ADIT_SERVING_NAMES", value_delimiter = ',')]
     serving_names: Vec<String>,
@@ -210,23 +214,29 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ca,
         cluster: _cluster,
     } = surroundings(&args).await?;
-    let cluster = match &input {
+    let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = cluster.as_ref().map(Elector::start);
+    let elector = kubernetes.as_ref().map(Elector::start);
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
+    let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
     let mut provisioner = tokio::task::JoinSet::new();
-    if let (Some(cluster), Some(elector), Some(faults)) =
-        (&cluster, &elector, control_plane.faults())
+    if let (Some(kubernetes), Some(elector), Some(faults)) =
+        (&kubernetes, &elector, control_plane.faults())
     {
-        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        let provision = Provisioner::new(kubernetes, waypoint_settings(&args), faults);
         provisioner.spawn(provision.run(elector.leading()));
     }
+    let webhook = args.kubernetes.then(|| Webhook {
+        listen: args.webhook_listen,
+        admission: Admission::new(control_plane.source(), mesh),
+    });
+    let serving_names = serving_names(&args);
     let issuer = CertificateIssuer::new(
         ca,
         control_plane.pods(),
@@ -241,7 +251,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ServeConfig {
             listen: args.listen,
             monitoring: Some(args.monitoring_listen),
-            serving_names: args.serving_names,
+            webhook,
+            serving_names,
             ..ServeConfig::default()
         },
         Backends {
@@ -277,8 +288,14 @@ struct Surroundings {
     input: Input,
     authenticator: Arc<dyn Authenticator>,
     ca: CurrentCa,
-    /// What goes on in a cluster as long as this lives.
-    cluster: Option<(ClusterCa, RootCertificates)>,
+    cluster: Option<Cluster>,
+}
+
+/// What goes on in a cluster as long as this lives.
+struct Cluster {
+    ca: ClusterCa,
+    _roots: RootCertificates,
+    _bundles: CaBundles,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -295,12 +312,16 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
         let times = args.rotation_times();
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
-        let roots = RootCertificates::start(kubernetes.clone(), ca.current());
+        let cluster = Cluster {
+            _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
+            _bundles: CaBundles::start(kubernetes.clone(), &args.revision, ca.current()),
+            ca,
+        };
         return Ok(Surroundings {
             input: Input::Kubernetes(kubernetes),
             authenticator: Arc::new(reviewer),
-            ca: ca.current(),
-            cluster: Some((ca, roots)),
+            ca: cluster.ca.current(),
+            cluster: Some(cluster),
         });
     }
     anyhow::ensure!(
@@ -357,6 +378,26 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
     }
+}
+
+/// The usual names are of the usual namespace and domain.
+fn serving_names(args: &Args) -> Vec<String> {
+    let mut names = args.serving_names.clone();
+    if args.kubernetes {
+        let service = match args.revision.as_str() {
+            "" | "default" => "istiod".to_owned(),
+            revision => format!("istiod-{revision}"),
+        };
+        for service in ["istiod", &service] {
+            let name = format!("{service}.{}", args.namespace);
+            names.push(format!("{name}.svc.{}", args.cluster_domain));
+            names.push(format!("{name}.svc"));
+            names.push(name);
+        }
+        names.sort();
+        names.dedup();
+    }
+    names
 }
 
 /// A pod's host name is its own name.

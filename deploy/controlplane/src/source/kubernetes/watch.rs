@@ -27,6 +27,10 @@ use crate::kubernetes::explain;
 const PAGE: u32 = 500;
 /// A list of which nothing comes for this long is started anew.
 const LIST_STALL: Duration = Duration::from_secs(60);
+/// A watch that goes on where it was says so by its next event, which may be long in coming.
+/// If it does not fail again within this time, which is longer than a connection takes, it
+/// works.
+const MENDED: Duration = Duration::from_secs(12);
 /// After so many refusals in a row to go on from where we were, the list is made anew.
 const MAX_RESUMES: u32 = 5;
 
@@ -106,24 +110,33 @@ impl Watch {
         let mut failing = false;
         let mut refusals = 0;
         loop {
-            let next = match listing {
-                None => stream.next().await,
-                Some(_) => match timeout(LIST_STALL, stream.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        let reason = format!("nothing came of the list for {LIST_STALL:?}");
-                        let kind = self.resource.kind;
-                        if self
-                            .events
-                            .send(Event::Failing { kind, reason })
-                            .await
-                            .is_err()
-                        {
-                            return Ended::Done;
+            let patience = match (&listing, failing) {
+                (Some(_), _) => LIST_STALL,
+                (None, true) => MENDED,
+                // A watch of which nothing changes is silent.
+                (None, false) => Duration::MAX,
+            };
+            let next = match timeout(patience, stream.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    let kind = self.resource.kind;
+                    let (event, anew) = match listing {
+                        Some(_) => {
+                            let reason = format!("nothing came of the list for {LIST_STALL:?}");
+                            (Event::Failing { kind, reason }, true)
                         }
+                        None => (Event::Works(kind), false),
+                    };
+                    if self.events.send(event).await.is_err() {
+                        return Ended::Done;
+                    }
+                    if anew {
                         return Ended::Anew(Lists::Paged);
                     }
-                },
+                    failing = false;
+                    refusals = 0;
+                    continue;
+                }
             };
             let event = match next {
                 // kube's watchers do not end.
