@@ -9,6 +9,7 @@ mod analyze;
 mod check;
 mod cluster;
 mod completion;
+mod kubernetes;
 mod local;
 mod output;
 mod proxy;

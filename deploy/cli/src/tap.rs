@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use adit_local::MeshStatus;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use http::Method;
@@ -14,7 +13,6 @@ use serde_json::Value;
 use crate::output::{self, Outcome, Output};
 use crate::proxy::target::{TargetArgs, Waypoint, waypoint, waypoints};
 use crate::table::printable;
-use crate::ztunnel::target::mesh;
 
 /// Between rounds of several waypoints: each is asked without waiting.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -129,15 +127,18 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
 }
 
 fn targets(args: &Args) -> anyhow::Result<Vec<Waypoint>> {
-    if args.target.is_some() || args.at.namespace.is_some() || args.at.admin_address.is_some() {
-        return Ok(vec![waypoint(&args.at, args.target.as_deref())?]);
+    let at = &args.at;
+    if args.target.is_some() || at.admin_address.is_some() {
+        return Ok(vec![waypoint(at, args.target.as_deref())?]);
     }
-    let status: MeshStatus = mesh(args.at.mesh.as_deref())?.status()?;
-    let all = waypoints(&status);
+    let cluster = at.cluster.open()?;
+    let namespace = at.cluster.namespace.as_deref();
+    let all = waypoints(&cluster, namespace, at.proxy_admin_port)?;
     if all.is_empty() {
+        let place = namespace.map_or_else(String::new, |name| format!(" in namespace {name}"));
         bail!(
-            "mesh {} has no waypoint; `adit waypoint apply` makes one",
-            status.name
+            "{} has no waypoint{place} that runs; `adit waypoint apply` makes one",
+            cluster.name()
         );
     }
     Ok(all)

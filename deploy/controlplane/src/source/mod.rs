@@ -8,6 +8,7 @@ mod directory;
 mod document;
 mod watch;
 
+pub(crate) use decode::{Decoded, decode};
 pub use directory::Directory;
 pub use watch::{DirectorySource, SourceState, WatchOptions};
 
