@@ -6,6 +6,12 @@
  */
 #include "mesh.bpf.h"
 
+/*
+ * The cookie of the kubelet's network namespace, 0 for any. Set by the loader. A kubelet may sit in a cgroup
+ * above the pods' (the root): what runs in namespaces of their own is then told apart by this.
+ */
+volatile const __u64 KUBELET_NETNS;
+
 INLINE void flow_of(struct bpf_sock_ops *ctx, struct flow *flow)
 {
 	if (ctx->family == AF_INET) {
@@ -34,6 +40,8 @@ int adit_probe(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (KUBELET_NETNS && bpf_get_netns_cookie(ctx) != KUBELET_NETNS)
+			return 1;
 		flow_of(ctx, &flow);
 		if (!bpf_map_lookup_elem(&adit_addresses, &flow.destination))
 			return 1;

@@ -33,7 +33,7 @@ mod watch;
 pub use capabilities::{Capability, capabilities};
 pub use foreign::{ForeignProgram, foreign_programs};
 pub use netns::{NetnsFd, in_netns, visit_netns};
-pub use pins::NodeConfig;
+pub use pins::{NodeConfig, cgroup2_mount};
 pub use programs::LoadError;
 pub use redirector::{
     Error, Listeners, PodRedirection, PodState, PodStatus, ReconcileReport, Redirector,

@@ -25,6 +25,9 @@ pub struct NodeConfig {
     pub bpffs: PathBuf,
     /// The kubelet's cgroup v2 directory: connections from it reach the pods without the mesh.
     pub kubelet_cgroup: Option<PathBuf>,
+    /// The cookie of the kubelet's network namespace: only connections from there count. `None`: all of
+    /// the cgroup's do. Needed where the kubelet shares its cgroup with pods, or sits above them.
+    pub kubelet_netns: Option<u64>,
 }
 
 impl NodeConfig {
@@ -39,12 +42,13 @@ impl NodeConfig {
             cgroup: cgroup2_mount()?,
             bpffs: PathBuf::from("/sys/fs/bpf"),
             kubelet_cgroup: None,
+            kubelet_netns: None,
         })
     }
 }
 
 /// The mount point of the cgroup v2 hierarchy, wherever this machine has it.
-pub(crate) fn cgroup2_mount() -> io::Result<PathBuf> {
+pub fn cgroup2_mount() -> io::Result<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     mounts
         .lines()
@@ -120,6 +124,11 @@ impl Pins {
     pub(crate) fn clear(&self) -> io::Result<()> {
         std::fs::remove_dir_all(&self.layout)?;
         self.create()
+    }
+
+    /// Removes everything of the node.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        std::fs::remove_dir_all(&self.node)
     }
 
     /// Directories that ztunnels of other layouts left.

@@ -2,7 +2,7 @@
 //! descriptors, and what becomes of them is `links`' business.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
@@ -52,11 +52,13 @@ pub(crate) struct NodePrograms {
     pub(crate) connect6: OwnedFd,
     /// Those of bind(), where the kernel has them.
     pub(crate) bind: Option<[OwnedFd; 2]>,
-    pub(crate) probe: OwnedFd,
 }
 
 /// Loads programs over the maps of one pin directory.
-pub(crate) struct Loader(EbpfLoader<'static>);
+pub(crate) struct Loader {
+    pods: EbpfLoader<'static>,
+    maps: PathBuf,
+}
 
 /// The constant of each pod's instance: the loader borrows what it patches into an object.
 static INDICES: [u32; MAX_PODS as usize] = {
@@ -74,13 +76,15 @@ impl Loader {
         let mut loader = EbpfLoader::new();
         // Nothing is relocated against the kernel's types, which aya would keep in memory.
         loader.btf(None).default_map_pin_directory(maps);
-        Self(loader)
+        Self {
+            pods: loader,
+            maps: maps.to_owned(),
+        }
     }
 
     /// `bind` says whether the kernel has what the programs of bind() need.
     pub(crate) fn node_programs(&mut self, bind: bool) -> Result<NodePrograms, LoadError> {
         let mut sock = self.object("sock", SOCK)?;
-        let mut probe = self.object("probe", PROBE)?;
         Ok(NodePrograms {
             connect4: program(&mut sock, "adit_connect4")?,
             connect6: program(&mut sock, "adit_connect6")?,
@@ -91,8 +95,20 @@ impl Loader {
                 ]),
                 false => None,
             },
-            probe: program(&mut probe, "adit_probe")?,
         })
+    }
+
+    /// The program of the kubelet's cgroup. `netns` restricts it to one network namespace.
+    pub(crate) fn probe(&self, netns: Option<u64>) -> Result<OwnedFd, LoadError> {
+        let netns = netns.unwrap_or_default();
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).default_map_pin_directory(&self.maps);
+        loader.override_global("KUBELET_NETNS", &netns, true);
+        let mut probe = loader.load(PROBE).map_err(|source| LoadError::Object {
+            object: "probe",
+            source: Box::new(source),
+        })?;
+        program(&mut probe, "adit_probe")
     }
 
     /// The steering program of one pod. `index` is below `MAX_PODS`.
@@ -100,13 +116,13 @@ impl Loader {
         let index = INDICES
             .get(index as usize)
             .ok_or(LoadError::Absent("adit_lookup"))?;
-        self.0.override_global("POD_INDEX", index, true);
+        self.pods.override_global("POD_INDEX", index, true);
         let mut lookup = self.object("lookup", LOOKUP)?;
         program(&mut lookup, "adit_lookup")
     }
 
     fn object(&mut self, object: &'static str, bytes: &[u8]) -> Result<Ebpf, LoadError> {
-        self.0.load(bytes).map_err(|source| LoadError::Object {
+        self.pods.load(bytes).map_err(|source| LoadError::Object {
             object,
             source: Box::new(source),
         })

@@ -224,6 +224,7 @@ struct Hook {
     attach_type: AttachType,
     program: OwnedFd,
     cgroup: File,
+    path: PathBuf,
     pin: PathBuf,
     link: PinnedLink,
 }
@@ -312,10 +313,10 @@ impl Redirector {
             }
         }
         if let Some(kubelet) = &config.kubelet_cgroup {
-            let probe =
-                Hook::establish(&pins, "probe", AttachType::SockOps, programs.probe, kubelet)?;
+            let program = loader.probe(config.kubelet_netns)?;
+            let probe = Hook::establish(&pins, PROBE, AttachType::SockOps, program, kubelet)?;
             hooks.push(probe);
-        } else if let Some(link) = PinnedLink::open(&pins.of("probe"), AttachType::SockOps) {
+        } else if let Some(link) = PinnedLink::open(&pins.of(PROBE), AttachType::SockOps) {
             link.remove()
                 .map_err(io_error("detaching the probe program"))?;
         }
@@ -338,6 +339,43 @@ impl Redirector {
             outdated,
             watch: Arc::new(SteeringWatch::new().map_err(io_error("watching pods"))?),
         })
+    }
+
+    /// Lets connections from another cgroup than so far reach the pods without the mesh: the kubelet has
+    /// moved, or was found only now. `netns` as [`NodeConfig::kubelet_netns`].
+    ///
+    /// # Errors
+    /// Failures of the kernel; what was in force then stays.
+    pub fn set_kubelet(
+        &mut self,
+        cgroup: &std::path::Path,
+        netns: Option<u64>,
+    ) -> Result<(), Error> {
+        let program = self.loader.probe(netns)?;
+        let probe = Hook::establish(&self.pins, PROBE, AttachType::SockOps, program, cgroup)?;
+        self.hooks
+            .retain(|hook| hook.attach_type != AttachType::SockOps);
+        self.hooks.push(probe);
+        Ok(())
+    }
+
+    /// Ends the node's capture for good: every pod's, the hooks, the pins. The node leaves the mesh; a
+    /// process that ends for its successor leaves everything in force. Nothing else may be called after it.
+    ///
+    /// # Errors
+    /// The first failure; everything that could be removed is.
+    pub fn remove_all(&mut self) -> Result<(), Error> {
+        let mut first = None;
+        for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
+            if let Err(error) = self.withdraw(&uid) {
+                first.get_or_insert(error);
+            }
+        }
+        self.hooks.clear();
+        if let Err(source) = self.pins.remove() {
+            first.get_or_insert(io_error("removing the pins")(source));
+        }
+        first.map_or(Ok(()), Err)
     }
 
     /// Tells of rules and routes that others remove from the pods that this process enrols.
@@ -552,6 +590,10 @@ impl Redirector {
         self.pins.create().map_err(io_error("the pin directory"))?;
         report.restored_pins += self.maps.pin_again(&self.pins)?;
         for hook in &mut self.hooks {
+            if !hook.find_cgroup() {
+                // A service that is down, such as a kubelet that restarts, has none.
+                continue;
+            }
             if !hook.link.is_attached_to(hook.cgroup.as_fd()) {
                 hook.link = PinnedLink::establish(
                     &hook.pin,
@@ -780,11 +822,32 @@ impl Hook {
             attach_type,
             program,
             cgroup: file,
+            path: cgroup.to_owned(),
             pin,
             link,
         })
     }
+
+    /// Whether the cgroup is there; one that was made anew under its path takes the place of the old one.
+    fn find_cgroup(&mut self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = |found: io::Result<std::fs::Metadata>| found.map(|found| found.ino());
+        match inode(std::fs::metadata(&self.path)) {
+            Ok(now) if inode(self.cgroup.metadata()).is_ok_and(|held| held == now) => true,
+            Ok(_) => match File::open(&self.path) {
+                Ok(file) => {
+                    self.cgroup = file;
+                    true
+                }
+                Err(_) => false,
+            },
+            Err(_) => false,
+        }
+    }
 }
+
+/// The pin of the link of the kubelet's cgroup.
+const PROBE: &str = "probe";
 
 /// Name and size of each map, as the programs define them.
 const COOKIES: (&str, u32) = ("adit_cookies", MAX_PODS);

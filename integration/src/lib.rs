@@ -9,6 +9,7 @@ pub mod app;
 pub mod ask;
 pub mod bench;
 pub mod call;
+pub mod e2e;
 pub mod hbone;
 pub mod manifest;
 pub mod mesh;

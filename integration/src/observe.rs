@@ -17,7 +17,8 @@ pub struct AccessLine {
 }
 
 impl AccessLine {
-    fn parse(line: &str) -> Option<Self> {
+    /// A line of the log; `None` where it is not of the access log.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         // time, level, target, message, fields
         let mut parts = line.splitn(5, '\t');
         let target = parts.by_ref().nth(2)?;
@@ -55,6 +56,11 @@ impl Metrics {
             bail!("metrics: status {}", answer.status);
         }
         Ok(Self(String::from_utf8(answer.body)?))
+    }
+
+    /// What a metrics port answered, as text.
+    pub(crate) fn from_text(text: String) -> Self {
+        Self(text)
     }
 
     /// The sum of all series of `name` that have all `labels`.

@@ -40,6 +40,8 @@ const READY_POLL: Duration = Duration::from_millis(20);
 /// Series of workloads that have been gone for so long are dropped.
 const SERIES_IDLE: Duration = Duration::from_secs(600);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether the process is idle.
+const TIDY_INTERVAL: Duration = Duration::from_secs(15);
 /// Pause between tries to get the first certificate.
 const CERTIFICATE_RETRY: Duration = Duration::from_millis(500);
 /// After the drain the last log lines get so long to be written.
@@ -151,7 +153,10 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let (workers, _) = WorkerHandle::start_all(&shared)
         .with_context(|| format!("listen on {}", config.hbone_address))?;
     let workers: Arc<[WorkerHandle]> = workers.into();
-    tokio::spawn(notify_when_ready(readiness));
+    tokio::spawn(async move {
+        notify_when_ready(readiness).await;
+        tidy().await;
+    });
     tokio::spawn(sweep(requests, metrics, state));
 
     let quit = Arc::new(Notify::new());
@@ -271,6 +276,16 @@ fn xds_config(config: &Config, trust: Arc<TrustBundle>) -> anyhow::Result<Client
             extra,
         },
     })
+}
+
+/// Lets go of the code that only starting needed, and later of what only a burst needed.
+async fn tidy() {
+    process::forget_code();
+    let mut memory = process::IdleMemory::default();
+    loop {
+        tokio::time::sleep(TIDY_INTERVAL).await;
+        memory.look();
+    }
 }
 
 /// Drops the series of workloads that are gone, from time to time.

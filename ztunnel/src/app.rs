@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_ebpf::socket::PortRotor;
 use adit_ebpf::{NodeConfig, Redirector};
@@ -13,6 +13,7 @@ use adit_shared::identity::{
 };
 use adit_shared::model::SharedModel;
 use adit_shared::net::drain::{self, DrainMode};
+use adit_shared::net::handoff::HandoffListener;
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::EnrolmentReport;
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
@@ -26,12 +27,13 @@ use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{Config, PodDiscovery};
 use crate::control::{Addresses, Enrolments, Policies, XdsEvents, report_enrolments};
-use crate::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use crate::discovery::{CgroupDiscovery, Discovery, find_kubelet, follow_kubelet, kubepods};
+use crate::enrolment::{EarlyRecords, EnrolledPods, EnrolmentManager, EnrolmentSocket, Wanted};
 use crate::process;
 use crate::worker::{Shared, WorkerHandle};
 
@@ -41,6 +43,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// What starting has left is looked at after so long, and then what bursts leave so often.
 const TIDY_FIRST: Duration = Duration::from_secs(1);
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+/// The least time over which it is judged whether the process is idle.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often readiness is looked at until it is there for the first time.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// After the drain the last log lines get so long to be written.
@@ -109,15 +113,20 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         .into();
 
     let wanted = Arc::new(Wanted::default());
+    let discovery = open_discovery(config)?;
+    let socket = open_socket(config, &wanted)?;
     let pods = Arc::new(EnrolledPods::default());
     let (reports, report_reader) = watch::channel(EnrolmentReport {
         node: config.node.clone(),
         pods: Vec::new(),
     });
     let first = Mutex::new(Some(move || settled.done()));
+    let checked = Arc::new(Notify::new());
+    let after_check = checked.clone();
     let manager = EnrolmentManager {
         node: config.node.clone(),
-        netns_dir: config.netns_dir.clone(),
+        discovery: Arc::new(discovery),
+        records: socket.as_ref().map(|(_, records)| records.clone()),
         ipv6: config.ipv6,
         drain_deadline: config.termination_deadline,
         wanted: wanted.clone(),
@@ -131,12 +140,35 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             if let Some(mut done) = first.lock().take() {
                 done();
             }
+            after_check.notify_one();
         }),
     };
     // Whatever of these ends, ends the process: what is captured is then refused, and a new
     // process does better than half of one.
     let mut essential = JoinSet::new();
     let managing = essential.spawn(named("enrolment", manager.run()));
+    if let Some((listener, records)) = socket {
+        let socket = Arc::new(EnrolmentSocket {
+            wanted: wanted.clone(),
+            records,
+            pods: pods.clone(),
+            redirector: redirector.clone(),
+            manager: managing.clone(),
+        });
+        // Not only while pods are enrolled: the node may leave the mesh while we drain.
+        tokio::spawn(listener.serve(move |call| {
+            let socket = socket.clone();
+            async move { socket.answer(call).await }
+        }));
+    }
+    if config.pod_discovery == PodDiscovery::Cgroup && config.kubelet_cgroup.is_none() {
+        let port = config.kubelet_port;
+        tokio::spawn(follow_kubelet(
+            redirector.clone(),
+            adit_ebpf::cgroup2_mount()?,
+            port,
+        ));
+    }
 
     let trust = Arc::new(TrustBundle::from_file(&config.xds_root_ca));
     let xds = ControlPlaneEndpoint::new(
@@ -161,7 +193,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             ENROLMENT_TYPE,
             Subscription::Wildcard,
             Arc::new(Enrolments {
-                wanted,
+                wanted: wanted.clone(),
                 trust_domain: config.trust_domain.clone(),
                 cluster: config.cluster.clone(),
             }),
@@ -175,6 +207,15 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     .context("XDS_ADDRESS")?;
     essential.spawn(named("xDS client", client.run(std::future::pending())));
     let mut status = subscriber.status();
+    let mut connected = subscriber.status();
+    tokio::spawn(async move {
+        loop {
+            wanted.set_connected(connected.borrow_and_update().connected);
+            if connected.changed().await.is_err() {
+                return;
+            }
+        }
+    });
     tokio::spawn(async move {
         // The client lives as long as the process.
         if status.wait_for(|status| status.ready).await.is_ok() {
@@ -188,7 +229,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         report_enrolments(xds, token, telemetry.clone(), accepted, report_reader),
     ));
     tokio::spawn(notify_when_ready(readiness));
-    tokio::spawn(tidy());
+    tokio::spawn(tidy(checked));
     tokio::spawn(sweep(metrics, model));
 
     let quit = Arc::new(Notify::new());
@@ -258,15 +299,67 @@ async fn listen(
         .with_context(|| format!("{variable}: listen on {address}"))
 }
 
+fn open_discovery(config: &Config) -> anyhow::Result<Discovery> {
+    Ok(match config.pod_discovery {
+        PodDiscovery::Directory => Discovery::Directory(config.netns_dir.clone()),
+        PodDiscovery::Cgroup => {
+            let hierarchy = adit_ebpf::cgroup2_mount().context("find cgroup v2")?;
+            let root = config.cgroup.clone().or_else(|| kubepods(&hierarchy));
+            let discovery = CgroupDiscovery::new(&root.unwrap_or(hierarchy));
+            Discovery::Cgroups(discovery.context("network namespace of process 1 (hostPID?)")?)
+        }
+    })
+}
+
+/// The socket of the node agent, with what earlier processes heard over it.
+fn open_socket(
+    config: &Config,
+    wanted: &Wanted,
+) -> anyhow::Result<Option<(HandoffListener, Arc<EarlyRecords>)>> {
+    let Some(path) = &config.socket else {
+        return Ok(None);
+    };
+    let directory = path.with_file_name("pods");
+    let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
+    let records = EarlyRecords::open(&directory, trust_domain, cluster)
+        .with_context(|| format!("ADIT_SOCKET: {}", directory.display()))?;
+    // Bound first: what a predecessor is told from now on, we are told.
+    let listener = HandoffListener::bind(path)
+        .with_context(|| format!("ADIT_SOCKET: listen at {}", path.display()))?;
+    records.reconcile(wanted);
+    Ok(Some((listener, Arc::new(records))))
+}
+
 fn open_redirector(config: &Config) -> anyhow::Result<Arc<Mutex<Redirector>>> {
     let mut node = NodeConfig::detect(&config.node).context("find cgroup v2")?;
-    if let Some(cgroup) = &config.cgroup {
-        node.cgroup.clone_from(cgroup);
+    let in_cluster = config.pod_discovery == PodDiscovery::Cgroup;
+    let hierarchy = node.cgroup.clone();
+    match &config.cgroup {
+        Some(cgroup) => node.cgroup.clone_from(cgroup),
+        None if in_cluster => match kubepods(&hierarchy) {
+            Some(cgroup) => node.cgroup = cgroup,
+            None => warn!(
+                cgroup = %hierarchy.display(),
+                "no kubepods cgroup (is the host's /sys/fs/cgroup mounted?); all of it is watched"
+            ),
+        },
+        None => {}
     }
     node.bpffs.clone_from(&config.bpffs);
     node.kubelet_cgroup.clone_from(&config.kubelet_cgroup);
+    if in_cluster && config.kubelet_cgroup.is_none() {
+        // From the start, so that no probe is missed while a process takes over from another.
+        match find_kubelet(&hierarchy, config.kubelet_port) {
+            Ok(kubelet) => {
+                node.kubelet_netns = Some(kubelet.netns);
+                node.kubelet_cgroup = Some(kubelet.cgroup);
+            }
+            Err(e) => warn!("probes of pods may fail until the kubelet is found: {e}"),
+        }
+    }
+    info!(cgroup = %node.cgroup.display(), kubelet = ?node.kubelet_cgroup, "capture attaches");
     for program in adit_ebpf::foreign_programs(&node.cgroup).unwrap_or_default() {
-        tracing::warn!(
+        warn!(
             program = program.name,
             cgroup = program.cgroup,
             owner = program.owner,
@@ -316,14 +409,24 @@ async fn notify_when_ready(readiness: Readiness) {
     process::notify_ready();
 }
 
-/// Lets go of what only starting needed, and later of what a burst has left.
-async fn tidy() {
+/// Lets go of what only starting needed, and later of what a burst has left and of what each
+/// check of the capture has touched.
+async fn tidy(checked: Arc<Notify>) {
     tokio::time::sleep(TIDY_FIRST).await;
     let mut memory = process::IdleMemory::default();
+    let mut returned = Instant::now();
+    process::return_free_memory();
     loop {
-        process::return_free_memory();
-        tokio::time::sleep(TIDY_INTERVAL).await;
-        memory.look();
+        // In the rhythm of the checks: they are what an idle proxy does, and touch a third of its
+        // code.
+        checked.notified().await;
+        if memory.looked().elapsed() >= LOOK_INTERVAL {
+            memory.look();
+        }
+        if returned.elapsed() >= TIDY_INTERVAL {
+            process::return_free_memory();
+            returned = Instant::now();
+        }
     }
 }
 

@@ -76,17 +76,46 @@ pub struct Config {
     /// `ADIT_IDLE_TIMEOUT`: closes proxied connections that moved nothing for so long;
     /// default off, as in Istio.
     pub idle_timeout: Option<Duration>,
-    /// `ADIT_CGROUP`: cgroup v2 directory that holds all pods of this node; default the
-    /// root of the cgroup v2 mount.
+    /// `ADIT_CGROUP`: cgroup v2 directory that holds all pods of this node; default, with
+    /// `ADIT_POD_DISCOVERY=cgroup`, the kubepods cgroup, else the root of the cgroup v2 mount.
     pub cgroup: Option<PathBuf>,
     /// `ADIT_BPFFS`, default `/sys/fs/bpf`.
     pub bpffs: PathBuf,
-    /// `ADIT_KUBELET_CGROUP`: connections from it reach pods unproxied (probes).
+    /// `ADIT_KUBELET_CGROUP`: connections from it reach pods unproxied (probes). Default,
+    /// with `ADIT_POD_DISCOVERY=cgroup`, that of the node's kubelet, else none.
     pub kubelet_cgroup: Option<PathBuf>,
+    /// `ADIT_KUBELET_PORT`, default 10250: whoever listens there is the kubelet.
+    pub kubelet_port: u16,
+    /// `ADIT_POD_DISCOVERY`: how network namespaces of pods are found; `directory` (default)
+    /// or `cgroup`.
+    pub pod_discovery: PodDiscovery,
     /// `ADIT_NETNS_DIR`: directory with one network namespace handle per pod uid.
     pub netns_dir: PathBuf,
+    /// `ADIT_SOCKET`: where the node agent tells of pods that are starting. Default, with
+    /// `ADIT_POD_DISCOVERY=cgroup`, `/var/run/adit/ztunnel.sock`, else none.
+    pub socket: Option<PathBuf>,
     /// `ISTIO_META_*` and `ISTIO_METAJSON_*`, sent to the control plane as node metadata.
     pub metadata: BTreeMap<String, serde_json::Value>,
+}
+
+/// How network namespaces of pods are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PodDiscovery {
+    /// In `ADIT_NETNS_DIR`, where somebody keeps them.
+    Directory,
+    /// By the pods' cgroups, on a node of Kubernetes.
+    Cgroup,
+}
+
+impl PodDiscovery {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "directory" => Ok(Self::Directory),
+            "cgroup" => Ok(Self::Cgroup),
+            _ => Err("`directory` or `cgroup` is needed".into()),
+        }
+    }
 }
 
 /// The pod that the proxy itself runs in.
@@ -113,6 +142,15 @@ impl Config {
         let root_ca = "./var/run/secrets/istio/root-cert.pem";
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let defaults = Settings::default();
+        let pod_discovery = parsed_with(
+            "ADIT_POD_DISCOVERY",
+            PodDiscovery::Directory,
+            PodDiscovery::parse,
+        )?;
+        let socket = match pod_discovery {
+            PodDiscovery::Directory => optional("ADIT_SOCKET"),
+            PodDiscovery::Cgroup => Some(text("ADIT_SOCKET", "/var/run/adit/ztunnel.sock")),
+        };
         Ok(Self {
             node: optional("NODE_NAME").ok_or(ConfigError::Missing("NODE_NAME"))?,
             network: text("NETWORK", ""),
@@ -173,6 +211,9 @@ impl Config {
             cgroup: optional("ADIT_CGROUP").map(Into::into),
             bpffs: text("ADIT_BPFFS", "/sys/fs/bpf").into(),
             kubelet_cgroup: optional("ADIT_KUBELET_CGROUP").map(Into::into),
+            kubelet_port: parsed("ADIT_KUBELET_PORT", 10250)?,
+            pod_discovery,
+            socket: socket.map(Into::into),
             netns_dir: text("ADIT_NETNS_DIR", "/run/adit/netns").into(),
             metadata: metadata(),
         })

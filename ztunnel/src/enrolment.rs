@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,14 +20,24 @@ use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolmen
 use adit_shared::telemetry::{Event, Telemetry};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
+mod records;
+mod socket;
+mod wanted;
+
+pub use records::EarlyRecords;
+pub use socket::EnrolmentSocket;
+pub use wanted::{EarlyPod, TooManyEarly, Wanted};
+
+use crate::discovery::{Discovery, DiscoveryError, has_address};
 use crate::listeners::PodListeners;
-use crate::pod::{NetnsId, Pod, PodSpec, netns_id};
+use crate::pod::{NetnsId, Pod, PodSpec};
 use crate::worker::WorkerHandle;
+use wanted::{Target, Targets};
 
 /// How long an enrolment waits for the pod's first certificate. After that capture is set
 /// up all the same: connections then wait for the certificate instead of leaving in
@@ -38,45 +47,25 @@ const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
 const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// How often failed enrolments are tried again and the capture of all pods is checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+/// A pod whose namespace is not found is looked for again after so long, and each time twice
+/// as long up to [`LOOK_AGAIN_LIMIT`].
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+const LOOK_AGAIN_LIMIT: Duration = Duration::from_secs(1);
+/// An early pod that the control plane has not named for so long, though it could, ends.
+const EARLY_LIMIT: Duration = Duration::from_secs(60);
 /// The least time between two repairs of what somebody else removes.
 const REPAIR_PAUSE: Duration = Duration::from_millis(20);
-
-/// The pods that the control plane wants on this node; written by the xDS handler.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    pods: Mutex<WantedPods>,
-    changed: Notify,
-}
-
-#[derive(Debug, Default, Clone)]
-struct WantedPods {
-    by_uid: BTreeMap<Arc<str>, PodSpec>,
-    /// The first response has come: an empty set now means none.
-    synced: bool,
-}
-
-impl Wanted {
-    /// Adds, replaces and removes pods.
-    pub fn update(&self, specs: Vec<PodSpec>, removed: &[String]) {
-        {
-            let mut pods = self.pods.lock();
-            pods.synced = true;
-            for uid in removed {
-                pods.by_uid.remove(uid.as_str());
-            }
-            for spec in specs {
-                pods.by_uid.insert(spec.uid.clone(), spec);
-            }
-        }
-        self.changed.notify_one();
-    }
-}
 
 /// The enrolled pods, for the admin endpoint.
 #[derive(Debug, Default)]
 pub struct EnrolledPods(Mutex<BTreeMap<Arc<str>, PodSpec>>);
 
 impl EnrolledPods {
+    /// Whether the pod is enrolled.
+    pub fn contains(&self, uid: &str) -> bool {
+        self.0.lock().contains_key(uid)
+    }
+
     /// Name, namespace and service account, by uid.
     pub fn list(&self) -> BTreeMap<String, serde_json::Value> {
         let describe = |spec: &PodSpec| {
@@ -99,13 +88,15 @@ impl EnrolledPods {
 pub struct EnrolmentManager {
     /// Node name, for reports.
     pub node: String,
-    /// Directory of network namespace handles by pod uid.
-    pub netns_dir: PathBuf,
+    /// Finds the network namespaces of pods.
+    pub discovery: Arc<Discovery>,
+    /// What outlives this process of pods that only the CNI plugin has named.
+    pub records: Option<Arc<EarlyRecords>>,
     /// Whether listeners accept IPv6.
     pub ipv6: bool,
     /// How long connections of a withdrawn pod may go on.
     pub drain_deadline: Duration,
-    /// What the control plane wants.
+    /// What is to be enrolled.
     pub wanted: Arc<Wanted>,
     /// Certificates.
     pub certificates: CertificateCache,
@@ -131,6 +122,17 @@ struct State {
     withdrawing: HashMap<Arc<str>, Withdrawal>,
     /// Identities that certificates are kept for.
     identities: HashSet<SpiffeId>,
+}
+
+/// Why the manager looks at its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    /// Something else is wanted.
+    Changed,
+    /// The time has come to look at everything.
+    Tick,
+    /// A namespace that was not there may be there.
+    Missing,
 }
 
 /// Where one pod stands.
@@ -178,6 +180,41 @@ fn pending(wanted: &[Arc<str>], entries: &HashMap<Arc<str>, Entry>) -> usize {
         .iter()
         .filter(|uid| entries.get(*uid).is_none_or(|entry| entry.status.is_err()))
         .count()
+}
+
+/// Whether there is something to do about a pod.
+fn is_open(target: &Target, entry: Option<&Entry>, wake: Wake) -> bool {
+    let Some(entry) = entry else {
+        return true;
+    };
+    if wake == Wake::Missing {
+        return matches!(entry.status, Err(EnrolmentError::Netns(_)));
+    }
+    // A new sandbox of a pod that is enrolled in the one before.
+    let elsewhere = match (&entry.status, &target.handle) {
+        (Ok(enrolled), Some((_, handle))) if target.early => *enrolled != Some(*handle),
+        _ => false,
+    };
+    entry.status.is_err() || entry.spec != target.spec || elsewhere
+}
+
+/// The namespace of a pod: that of the sandbox that has just been told of, else that of its
+/// processes, else the last sandbox's, in which nothing may run yet.
+fn locate(discovery: &Discovery, target: &Target) -> Result<File, DiscoveryError> {
+    let addresses = &target.spec.addresses;
+    let handle = target.handle.as_ref().and_then(|(file, _)| {
+        let fits = target.early || has_address(file, addresses).unwrap_or_default();
+        file.try_clone().ok().filter(|_| fits)
+    });
+    if target.early
+        && let Some(handle) = handle
+    {
+        return Ok(handle);
+    }
+    match (discovery.find(&target.spec.uid, addresses), handle) {
+        (Err(_), Some(handle)) => Ok(handle),
+        (found, _) => found,
+    }
 }
 
 impl EnrolmentManager {
@@ -238,23 +275,42 @@ impl EnrolmentManager {
         let mut tick = interval(RECONCILE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut adopted, mut cleaned) = (false, false);
+        let mut look_again = LOOK_AGAIN;
         loop {
-            tokio::select! {
-                () = self.wanted.changed.notified() => {}
-                _ = tick.tick() => {
-                    self.check_capture().await;
-                    self.check_namespaces(&mut state.entries);
-                }
+            let missing = state
+                .entries
+                .values()
+                .any(|entry| matches!(entry.status, Err(EnrolmentError::Netns(_))));
+            let wake = tokio::select! {
+                () = self.wanted.changed() => Wake::Changed,
+                () = sleep(look_again), if missing => Wake::Missing,
+                _ = tick.tick() => Wake::Tick,
+            };
+            look_again = match wake {
+                Wake::Changed => LOOK_AGAIN,
+                Wake::Tick => look_again,
+                Wake::Missing => (look_again * 2).min(LOOK_AGAIN_LIMIT),
+            };
+            if wake == Wake::Tick {
+                self.check_capture().await;
+                self.check_namespaces(&mut state.entries).await;
+                self.expire();
             }
-            let wanted = self.wanted.pods.lock().clone();
-            if !wanted.synced {
+            let targets = self.wanted.targets();
+            if !targets.synced && targets.by_uid.is_empty() && state.entries.is_empty() {
                 continue;
             }
-            if !adopted {
-                self.withdraw_leftovers(&wanted.by_uid).await;
+            if targets.synced && !adopted {
+                self.withdraw_leftovers(&targets.by_uid).await;
                 adopted = true;
             }
-            self.converge(&mut state, wanted.by_uid).await;
+            let synced = targets.synced;
+            self.converge(&mut state, targets, wake).await;
+            if !synced {
+                // What an earlier process left stays until it is known who is wanted.
+                self.publish(&state.entries);
+                continue;
+            }
             if !cleaned {
                 self.remove_outdated().await;
                 cleaned = true;
@@ -265,7 +321,8 @@ impl EnrolmentManager {
         }
     }
 
-    async fn converge(&self, state: &mut State, wanted: BTreeMap<Arc<str>, PodSpec>) {
+    async fn converge(&self, state: &mut State, targets: Targets, wake: Wake) {
+        let wanted = targets.by_uid;
         let State {
             entries,
             withdrawing,
@@ -292,22 +349,43 @@ impl EnrolmentManager {
             self.telemetry.metrics().set_pending_proxies(count);
         };
         count_pending(entries);
-        let open: Vec<PodSpec> = wanted
-            .into_values()
-            .filter(|spec| {
-                entries
-                    .get(&spec.uid)
-                    .is_none_or(|e| e.status.is_err() || e.spec != *spec)
-            })
+        let open: Vec<Target> = wanted
+            .values()
+            .filter(|target| is_open(target, entries.get(&target.spec.uid), wake))
+            .cloned()
             .collect();
-        identities.extend(open.iter().map(|spec| spec.identity.clone()));
-        self.await_certificates(&open).await;
-        for spec in open {
+        identities.extend(open.iter().map(|target| target.spec.identity.clone()));
+        for target in &open {
+            self.certificates.prefetch(&target.spec.identity);
+        }
+        // What starts now has a runtime waiting for it; its connections wait for the
+        // certificate by themselves.
+        let (early, others): (Vec<_>, Vec<_>) = self
+            .locate(open)
+            .await
+            .into_iter()
+            .partition(|(target, _)| target.early);
+        let ready = others.iter().filter(|(_, netns)| netns.is_ok());
+        let ready: Vec<SpiffeId> = ready.map(|(t, _)| t.spec.identity.clone()).collect();
+        let mut others = Some(others);
+        let mut open = early.into_iter();
+        loop {
+            let Some((Target { spec, .. }, netns)) = open.next() else {
+                let Some(others) = others.take() else {
+                    break;
+                };
+                self.await_certificates(&ready).await;
+                open = others.into_iter();
+                continue;
+            };
             // It would end by taking away what is set up here.
             if let Some(withdrawal) = withdrawing.remove(&spec.uid) {
                 withdrawal.stop().await;
             }
-            let status = self.enrol(&spec).await;
+            let status = match netns {
+                Ok(netns) => self.enrol(&spec, netns).await,
+                Err(e) => Err(EnrolmentError::Netns(e.to_string())),
+            };
             let known = entries.get(&spec.uid).and_then(|e| e.status.as_ref().err());
             match &status {
                 Ok(_) => info!(
@@ -335,18 +413,52 @@ impl EnrolmentManager {
             entries.insert(spec.uid.clone(), Entry { spec, status });
             count_pending(entries);
         }
+        for (uid, target) in &wanted {
+            let waiter = target.waiter.as_ref().and_then(|w| w.lock().take());
+            if let (Some(waiter), Some(entry)) = (waiter, entries.get(uid)) {
+                // Who asked may have given up.
+                let _ = waiter.send(match &entry.status {
+                    Ok(_) => Ok(()),
+                    Err(e) => Err(e.to_string()),
+                });
+            }
+        }
+    }
+
+    /// Finds the namespaces of all of them on a thread for blocking work.
+    async fn locate(&self, open: Vec<Target>) -> Vec<(Target, Result<File, DiscoveryError>)> {
+        let discovery = self.discovery.clone();
+        let located = spawn_blocking(move || {
+            let locate = |target: Target| {
+                let netns = locate(&discovery, &target);
+                (target, netns)
+            };
+            open.into_iter().map(locate).collect()
+        });
+        // It fails only if it panicked; then they are looked for again.
+        located.await.unwrap_or_default()
+    }
+
+    /// Ends early pods that nobody else knows, and keeps the records in step.
+    fn expire(&self) {
+        for uid in self.wanted.expire(EARLY_LIMIT) {
+            warn!(
+                target: "enrolment", %uid,
+                "the control plane does not name this pod, which the CNI plugin has enrolled; it leaves the mesh"
+            );
+        }
+        if let Some(records) = &self.records {
+            records.reconcile(&self.wanted);
+        }
     }
 
     /// One deadline for all of them: a certificate service that is away must not delay
     /// the last pod by the sum of all waits.
-    async fn await_certificates(&self, specs: &[PodSpec]) {
-        for spec in specs {
-            self.certificates.prefetch(&spec.identity);
-        }
+    async fn await_certificates(&self, identities: &[SpiffeId]) {
         let all = async {
-            for spec in specs {
-                if let Err(e) = self.certificates.get(&spec.identity).await {
-                    warn!(identity = %spec.identity, "no certificate yet: {e}");
+            for identity in identities {
+                if let Err(e) = self.certificates.get(identity).await {
+                    warn!(%identity, "no certificate yet: {e}");
                 }
             }
         };
@@ -355,9 +467,7 @@ impl EnrolmentManager {
         }
     }
 
-    async fn enrol(&self, spec: &PodSpec) -> Result<Option<NetnsId>, EnrolmentError> {
-        let netns = File::open(self.netns_dir.join(&*spec.uid))
-            .map_err(|e| EnrolmentError::Netns(e.to_string()))?;
+    async fn enrol(&self, spec: &PodSpec, netns: File) -> Result<Option<NetnsId>, EnrolmentError> {
         let pod = Arc::new(Pod::new(spec.clone(), netns));
         if let Err(error) = self.listen_and_capture(&pod).await {
             // Listeners without capture serve nobody, and each attempt would leave more.
@@ -485,16 +595,26 @@ impl EnrolmentManager {
 
     /// A pod whose sandbox was made anew has another network namespace under the same uid,
     /// in which nothing is captured yet.
-    fn check_namespaces(&self, entries: &mut HashMap<Arc<str>, Entry>) {
-        for (uid, entry) in entries {
-            let Ok(Some(enrolled)) = entry.status else {
-                continue;
-            };
+    async fn check_namespaces(&self, entries: &mut HashMap<Arc<str>, Entry>) {
+        let early = self.wanted.early();
+        let enrolled: Vec<(PodSpec, NetnsId)> = entries
+            .values()
+            // The plugin has just said where these are.
+            .filter(|entry| !early.contains_key(&entry.spec.uid))
+            .filter_map(|entry| Some((entry.spec.clone(), entry.status.as_ref().ok().copied()??)))
+            .collect();
+        let discovery = self.discovery.clone();
+        let replaced = spawn_blocking(move || {
             // One that is gone will be taken from us by the control plane.
-            let Ok(now) = std::fs::metadata(self.netns_dir.join(&**uid)) else {
-                continue;
+            let is_replaced = |(spec, enrolled): &(PodSpec, NetnsId)| {
+                let now = discovery.current(&spec.uid, &spec.addresses, *enrolled);
+                now.is_some_and(|now| now != *enrolled)
             };
-            if netns_id(&now) != enrolled {
+            let replaced = enrolled.into_iter().filter(is_replaced);
+            replaced.map(|(spec, _)| spec.uid).collect::<Vec<_>>()
+        });
+        for uid in replaced.await.unwrap_or_default() {
+            if let Some(entry) = entries.get_mut(&uid) {
                 let why = "it was replaced, capture follows";
                 entry.status = Err(EnrolmentError::Netns(why.into()));
             }
@@ -502,15 +622,17 @@ impl EnrolmentManager {
     }
 
     /// Pods that an earlier process captured and nobody wants any more.
-    async fn withdraw_leftovers(&self, wanted: &BTreeMap<Arc<str>, PodSpec>) {
+    async fn withdraw_leftovers(&self, wanted: &BTreeMap<Arc<str>, Target>) {
         let known = self.redirector.lock().pods();
-        let unwanted = known.into_iter().map(|pod| pod.uid);
-        for uid in unwanted.filter(|uid| !wanted.contains_key(uid.as_str())) {
+        let unwanted = known.into_iter();
+        for pod in unwanted.filter(|pod| !wanted.contains_key(pod.uid.as_str())) {
+            let (uid, addresses) = (pod.uid, pod.addresses);
             info!(target: "enrolment", %uid, "capture of an earlier process removed");
-            // Rules and routes can only be removed from a namespace that can be found; one
-            // whose pod is gone has taken them along.
-            let netns = File::open(self.netns_dir.join(&uid)).ok();
+            let discovery = self.discovery.clone();
             self.capture(&uid, move |redirector, uid| {
+                // Rules and routes can only be removed from a namespace that can be found; one
+                // whose pod is gone has taken them along.
+                let netns = discovery.find(uid, &addresses).ok();
                 if let Some(netns) = netns
                     && let Err(e) = redirector.adopt(uid, netns.as_fd())
                 {

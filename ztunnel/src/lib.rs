@@ -2,7 +2,8 @@
 //! touching them.
 //!
 //! * [`config`], [`process`], [`app`]: how it starts and ends.
-//! * [`control`]: what the control plane says; [`enrolment`]: which pods are captured.
+//! * [`control`]: what the control plane says; [`enrolment`]: which pods are captured;
+//!   [`discovery`]: where they are.
 //! * [`worker`]: the threads that carry connections; [`proxy`]: what happens to one;
 //!   [`connections`]: those that are open.
 //! * [`admin`], [`dump`]: what it tells operators.
@@ -12,6 +13,7 @@ pub mod app;
 pub mod config;
 pub mod connections;
 pub mod control;
+pub mod discovery;
 pub mod dump;
 pub mod enrolment;
 pub mod listeners;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use adit_shared::identity::{SpiffeId, SpiffeIdError, TrustDomain};
 use adit_shared::model::WorkloadUid;
+use adit_shared::model::enrolment::SandboxPod;
 use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::proto::enrolment::Enrolment;
 
@@ -73,10 +74,6 @@ impl PodSpec {
             addresses,
             outbound_only,
         } = enrolment;
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if uid.is_empty() || uid.starts_with('.') || !uid.bytes().all(legal) {
-            return Err(PodSpecError::Uid(uid.clone()));
-        }
         let addresses: Vec<IpAddr> = addresses
             .iter()
             .map(|raw| {
@@ -88,17 +85,48 @@ impl PodSpec {
                 .ok_or(PodSpecError::Address(raw.len()))
             })
             .collect::<Result<_, _>>()?;
-        if addresses.is_empty() {
+        let pod = SandboxPod {
+            uid: uid.clone(),
+            name: name.clone(),
+            namespace: namespace.clone(),
+            service_account: service_account.clone(),
+            addresses,
+            outbound_only: *outbound_only,
+            sandbox: String::new(),
+        };
+        Self::of_sandbox(&pod, trust_domain, cluster)
+    }
+
+    /// Checks what the CNI plugin says of a pod.
+    ///
+    /// # Errors
+    /// [`PodSpecError`] names the field.
+    pub fn of_sandbox(
+        pod: &SandboxPod,
+        trust_domain: &TrustDomain,
+        cluster: &str,
+    ) -> Result<Self, PodSpecError> {
+        let SandboxPod {
+            uid,
+            name,
+            namespace,
+            ..
+        } = pod;
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if uid.is_empty() || uid.starts_with('.') || !uid.bytes().all(legal) {
+            return Err(PodSpecError::Uid(uid.clone()));
+        }
+        if pod.addresses.is_empty() {
             return Err(PodSpecError::NoAddress);
         }
         Ok(Self {
             uid: uid.as_str().into(),
             name: name.as_str().into(),
             namespace: namespace.as_str().into(),
-            identity: SpiffeId::new(trust_domain.clone(), namespace, service_account)?,
+            identity: SpiffeId::new(trust_domain.clone(), namespace, &pod.service_account)?,
             workload: format!("{cluster}//Pod/{namespace}/{name}").into(),
-            addresses,
-            outbound_only: *outbound_only,
+            addresses: pod.addresses.clone(),
+            outbound_only: pod.outbound_only,
         })
     }
 }

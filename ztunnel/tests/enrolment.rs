@@ -21,7 +21,8 @@ use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport, EnrolmentState};
 use adit_shared::telemetry::{Metrics, Telemetry};
-use adit_ztunnel::config::{Config, OwnPod};
+use adit_ztunnel::config::{Config, OwnPod, PodDiscovery};
+use adit_ztunnel::discovery::Discovery;
 use adit_ztunnel::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
 use adit_ztunnel::pod::PodSpec;
 use adit_ztunnel::worker::{Shared, WorkerHandle};
@@ -163,7 +164,8 @@ impl Node {
         let (sender, reports) = watch::channel(EnrolmentReport::default());
         let manager = EnrolmentManager {
             node: name.clone(),
-            netns_dir,
+            discovery: Arc::new(Discovery::Directory(netns_dir)),
+            records: None,
             ipv6: false,
             drain_deadline: Duration::ZERO,
             wanted: wanted.clone(),
@@ -278,7 +280,10 @@ fn config(node: &str, netns_dir: &Path) -> Config {
         cgroup: None,
         bpffs: PathBuf::new(),
         kubelet_cgroup: None,
+        kubelet_port: 10250,
+        pod_discovery: PodDiscovery::Directory,
         netns_dir: netns_dir.to_owned(),
+        socket: None,
         metadata: Default::default(),
     }
 }

@@ -99,6 +99,7 @@ fn node_config(cgroup: Option<PathBuf>) -> anyhow::Result<NodeConfig> {
             cgroup: "/sys/fs/cgroup".into(),
             bpffs: "/sys/fs/bpf".into(),
             kubelet_cgroup: None,
+            kubelet_netns: None,
         },
         Err(error) => return Err(error).context("cannot read this machine's mounts"),
     };

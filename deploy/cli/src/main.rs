@@ -9,6 +9,7 @@ mod analyze;
 mod check;
 mod cluster;
 mod completion;
+mod install;
 mod kubernetes;
 mod local;
 mod output;
@@ -46,6 +47,7 @@ enum Command {
     Check(check::Args),
     Completion(completion::Args),
     Local(local::Args),
+    Manifest(install::manifest::Args),
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::Args),
     #[command(visible_alias = "ps")]
@@ -65,6 +67,7 @@ impl Command {
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
             Self::Local(args) => local::run(args, out),
+            Self::Manifest(args) => install::manifest::run(args, out),
             Self::ProxyConfig(args) => proxy_config::run(args, out),
             Self::ProxyStatus(args) => proxy_status::run(&args, out),
             Self::Tap(args) => tap::run(&args, out),

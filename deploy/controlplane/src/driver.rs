@@ -20,10 +20,14 @@ use crate::auth::Caller;
 use crate::ca::PodDirectory;
 use crate::compile::l7::gateway_of_pod;
 use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
+use crate::kubernetes::Kubernetes;
 use crate::model::{Finding, Objects};
 use crate::serve::{EnrolmentSink, ResourceSnapshot};
-use crate::source::{DirectorySource, SourceState, WatchOptions};
-use crate::status::{CapturedPod, StatusError, StatusStore};
+use crate::source::{
+    DirectorySource, KubernetesOptions, KubernetesSource, SourceState, WatchOptions,
+};
+use crate::status::kubernetes::{Faults, KubernetesStatus, Writers};
+use crate::status::{CapturedPod, StatusBackend, StatusError, StatusStore};
 
 /// When a status file could not be written, this is how long until the next attempt.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
@@ -31,27 +35,45 @@ const STATUS_RETRY: Duration = Duration::from_secs(1);
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Directories or files of manifests.
-    pub config: Vec<PathBuf>,
+    /// Where the objects come from.
+    pub input: Input,
     /// Where status is kept; `None`: in memory, and a restart forgets which pods are
     /// captured.
     pub status: Option<PathBuf>,
+    /// In a cluster: status is written to the API server, about objects while this says
+    /// true. `None`: as without a cluster.
+    pub leading: Option<watch::Receiver<bool>>,
     /// Mesh-wide settings.
     pub mesh: MeshConfig,
     /// How long clients get to follow an opt-out.
     pub withdraw_delay: Duration,
-    /// How the directories are followed.
-    pub watch: WatchOptions,
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Directories or files of manifests.
+    Directories {
+        /// Their paths.
+        roots: Vec<PathBuf>,
+        /// How they are followed.
+        watch: WatchOptions,
+    },
+    /// The API server of a cluster.
+    Kubernetes(Kubernetes),
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            config: Vec::new(),
+            input: Input::Directories {
+                roots: Vec::new(),
+                watch: WatchOptions::default(),
+            },
             status: None,
+            leading: None,
             mesh: MeshConfig::default(),
             withdraw_delay: WITHDRAW_DELAY,
-            watch: WatchOptions::default(),
         }
     }
 }
@@ -63,11 +85,15 @@ pub struct ControlPlane {
     source: watch::Receiver<SourceState>,
     pods: Arc<Pods>,
     reports: Arc<Reports>,
+    faults: Option<Faults>,
+    writers: Option<Writers>,
     task: JoinHandle<()>,
 }
 
 impl ControlPlane {
-    /// Reads the configuration and the status, and publishes the first snapshot.
+    /// Reads the configuration and the status, and publishes the first snapshot. With the
+    /// API server as the source that comes when all of its objects have been read; until
+    /// then the snapshot is an empty one that is not ready.
     ///
     /// Must be called within a tokio runtime.
     ///
@@ -75,33 +101,54 @@ impl ControlPlane {
     /// A status directory that cannot be read. Wrong configuration is no error: what is
     /// wrong is in [`Self::findings`].
     pub async fn start(options: Options) -> Result<Self, StatusError> {
-        let status = match &options.status {
-            Some(directory) => StatusStore::open(directory)?,
-            None => StatusStore::in_memory(),
+        let mut writers = None;
+        let status = match (&options.input, &options.leading, &options.status) {
+            (Input::Kubernetes(kubernetes), Some(leading), _) => {
+                let (status, tasks) = KubernetesStatus::start(kubernetes, leading.clone());
+                writers = Some(tasks);
+                StatusBackend::Kubernetes(status)
+            }
+            (_, _, Some(directory)) => StatusBackend::Directory(StatusStore::open(directory)?),
+            (_, _, None) => StatusBackend::Directory(StatusStore::in_memory()),
         };
-        let source = DirectorySource::open(options.config, options.watch).await;
+        let (faults, written) = match &status {
+            StatusBackend::Kubernetes(status) => (Some(status.faults()), status.written()),
+            StatusBackend::Directory(_) => (None, Arc::default()),
+        };
+        let source = match options.input {
+            Input::Directories { roots, watch } => {
+                Source::Directories(DirectorySource::open(roots, watch).await)
+            }
+            Input::Kubernetes(kubernetes) => Source::Kubernetes(KubernetesSource::start(
+                kubernetes,
+                KubernetesOptions::default(),
+            )),
+        };
         let mut state = source.subscribe();
-        let captured: Vec<_> = status
-            .captured()
-            .map(|pod| (pod.uid.clone(), pod.node.clone()))
-            .collect();
+        let first = state.borrow_and_update().clone();
+        let captured = status.captured(&first.objects);
         let engine = Engine {
             tracker: RedirectionTracker::new(options.withdraw_delay, captured),
             compiler: Compiler::new(options.mesh),
             status,
             snapshot: ResourceSnapshot::default(),
             status_failed: false,
+            seeded: first.synced,
         };
-        let objects = state.borrow_and_update().objects.clone();
         let pods = Arc::new(Pods {
-            objects: ArcSwap::from_pointee(objects.clone()),
+            objects: ArcSwap::from_pointee(first.objects.clone()),
+            complete: matches!(source, Source::Kubernetes(_)),
         });
         let reports = Arc::new(Reports::default());
-        let engine = match step(engine, objects, BTreeMap::new()).await {
-            Ok(engine) => engine,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The runtime shuts down, and this task with it.
-            Err(_) => std::future::pending().await,
+        // Half of the objects compile to half of a mesh, which takes away the other half.
+        let engine = match first.synced {
+            false => engine,
+            true => match step(engine, first.objects, BTreeMap::new()).await {
+                Ok(engine) => engine,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime shuts down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         };
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let task = tokio::spawn(run(
@@ -110,6 +157,7 @@ impl ControlPlane {
             state.clone(),
             pods.clone(),
             reports.clone(),
+            written,
             publish,
         ));
         Ok(Self {
@@ -117,6 +165,8 @@ impl ControlPlane {
             source: state,
             pods,
             reports,
+            faults,
+            writers,
             task,
         })
     }
@@ -128,7 +178,12 @@ impl ControlPlane {
 
     /// What is wrong with the configuration now.
     pub fn findings(&self) -> Arc<Vec<Finding>> {
-        self.source.borrow().findings.clone()
+        let of_source = self.source.borrow().findings.clone();
+        let others = self.faults.as_ref().map(Faults::findings);
+        match others.filter(|others| !others.is_empty()) {
+            None => of_source,
+            Some(others) => Arc::new(of_source.iter().cloned().chain(others).collect()),
+        }
     }
 
     /// Which pods run where, for the certificate service.
@@ -139,6 +194,18 @@ impl ControlPlane {
     /// Where reports of the nodes go.
     pub fn reports(&self) -> Arc<dyn EnrolmentSink> {
         self.reports.clone()
+    }
+
+    /// In a cluster: where it is told what is wrong with objects that are generated.
+    pub fn faults(&self) -> Option<Faults> {
+        self.faults.clone()
+    }
+
+    /// Ends the tasks that write to the API server, and waits until they have ended.
+    pub async fn stop_writing(&mut self) {
+        if let Some(writers) = self.writers.take() {
+            writers.stop().await;
+        }
     }
 
     /// Returns when the control plane has ended, which it does by a defect only: the
@@ -156,10 +223,27 @@ impl Drop for ControlPlane {
     }
 }
 
+/// What is followed. Dropping it ends that.
+enum Source {
+    Directories(DirectorySource),
+    Kubernetes(KubernetesSource),
+}
+
+impl Source {
+    fn subscribe(&self) -> watch::Receiver<SourceState> {
+        match self {
+            Self::Directories(source) => source.subscribe(),
+            Self::Kubernetes(source) => source.subscribe(),
+        }
+    }
+}
+
 /// The pods of the source, as the certificate service asks for them.
 #[derive(Debug)]
 struct Pods {
     objects: ArcSwap<Objects>,
+    /// The pods of node proxies are among them.
+    complete: bool,
 }
 
 impl PodDirectory for Pods {
@@ -172,6 +256,23 @@ impl PodDirectory for Pods {
                     && &*pod.service_account == service_account
                     && pod.phase != Phase::Failed
             })
+        })
+    }
+
+    fn knows(&self, caller: &Caller) -> bool {
+        if !self.complete {
+            return true;
+        }
+        let objects = self.objects.load();
+        let pod = objects
+            .namespaces
+            .get(caller.namespace.as_str())
+            .and_then(|of| of.pods.get(caller.pod_name.as_str()));
+        pod.is_some_and(|pod| {
+            *pod.meta.uid == *caller.pod_uid
+                && *pod.service_account == *caller.service_account
+                && *pod.node == *caller.node
+                && !pod.phase.is_terminal()
         })
     }
 
@@ -208,10 +309,11 @@ impl Reports {
 
 async fn run(
     mut engine: Engine,
-    source: DirectorySource,
+    source: Source,
     mut state: watch::Receiver<SourceState>,
     pods: Arc<Pods>,
     reports: Arc<Reports>,
+    written: Arc<Notify>,
     publish: watch::Sender<Arc<ResourceSnapshot>>,
 ) {
     loop {
@@ -230,9 +332,15 @@ async fn run(
                 }
             }
             () = reports.arrived.notified() => {}
+            () = written.notified() => {}
             () = wait => {}
         }
-        let objects = state.borrow_and_update().objects.clone();
+        let SourceState {
+            objects, synced, ..
+        } = state.borrow_and_update().clone();
+        if !synced {
+            continue;
+        }
         // A pod whose certificate is asked for has to be known before it is published.
         pods.objects.store(Arc::new(objects.clone()));
         engine = match step(engine, objects, reports.take()).await {
@@ -268,9 +376,11 @@ async fn step(
 struct Engine {
     tracker: RedirectionTracker,
     compiler: Compiler,
-    status: StatusStore,
+    status: StatusBackend,
     snapshot: ResourceSnapshot,
     status_failed: bool,
+    /// The tracker knows which pods were captured before.
+    seeded: bool,
 }
 
 impl Engine {
@@ -286,7 +396,14 @@ impl Engine {
             self.tracker.report(node, pods);
         }
         let desired = desired(objects, self.compiler.mesh());
-        let redirection = self.tracker.reconcile(&desired, now);
+        if !std::mem::replace(&mut self.seeded, true) {
+            // Those that are to be released get their delay, for clients know them as captured.
+            for (uid, node) in self.status.captured(objects) {
+                self.tracker.adopt(&uid, &node);
+            }
+        }
+        self.status.adopt(objects, &desired, &mut self.tracker);
+        let mut redirection = self.tracker.reconcile(&desired, now);
         // Before anybody relies on it.
         let captured: BTreeMap<_, _> = self.tracker.captured().collect();
         let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
@@ -300,13 +417,15 @@ impl Engine {
                 name: meta.name.clone(),
             })
         });
-        let written = self.status.set_captured(captured);
+        let written = self
+            .status
+            .set_captured(captured, objects, &mut redirection);
         let mut builder = self.snapshot.edit();
         let namespaces = self.compiler.update(objects, &redirection, &mut builder);
         self.snapshot = builder.build();
         let written = written.and(
             self.status
-                .set_statuses(self.compiler.statuses(), wall_clock),
+                .set_statuses(self.compiler.statuses(), objects, wall_clock),
         );
         self.status_failed = match written {
             Ok(()) => false,

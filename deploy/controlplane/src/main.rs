@@ -8,11 +8,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_controlplane::auth::{JwtAuthenticator, TrustedAccounts};
-use adit_controlplane::ca::{CertificateIssuer, TtlPolicy, parse_duration};
+use adit_controlplane::auth::{
+    Authenticator, JwtAuthenticator, ReviewOptions, TokenReviewer, TrustedAccounts,
+};
+use adit_controlplane::ca::{
+    CertificateIssuer, ClusterCa, CurrentCa, RotationTimes, TtlPolicy, parse_duration,
+};
 use adit_controlplane::compile::MeshConfig;
-use adit_controlplane::driver::{ControlPlane, Options};
+use adit_controlplane::driver::{ControlPlane, Input, Options};
+use adit_controlplane::kubernetes::lease::Elector;
+use adit_controlplane::kubernetes::{self, RootCertificates};
+use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
+use adit_controlplane::source::WatchOptions;
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -27,8 +35,12 @@ const LOG_FLUSH: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    /// Reads the cluster that this process runs in, or the one of KUBECONFIG, in place of
+    /// directories; keys and tokens are the cluster's too.
+    #[arg(long, env = "ADIT_KUBERNETES")]
+    kubernetes: bool,
     /// Directory or file of manifests; may be given several times.
-    #[arg(long, env = "ADIT_CONFIG_DIR", required = true, value_delimiter = ':')]
+    #[arg(long, env = "ADIT_CONFIG_DIR", value_delimiter = ':')]
     config_dir: Vec<PathBuf>,
     /// Where status is kept. Without it a restart forgets which pods are captured.
     #[arg(long, env = "ADIT_STATUS_DIR")]
@@ -36,13 +48,19 @@ struct Args {
     /// Key and certificates of the certificate authority: Istio's `cacerts` files if they are
     /// there, made at the first start if not. Clients take root-cert.pem from here.
     #[arg(long, env = "ADIT_CA_DIR")]
-    ca_dir: PathBuf,
+    ca_dir: Option<PathBuf>,
     /// PEM file of the public keys that service-account tokens are signed with (P-256).
     #[arg(long, env = "ADIT_TOKEN_KEY")]
-    token_key: PathBuf,
+    token_key: Option<PathBuf>,
     /// Refuses tokens of other issuers.
     #[arg(long, env = "ADIT_TOKEN_ISSUER")]
     token_issuer: Option<String>,
+    /// In a cluster: the namespace of the control plane.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    namespace: String,
+    /// In a cluster: the name of this replica's pod; must differ from replica to replica.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Trust domain of every workload.
     #[arg(long, env = "TRUST_DOMAIN", default_value = TrustDomain::DEFAULT, value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
@@ -95,12 +113,62 @@ struct Args {
         default_value = "istio-system/ztunnel"
     )]
     trusted_node_accounts: TrustedAccounts,
+    #[command(flatten)]
+    waypoints: WaypointArgs,
     /// Validity of certificates for which none is asked.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = parse_duration)]
     default_workload_cert_ttl: Duration,
     /// Validity of certificates whatever is asked for.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = parse_duration)]
     max_workload_cert_ttl: Duration,
+    /// In a cluster: how long a new certificate authority is announced before it signs. By
+    /// default three fifths of the default validity, so that every proxy has renewed.
+    #[arg(long, env = "ADIT_CA_ROTATION_ANNOUNCE", value_parser = parse_duration)]
+    ca_rotation_announce: Option<Duration>,
+}
+
+impl Args {
+    fn rotation_times(&self) -> RotationTimes {
+        let times = RotationTimes::for_certificates_of(self.default_workload_cert_ttl);
+        RotationTimes {
+            announce: self.ca_rotation_announce.unwrap_or(times.announce),
+            ..times
+        }
+    }
+}
+
+/// In a cluster: what waypoints are run with.
+#[derive(Debug, clap::Args)]
+struct WaypointArgs {
+    /// Where images come from.
+    #[arg(long, env = "ADIT_HUB", default_value = "docker.io/adit")]
+    hub: String,
+    /// Which images.
+    #[arg(long, env = "ADIT_TAG", default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// Image of waypoints, in place of hub and tag.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE")]
+    waypoint_image: Option<String>,
+    /// When nodes fetch it: Always, IfNotPresent or Never.
+    #[arg(
+        long,
+        env = "ADIT_WAYPOINT_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    waypoint_image_pull_policy: String,
+    /// Names of Secrets for the registry, in the Gateways' namespaces.
+    #[arg(long, env = "ADIT_WAYPOINT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    waypoint_image_pull_secrets: Vec<String>,
+    /// Resources and placement of waypoints, as JSON: the chart's global.waypoint.
+    #[arg(long, env = "ADIT_WAYPOINT_DEFAULTS", default_value = "")]
+    waypoint_defaults: PodDefaults,
+    /// Where waypoints find the control plane.
+    #[arg(
+        long,
+        env = "ADIT_CONTROL_PLANE_ADDRESS",
+        default_value = "https://istiod.istio-system.svc:15012"
+    )]
+    control_plane_address: String,
 }
 
 fn main() -> ExitCode {
@@ -136,14 +204,31 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
 
-    let authenticator = JwtAuthenticator::from_file(&args.token_key, args.token_issuer.as_deref())?;
-    let ca = LocalCa::load_or_generate(&args.ca_dir, &args.trust_domain)
-        .context("certificate authority")?;
-    let mut control_plane = ControlPlane::start(options(&args))
+    let Surroundings {
+        input,
+        authenticator,
+        ca,
+        cluster: _cluster,
+    } = surroundings(&args).await?;
+    let cluster = match &input {
+        Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
+        Input::Directories { .. } => None,
+    };
+    let elector = cluster.as_ref().map(Elector::start);
+    let mut options = options(&args, input);
+    options.leading = elector.as_ref().map(Elector::leading);
+    let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
+    let mut provisioner = tokio::task::JoinSet::new();
+    if let (Some(cluster), Some(elector), Some(faults)) =
+        (&cluster, &elector, control_plane.faults())
+    {
+        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        provisioner.spawn(provision.run(elector.leading()));
+    }
     let issuer = CertificateIssuer::new(
-        Arc::new(ca),
+        ca,
         control_plane.pods(),
         args.trust_domain,
         args.trusted_node_accounts,
@@ -161,7 +246,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         },
         Backends {
             snapshots: control_plane.snapshots(),
-            authenticator: Arc::new(authenticator),
+            authenticator,
             issuer: Arc::new(issuer),
             reports: control_plane.reports(),
         },
@@ -174,6 +259,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         () = control_plane.ended() => true,
     };
     info!("stopping");
+    // Another replica leads as soon as the Lease is back, so whoever writes ends before.
+    provisioner.shutdown().await;
+    control_plane.stop_writing().await;
+    if let Some(elector) = elector {
+        elector.release().await;
+    }
     if !serving.stop().await {
         info!("not every connection ended in time");
     }
@@ -181,9 +272,102 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(args: &Args) -> Options {
+/// What differs between a cluster and a directory.
+struct Surroundings {
+    input: Input,
+    authenticator: Arc<dyn Authenticator>,
+    ca: CurrentCa,
+    /// What goes on in a cluster as long as this lives.
+    cluster: Option<(ClusterCa, RootCertificates)>,
+}
+
+async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
+    if args.kubernetes {
+        anyhow::ensure!(
+            args.config_dir.is_empty(),
+            "--kubernetes and --config-dir exclude each other"
+        );
+        let identity = match &args.pod_name {
+            Some(name) => name.clone(),
+            None => hostname().context("POD_NAME is not set")?,
+        };
+        let kubernetes = kubernetes::connect(&args.namespace, &identity).await?;
+        let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
+        let times = args.rotation_times();
+        let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
+        let roots = RootCertificates::start(kubernetes.clone(), ca.current());
+        return Ok(Surroundings {
+            input: Input::Kubernetes(kubernetes),
+            authenticator: Arc::new(reviewer),
+            ca: ca.current(),
+            cluster: Some((ca, roots)),
+        });
+    }
+    anyhow::ensure!(
+        !args.config_dir.is_empty(),
+        "--config-dir or --kubernetes is needed"
+    );
+    let key = args
+        .token_key
+        .as_deref()
+        .context("--token-key is needed with --config-dir")?;
+    let authenticator = JwtAuthenticator::from_file(key, args.token_issuer.as_deref())?;
+    Ok(Surroundings {
+        input: Input::Directories {
+            roots: args.config_dir.clone(),
+            watch: WatchOptions::default(),
+        },
+        authenticator: Arc::new(authenticator),
+        ca: local_ca(args)?,
+        cluster: None,
+    })
+}
+
+fn local_ca(args: &Args) -> anyhow::Result<CurrentCa> {
+    let directory = args
+        .ca_dir
+        .as_deref()
+        .context("--ca-dir is needed with --config-dir")?;
+    let ca = LocalCa::load_or_generate(directory, &args.trust_domain)
+        .context("certificate authority")?;
+    Ok(Arc::new(ca).into())
+}
+
+fn waypoint_settings(args: &Args) -> WaypointSettings {
+    let of = &args.waypoints;
+    let not_empty = |text: &&String| !text.is_empty();
+    WaypointSettings {
+        image: match of.waypoint_image.as_ref().filter(not_empty) {
+            Some(image) => image.clone(),
+            None => WaypointSettings::image_of(&of.hub, &of.tag),
+        },
+        pull_policy: of.waypoint_image_pull_policy.clone(),
+        pull_secrets: of
+            .waypoint_image_pull_secrets
+            .iter()
+            .filter(not_empty)
+            .cloned()
+            .collect(),
+        defaults: of.waypoint_defaults.clone(),
+        control_plane: of.control_plane_address.clone(),
+        trust_domain: args.trust_domain.to_string(),
+        cluster_id: args.cluster_id.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        network: args.network.clone(),
+        revision: args.revision.clone(),
+        root_namespace: args.root_namespace.clone(),
+    }
+}
+
+/// A pod's host name is its own name.
+fn hostname() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("host name")?;
+    Ok(name.trim().to_owned())
+}
+
+fn options(args: &Args, input: Input) -> Options {
     let mut options = Options {
-        config: args.config_dir.clone(),
+        input,
         status: args.status_dir.clone(),
         mesh: MeshConfig {
             trust_domain: args.trust_domain.clone(),

@@ -140,6 +140,7 @@ impl Lab {
             cgroup: self.cgroup.clone(),
             bpffs: self.directory.join("bpf"),
             kubelet_cgroup: Some(self.cgroup.join("kubelet")),
+            kubelet_netns: None,
         }
     }
 

@@ -11,6 +11,7 @@
 mod address;
 mod balance;
 mod convert;
+pub mod enrolment;
 pub mod inbound;
 mod intern;
 pub mod route;

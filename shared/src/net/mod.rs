@@ -3,4 +3,5 @@
 pub mod accept;
 pub mod copy;
 pub mod drain;
+pub mod handoff;
 pub mod socket;

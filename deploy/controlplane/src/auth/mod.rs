@@ -1,12 +1,14 @@
 //! Who calls: service-account tokens, and what else a request says about its sender.
 
 mod jwt;
+mod token_review;
 mod trusted;
 
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
 pub use jwt::{JwtAuthenticator, KeyError};
+pub use token_review::{ReviewOptions, TokenReviewer};
 pub use trusted::{TrustedAccounts, TrustedAccountsError};
 
 /// The audience that the tokens of node proxies have, as in Istio.

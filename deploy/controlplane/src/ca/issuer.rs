@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use adit_shared::identity::{LocalCa, LocalCaError, SpiffeId, TrustDomain};
+use adit_shared::identity::{LocalCaError, SpiffeId, TrustDomain};
 use adit_shared::proto::ca::IstioCertificateRequest;
 use prost_types::value::Kind;
 
-use super::{PodDirectory, TtlPolicy};
+use super::{CurrentCa, PodDirectory, TtlPolicy};
 use crate::auth::{Caller, TrustedAccounts};
 
 /// The metadata field with the identity that a node asks for.
@@ -20,7 +20,7 @@ const MAX_CSR_BYTES: usize = 16 << 10;
 
 /// Issues certificates to callers.
 pub struct CertificateIssuer {
-    ca: Arc<LocalCa>,
+    ca: CurrentCa,
     pods: Arc<dyn PodDirectory>,
     trust_domain: TrustDomain,
     trusted: TrustedAccounts,
@@ -79,14 +79,14 @@ impl Refusal {
 impl CertificateIssuer {
     /// An issuer for the identities of `trust_domain`.
     pub fn new(
-        ca: Arc<LocalCa>,
+        ca: impl Into<CurrentCa>,
         pods: Arc<dyn PodDirectory>,
         trust_domain: TrustDomain,
         trusted: TrustedAccounts,
         ttl: TtlPolicy,
     ) -> Self {
         Self {
-            ca,
+            ca: ca.into(),
             pods,
             trust_domain,
             trusted,
@@ -95,7 +95,7 @@ impl CertificateIssuer {
     }
 
     /// The authority that signs.
-    pub fn ca(&self) -> &Arc<LocalCa> {
+    pub fn ca(&self) -> &CurrentCa {
         &self.ca
     }
 
@@ -126,13 +126,14 @@ impl CertificateIssuer {
             )));
         }
         let ttl = self.ttl.decide(request.validity_duration);
-        let chain = self
-            .ca
-            .sign(&request.csr, &identity, ttl)
-            .map_err(|error| match error {
-                LocalCaError::Request(_) => Refusal::Csr(error.to_string()),
-                error => Refusal::Signing(error),
-            })?;
+        let chain =
+            self.ca
+                .get()
+                .sign(&request.csr, &identity, ttl)
+                .map_err(|error| match error {
+                    LocalCaError::Request(_) => Refusal::Csr(error.to_string()),
+                    error => Refusal::Signing(error),
+                })?;
         Ok((identity, chain.to_pem_parts()))
     }
 
@@ -184,7 +185,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use adit_shared::identity::{
-        CertificateRequest, SignedChain, TrustDomain, WorkloadCertificate,
+        CertificateRequest, LocalCa, SignedChain, TrustDomain, WorkloadCertificate,
     };
     use prost_types::{Struct, Value};
 

@@ -1,114 +1,29 @@
-//! Whether a pod belongs to the mesh (reference: Istio's CNI agent and its label
-//! `istio.io/dataplane-mode`).
+//! Which pods of a node are to be enrolled: the shared decision over the control plane's
+//! own objects.
 
-use std::fmt;
-
+pub(crate) use adit_shared::model::enrolment::go_bool;
+use adit_shared::model::enrolment::{self, BYPASS_INBOUND, Candidate, is_outbound_only};
+pub use adit_shared::model::enrolment::{DATAPLANE_MODE, Decision, Reason};
 use adit_shared::proto::enrolment::Enrolment;
 
 use super::mesh::MeshConfig;
 use super::wire::ip_bytes;
 use crate::model::{Namespace, Pod};
 
-/// The opt-in label, on namespaces and pods. The pod's has precedence.
-pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
-
-/// The decision about one pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// Its traffic is captured.
-    Enrol,
-    /// It is left alone.
-    Leave(Reason),
-}
-
-/// Why a pod is left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// Neither the pod nor its namespace asks for it.
-    NotLabelled,
-    /// The pod's label says `none`.
-    OptedOut,
-    /// It uses its node's network.
-    HostNetwork,
-    /// A sidecar was injected, which does the same work.
-    Sidecar,
-    /// Its namespace is excluded.
-    ExcludedNamespace,
-    /// It is part of the mesh's own data plane.
-    DataPlane,
-    /// It has ended.
-    Ended,
-    /// It has no address yet.
-    NoAddress,
-    /// It is not on a node yet.
-    NotScheduled,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotLabelled => {
-                "neither the pod nor its namespace has the label istio.io/dataplane-mode=ambient"
-            }
-            Self::OptedOut => "the pod has the label istio.io/dataplane-mode=none",
-            Self::HostNetwork => "the pod uses its node's network",
-            Self::Sidecar => "the pod has a sidecar",
-            Self::ExcludedNamespace => "the namespace is excluded from the mesh",
-            Self::DataPlane => "the pod is part of the mesh's data plane",
-            Self::Ended => "the pod has ended",
-            Self::NoAddress => "the pod has no address yet",
-            Self::NotScheduled => "the pod is not on a node yet",
-        })
-    }
-}
-
 /// Decides about `pod`. `namespace` may be unknown.
 pub fn decide(pod: &Pod, namespace: Option<&Namespace>, mesh: &MeshConfig) -> Decision {
-    use Decision::{Enrol, Leave};
     let meta = &pod.meta;
-    if pod.host_network {
-        return Leave(Reason::HostNetwork);
-    }
-    if meta.annotations.contains_key("sidecar.istio.io/status") {
-        return Leave(Reason::Sidecar);
-    }
-    if mesh.excluded_namespaces.contains(&meta.namespace) {
-        return Leave(Reason::ExcludedNamespace);
-    }
-    if is_data_plane(pod, mesh) {
-        return Leave(Reason::DataPlane);
-    }
-    if pod.phase.is_terminal() {
-        return Leave(Reason::Ended);
-    }
-    let inherited = namespace.and_then(|namespace| namespace.meta.label(DATAPLANE_MODE));
-    match (meta.label(DATAPLANE_MODE), inherited) {
-        (Some("none"), _) => return Leave(Reason::OptedOut),
-        (Some("ambient"), _) | (_, Some("ambient")) => {}
-        _ => return Leave(Reason::NotLabelled),
-    }
-    if pod.addresses.is_empty() {
-        return Leave(Reason::NoAddress);
-    }
-    if pod.node.is_empty() {
-        return Leave(Reason::NotScheduled);
-    }
-    Enrol
-}
-
-/// Waypoints and gateways speak HBONE themselves; node proxies and node agents are what
-/// captures.
-fn is_data_plane(pod: &Pod, mesh: &MeshConfig) -> bool {
-    let meta = &pod.meta;
-    let app = meta
-        .label("app.kubernetes.io/name")
-        .or_else(|| meta.label("app"));
-    let node_program = meta.namespace == mesh.root_namespace
-        && [app, meta.label("k8s-app"), meta.label("app")]
-            .into_iter()
-            .flatten()
-            .any(|app| matches!(app, "ztunnel" | "adit-cni" | "istio-cni-node"));
-    node_program || meta.label("gateway.istio.io/managed").is_some()
+    let candidate = Candidate {
+        namespace: &meta.namespace,
+        namespace_mode: namespace.and_then(|namespace| namespace.meta.label(DATAPLANE_MODE)),
+        label: &|key| meta.label(key),
+        annotation: &|key| meta.annotation(key),
+        host_network: pod.host_network,
+        ended: pod.phase.is_terminal(),
+        has_address: !pod.addresses.is_empty(),
+        scheduled: !pod.node.is_empty(),
+    };
+    enrolment::decide(candidate, &mesh.root_namespace, &mesh.excluded_namespaces)
 }
 
 /// The resource that tells a node to capture `pod`.
@@ -119,20 +34,7 @@ pub(super) fn resource(pod: &Pod) -> Enrolment {
         namespace: pod.meta.namespace.to_string(),
         service_account: pod.service_account.to_string(),
         addresses: pod.addresses.iter().map(ip_bytes).collect(),
-        outbound_only: pod
-            .meta
-            .annotation("ambient.istio.io/bypass-inbound-capture")
-            .and_then(go_bool)
-            .unwrap_or_default(),
-    }
-}
-
-/// A boolean as Go reads it (`strconv.ParseBool`).
-pub(crate) fn go_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
+        outbound_only: is_outbound_only(pod.meta.annotation(BYPASS_INBOUND)),
     }
 }
 

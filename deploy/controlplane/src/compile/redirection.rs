@@ -87,6 +87,14 @@ impl RedirectionTracker {
         }
     }
 
+    /// Learns of a captured pod from elsewhere: another replica has its node's reports.
+    pub fn adopt(&mut self, uid: &PodUid, node: &Arc<str>) {
+        if !self.pods.contains_key(uid) {
+            let node = node.clone();
+            self.pods.insert(uid.clone(), State::Enabled { node });
+        }
+    }
+
     /// Takes a node's report, which replaces the one before. Says whether it differs.
     pub fn report(&mut self, node: &str, pods: &[PodEnrolment]) -> bool {
         let report: BTreeMap<PodUid, PodReport> = pods

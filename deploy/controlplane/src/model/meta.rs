@@ -217,6 +217,8 @@ pub struct Meta {
     pub annotations: BTreeMap<String, String>,
     /// When it was created.
     pub age: Age,
+    /// `metadata.generation`: counts the versions of `spec`, where an API server does so.
+    pub generation: Option<i64>,
     /// `deletionTimestamp` is set.
     pub deleting: bool,
     /// Where it was read.
@@ -274,6 +276,7 @@ impl Meta {
             age: meta
                 .creation_timestamp
                 .map_or(Age::Unstated, |time| Age::Created(time.0)),
+            generation: meta.generation,
             deleting: meta.deletion_timestamp.is_some(),
             origin,
         })

@@ -58,6 +58,49 @@ macro_rules! kinds {
                         .all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
             }
 
+            /// The metadata of an object, if there is such a one.
+            pub fn meta(&self, reference: &ObjectRef) -> Option<&Meta> {
+                match reference.kind {
+                    Kind::Namespace => {
+                        let of = self.namespaces.get(&reference.name)?;
+                        Some(&of.namespace.as_ref()?.meta)
+                    }
+                    $(Kind::$Cluster => Some(&self.$cluster.get(&reference.name)?.meta),)*
+                    $(Kind::$Kind => {
+                        let of = self.namespaces.get(&reference.namespace)?;
+                        Some(&of.$field.get(&reference.name)?.meta)
+                    })*
+                }
+            }
+
+            /// Puts or takes away one object.
+            fn set(&mut self, key: &ObjectRef, object: Option<Object>) {
+                let name = &key.name;
+                match (key.kind, object) {
+                    $((Kind::$Cluster, Some(Object::$Cluster(object))) => {
+                        Arc::make_mut(&mut self.$cluster).insert(name.clone(), object);
+                    })*
+                    $((Kind::$Cluster, _) => {
+                        Arc::make_mut(&mut self.$cluster).remove(name);
+                    })*
+                    (kind, object) => {
+                        let place = match kind {
+                            Kind::Namespace => name,
+                            _ => &key.namespace,
+                        };
+                        let of = self.namespaces.entry(place.clone()).or_default();
+                        let of = Arc::make_mut(of);
+                        match object {
+                            Some(object) => of.insert(name.clone(), object),
+                            None => of.remove(kind, name),
+                        }
+                        if of.is_empty() {
+                            self.namespaces.remove(place);
+                        }
+                    }
+                }
+            }
+
             /// Makes the objects of one cluster-scoped kind anew.
             fn rebuild_cluster(&mut self, kind: Kind, all: &BTreeMap<ObjectRef, Object>) {
                 match kind {
@@ -76,6 +119,21 @@ macro_rules! kinds {
         }
 
         impl NamespaceObjects {
+            /// Whether there is nothing.
+            pub fn is_empty(&self) -> bool {
+                self.namespace.is_none() $(&& self.$field.is_empty())*
+            }
+
+            fn remove(&mut self, kind: Kind, name: &str) {
+                match kind {
+                    Kind::Namespace => self.namespace = None,
+                    $(Kind::$Cluster => {})*
+                    $(Kind::$Kind => {
+                        self.$field.remove(name);
+                    })*
+                }
+            }
+
             fn insert(&mut self, name: Arc<str>, object: Object) {
                 match object {
                     Object::Namespace(object) => self.namespace = Some(object),
@@ -250,6 +308,22 @@ impl ObjectTable {
         &self.built
     }
 
+    /// Puts, or with `None` takes away, one object. What is built shares everything else
+    /// with what it was before.
+    pub fn set(&mut self, key: ObjectRef, object: Option<Object>) {
+        match object {
+            Some(object) => {
+                self.built.set(&key, Some(object.clone()));
+                self.objects.insert(key, object);
+            }
+            None => {
+                if self.objects.remove(&key).is_some() {
+                    self.built.set(&key, None);
+                }
+            }
+        }
+    }
+
     /// The object of that name.
     pub fn get(&self, key: &ObjectRef) -> Option<&Object> {
         self.objects.get(key)
@@ -258,5 +332,56 @@ impl ObjectTable {
     /// The set as it is.
     pub fn objects(&self) -> &Objects {
         &self.built
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::decode_text;
+
+    fn objects(yaml: &str) -> BTreeMap<ObjectRef, Object> {
+        let decoded = decode_text(yaml).into_iter();
+        decoded
+            .map(|(object, _)| (object.reference(), object))
+            .collect()
+    }
+
+    /// One by one or all at once: the same set, and the same sharing.
+    #[test]
+    fn single_changes_add_up_to_the_whole() {
+        let all = objects(
+            "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n\
+             {apiVersion: v1, kind: Service, metadata: {name: s, namespace: a}}\n---\n\
+             {apiVersion: v1, kind: Service, metadata: {name: s, namespace: b}}\n---\n\
+             {apiVersion: v1, kind: Node, metadata: {name: n}}\n",
+        );
+        let mut whole = ObjectTable::default();
+        whole.replace(all.clone());
+        let mut single = ObjectTable::default();
+        for (key, object) in &all {
+            single.set(key.clone(), Some(object.clone()));
+        }
+        assert_eq!(
+            format!("{:?}", single.objects()),
+            format!("{:?}", whole.objects())
+        );
+
+        let before = single.objects().clone();
+        let service = all.keys().find(|key| &*key.namespace == "b");
+        single.set(service.expect("there").clone(), None);
+        let after = single.objects();
+        assert!(!after.namespaces.contains_key("b"), "nothing is left of it");
+        assert!(Arc::ptr_eq(&before.namespaces["a"], &after.namespaces["a"]));
+        assert!(
+            before.namespaces.contains_key("b"),
+            "a clone stays as it is"
+        );
+        assert!(!after.same(&before));
+        for key in all.keys() {
+            single.set(key.clone(), None);
+        }
+        let left = single.objects();
+        assert!(left.namespaces.is_empty() && left.nodes.is_empty());
     }
 }

@@ -10,6 +10,8 @@ use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::ca::CurrentCa;
+
 use super::metrics::Metrics;
 
 const RETRY: Duration = Duration::from_secs(60);
@@ -40,7 +42,7 @@ pub enum ServingError {
 
 /// The TLS configuration of the moment.
 pub(super) struct ServingTls {
-    ca: Arc<LocalCa>,
+    ca: CurrentCa,
     names: Vec<String>,
     addresses: Vec<IpAddr>,
     ttl: Duration,
@@ -51,7 +53,7 @@ pub(super) struct ServingTls {
 impl ServingTls {
     /// Issues the first certificate. `more` are names and addresses beyond the usual ones.
     pub(super) fn new(
-        ca: Arc<LocalCa>,
+        ca: CurrentCa,
         more: &[String],
         ttl: Duration,
         metrics: Arc<Metrics>,
@@ -67,7 +69,7 @@ impl ServingTls {
                 Err(_) => names.push(name.clone()),
             }
         }
-        let (config, renew_in) = issue(&ca, &names, &addresses, ttl, &metrics)?;
+        let (config, renew_in) = issue(&ca.get(), &names, &addresses, ttl, &metrics)?;
         let tls = Self {
             ca,
             names,
@@ -87,13 +89,15 @@ impl ServingTls {
     /// Renews until stopped. Connections keep what they were accepted with.
     pub(super) async fn renew(&self, first_in: Duration, stop: CancellationToken) {
         let mut wait = first_in;
+        let mut ca = self.ca.clone();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(wait.max(MIN_INTERVAL)) => {}
+                () = ca.changed() => {}
                 () = stop.cancelled() => return,
             }
             wait = match issue(
-                &self.ca,
+                &ca.get(),
                 &self.names,
                 &self.addresses,
                 self.ttl,

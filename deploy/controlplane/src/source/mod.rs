@@ -1,15 +1,18 @@
 //! Where objects come from.
 //!
 //! A source publishes a [`SourceState`] through a `tokio::sync::watch` channel: the
-//! whole set, with unchanged parts shared. Today that is a directory of manifests.
+//! whole set, with unchanged parts shared. The source is a directory of manifests, or the
+//! API server of a cluster.
 
 mod decode;
 mod directory;
 mod document;
+mod kubernetes;
 mod watch;
 
 pub(crate) use decode::{Decoded, decode};
 pub use directory::Directory;
+pub use kubernetes::{KubernetesOptions, KubernetesSource};
 pub use watch::{DirectorySource, SourceState, WatchOptions};
 
 use std::fs;

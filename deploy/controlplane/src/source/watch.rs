@@ -25,6 +25,9 @@ pub struct SourceState {
     pub objects: Objects,
     /// What is wrong.
     pub findings: Arc<Vec<Finding>>,
+    /// Everything has been read once. Before that nothing is to be concluded from what is
+    /// not among the objects.
+    pub synced: bool,
 }
 
 /// How long the directory has to be quiet before it is read.
@@ -129,6 +132,7 @@ async fn load(mut directory: Directory) -> (Directory, SourceState) {
     let state = SourceState {
         objects: directory.objects().clone(),
         findings: Arc::new(directory.findings().to_vec()),
+        synced: true,
     };
     (directory, state)
 }
@@ -181,7 +185,7 @@ async fn settle(woken: &mut mpsc::Receiver<()>, options: WatchOptions) {
 }
 
 /// Every finding is logged once, when it appears.
-fn log_new(before: &[Finding], now: &[Finding]) {
+pub(super) fn log_new(before: &[Finding], now: &[Finding]) {
     let known: HashSet<String> = before.iter().map(ToString::to_string).collect();
     for finding in now {
         let text = finding.to_string();

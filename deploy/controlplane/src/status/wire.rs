@@ -50,6 +50,9 @@ pub struct StoredCondition {
     pub message: String,
     /// RFC 3339.
     pub last_transition_time: String,
+    /// `metadata.generation` of the version that was looked at, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 /// An address of a Gateway.
@@ -122,13 +125,18 @@ pub struct StoredAncestor {
 }
 
 impl Item {
-    /// Writes `status`. A condition that was so `before` keeps its time.
+    /// Writes `status`, which is of the object's version `generation`. A condition that was
+    /// so `before` keeps its time.
     pub(super) fn new(
         object: &ObjectRef,
         status: &ObjectStatus,
+        generation: Option<i64>,
         before: Option<&Self>,
         now: &str,
     ) -> Self {
+        let stamp = |conditions: &[Condition], before: Option<&[StoredCondition]>| {
+            stamp(conditions, before.unwrap_or_default(), generation, now)
+        };
         let addresses = status.addresses.iter().map(|address| StoredAddress {
             kind: address.kind.into(),
             value: address.value.clone(),
@@ -142,11 +150,7 @@ impl Item {
                 name: listener.name.clone(),
                 attached_routes: 0,
                 supported_kinds: Vec::new(),
-                conditions: stamp(
-                    &listener.conditions,
-                    known.map(|known| &*known.conditions),
-                    now,
-                ),
+                conditions: stamp(&listener.conditions, known.map(|known| &*known.conditions)),
             }
         });
         let parents = status.parents.iter().map(|parent| {
@@ -156,11 +160,7 @@ impl Item {
                 known.find(|known| known.parent_ref == parent_ref)
             });
             StoredParent {
-                conditions: stamp(
-                    &parent.conditions,
-                    known.map(|known| &*known.conditions),
-                    now,
-                ),
+                conditions: stamp(&parent.conditions, known.map(|known| &*known.conditions)),
                 controller_name: CONTROLLER.into(),
                 parent_ref,
             }
@@ -172,11 +172,7 @@ impl Item {
                 known.find(|known| known.ancestor_ref == ancestor_ref)
             });
             StoredAncestor {
-                conditions: stamp(
-                    &ancestor.conditions,
-                    known.map(|known| &*known.conditions),
-                    now,
-                ),
+                conditions: stamp(&ancestor.conditions, known.map(|known| &*known.conditions)),
                 controller_name: CONTROLLER.into(),
                 ancestor_ref,
             }
@@ -185,7 +181,7 @@ impl Item {
         Self {
             namespace: object.namespace.to_string(),
             name: object.name.to_string(),
-            conditions: stamp(&status.conditions, own, now),
+            conditions: stamp(&status.conditions, own),
             addresses: addresses.collect(),
             listeners: listeners.collect(),
             parents: parents.collect(),
@@ -194,7 +190,8 @@ impl Item {
     }
 }
 
-fn stored(reference: &RefStatus) -> StoredRef {
+/// A reference as it is written.
+pub(super) fn stored(reference: &RefStatus) -> StoredRef {
     StoredRef {
         group: reference.group.clone(),
         kind: reference.kind.clone(),
@@ -205,15 +202,17 @@ fn stored(reference: &RefStatus) -> StoredRef {
     }
 }
 
-fn stamp(
+/// Conditions as they are written: one whose status is as it was `before` keeps its time.
+pub(super) fn stamp(
     conditions: &[Condition],
-    before: Option<&[StoredCondition]>,
+    before: &[StoredCondition],
+    generation: Option<i64>,
     now: &str,
 ) -> Vec<StoredCondition> {
     let stamp = |condition: &Condition| {
         let status = if condition.status { "True" } else { "False" };
-        let mut before = before.unwrap_or_default().iter();
         let since = before
+            .iter()
             .find(|before| before.kind == condition.kind && before.status == status)
             .map_or(now, |before| &before.last_transition_time);
         StoredCondition {
@@ -222,6 +221,7 @@ fn stamp(
             reason: condition.reason.clone(),
             message: condition.message.clone(),
             last_transition_time: since.into(),
+            observed_generation: generation,
         }
     };
     conditions.iter().map(stamp).collect()

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use adit_controlplane::auth::Caller;
 use adit_controlplane::compile::l7::WaypointName;
-use adit_controlplane::driver::{ControlPlane, Options};
+use adit_controlplane::driver::{ControlPlane, Input, Options};
 use adit_controlplane::model::Kind;
 use adit_controlplane::serve::ResourceSnapshot;
+use adit_controlplane::source::WatchOptions;
 use adit_controlplane::status::read_statuses;
 use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
 use adit_shared::proto::waypoint::SERVICE_TYPE;
@@ -30,7 +31,10 @@ struct Running {
 
 fn options(directory: &TempDir) -> Options {
     Options {
-        config: vec![directory.path().join("config")],
+        input: Input::Directories {
+            roots: vec![directory.path().join("config")],
+            watch: WatchOptions::default(),
+        },
         status: Some(directory.path().join("status")),
         withdraw_delay: DELAY,
         ..Options::default()

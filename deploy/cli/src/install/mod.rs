@@ -1,0 +1,32 @@
+//! Installing the mesh in a cluster: `install`, `upgrade`, `uninstall`, `verify-install`,
+//! `manifest`, and the checks before.
+//!
+//! The charts of `deploy/charts` say what is installed. They are rendered here
+//! (`template`, `charts`) with the values that profile, files and flags make (`spec`), and
+//! applied with a field manager of our own, so that what the control plane writes into the
+//! same objects stays.
+
+pub mod charts;
+pub mod crds;
+pub mod manifest;
+pub mod object;
+pub mod options;
+pub mod schema;
+pub mod spec;
+pub mod template;
+
+use object::Object;
+use spec::{Planned, Spec};
+
+/// Every component's objects, in the order in which they are applied.
+fn objects(spec: &Spec) -> anyhow::Result<Vec<(Planned, Vec<Object>)>> {
+    let mut all = Vec::new();
+    for planned in spec.plan().map_err(options::usage)? {
+        let chart = planned.component.chart();
+        let rendered = chart
+            .render(chart.release(), &planned.namespace, &planned.values)
+            .map_err(options::usage)?;
+        all.push((planned, rendered));
+    }
+    Ok(all)
+}

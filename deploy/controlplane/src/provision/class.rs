@@ -1,0 +1,204 @@
+//! The Gateway API: whether it is there, and the class of waypoints.
+
+use std::fmt;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
+use serde_json::json;
+
+use crate::compile::l7::{CONTROLLER, WAYPOINT_CLASS};
+use crate::kubernetes::GATEWAY_MANAGER;
+use crate::kubernetes::apply::{Failure, RequestError, request};
+use crate::model::{Code, Finding, Severity};
+use crate::status::Condition;
+
+/// The oldest bundle of the Gateway API that has what a mesh needs: GRPCRoute as `v1`, and
+/// routes that attach to Services in the standard channel.
+pub const MINIMUM: (u32, u32) = (1, 1);
+
+/// Which version of its bundle a CRD of the Gateway API is of.
+const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
+const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
+/// Every user of the Gateway API installs it as its own documentation says.
+const INSTALL: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
+
+/// What there is of the Gateway API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewayApi {
+    /// Its CRDs are not there, or serve no `v1`.
+    Absent,
+    /// They are older than [`MINIMUM`], which this version says.
+    TooOld(String),
+    /// They are there. The version, where they tell it.
+    Present(String),
+}
+
+impl GatewayApi {
+    /// Asks for the CRD of Gateways.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn look(client: &Client) -> Result<Self, RequestError> {
+        let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+        let crd = request(crds.get_opt(GATEWAYS)).await?;
+        Ok(crd.map_or(Self::Absent, |crd| Self::of(&crd)))
+    }
+
+    fn of(crd: &CustomResourceDefinition) -> Self {
+        let serves = crd.spec.versions.iter().any(|of| of.name == "v1" && of.served);
+        let annotations = crd.metadata.annotations.as_ref();
+        let version = annotations.and_then(|all| all.get(BUNDLE_VERSION));
+        let version = version.cloned().unwrap_or_default();
+        match parse(&version) {
+            _ if !serves && version.is_empty() => Self::Absent,
+            Some(number) if number < MINIMUM => Self::TooOld(version),
+            _ if !serves => Self::TooOld(version),
+            _ => Self::Present(version),
+        }
+    }
+
+    /// What a user has to be told.
+    pub(super) fn finding(&self) -> Option<Finding> {
+        if matches!(self, Self::Present(_)) {
+            return None;
+        }
+        Some(Finding {
+            severity: Severity::Warning,
+            code: Code::ReferencedResourceNotFound,
+            object: None,
+            file: None,
+            line: 0,
+            field: String::new(),
+            message: self.to_string(),
+        })
+    }
+
+    /// What stands at the class of waypoints (GatewayClass `SupportedVersion`).
+    pub(super) fn condition(&self) -> Condition {
+        let kind = "SupportedVersion";
+        match self {
+            Self::Present(_) => Condition::new(kind, true, "SupportedVersion", self),
+            _ => Condition::new(kind, false, "UnsupportedVersion", self),
+        }
+    }
+}
+
+impl fmt::Display for GatewayApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = MINIMUM;
+        match self {
+            Self::Absent => write!(
+                f,
+                "the CRDs of the Gateway API are not installed: there are no waypoints and no routes until they are: {INSTALL}"
+            ),
+            Self::TooOld(version) => write!(
+                f,
+                "the CRDs of the Gateway API are of {version}, older than v{major}.{minor}: waypoints and routes may not work: {INSTALL}"
+            ),
+            Self::Present(version) if version.is_empty() => {
+                f.write_str("the CRDs of the Gateway API do not tell their version")
+            }
+            Self::Present(version) => write!(f, "the Gateway API is of {version}"),
+        }
+    }
+}
+
+/// `v1.4.0` or `v1.5.0-rc.1`.
+fn parse(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.strip_prefix('v')?.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// The API of GatewayClasses.
+pub(super) fn classes(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &resource("GatewayClass", "gatewayclasses"))
+}
+
+/// The API of a kind of this group in `v1`.
+pub(super) fn resource(kind: &str, plural: &str) -> ApiResource {
+    let gvk = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind);
+    ApiResource::from_gvk_with_plural(&gvk, plural)
+}
+
+/// The controller that a class is served by; `None`: there is no such class.
+pub(super) async fn controller_of(
+    client: &Client,
+    class: &str,
+) -> Result<Option<String>, RequestError> {
+    let class = request(classes(client).get_opt(class)).await?;
+    Ok(class.map(|class| {
+        let controller = class.data.pointer("/spec/controllerName");
+        controller.and_then(|of| of.as_str()).unwrap_or_default().to_owned()
+    }))
+}
+
+/// Makes the class of waypoints, if there is none. One that is there is left as it is.
+///
+/// # Errors
+/// A request's.
+pub(super) async fn ensure(client: &Client) -> Result<(), RequestError> {
+    match controller_of(client, WAYPOINT_CLASS).await? {
+        Some(controller) if controller == CONTROLLER => return Ok(()),
+        Some(controller) => {
+            tracing::warn!(
+                "GatewayClass {WAYPOINT_CLASS} is served by {controller:?}, not by {CONTROLLER:?}: its Gateways are not ours"
+            );
+            return Ok(());
+        }
+        None => {}
+    }
+    let class = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": WAYPOINT_CLASS},
+        "spec": {
+            "controllerName": CONTROLLER,
+            "description": "Waypoints: L7 policy and routing for workloads of the mesh",
+        },
+    });
+    let params = PatchParams::apply(GATEWAY_MANAGER).force();
+    let (classes, patch) = (classes(client), Patch::Apply(class));
+    match request(classes.patch(WAYPOINT_CLASS, &params, &patch)).await {
+        Ok(_) => {
+            tracing::info!("GatewayClass {WAYPOINT_CLASS} made");
+            Ok(())
+        }
+        // Somebody else has made it meanwhile.
+        Err(error) if error.failure() == Failure::Conflict => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        let crd = |version: &str, served: bool| {
+            let crd = json!({
+                "metadata": {"name": GATEWAYS, "annotations": {BUNDLE_VERSION: version}},
+                "spec": {"group": "gateway.networking.k8s.io", "scope": "Namespaced",
+                    "names": {"kind": "Gateway", "plural": "gateways"},
+                    "versions": [{"name": "v1", "served": served, "storage": true}]},
+            });
+            GatewayApi::of(&serde_json::from_value(crd).expect("a CRD"))
+        };
+        assert_eq!(crd("v1.7.0", true), GatewayApi::Present("v1.7.0".into()));
+        assert_eq!(crd("v1.1.0-rc.1", true), GatewayApi::Present("v1.1.0-rc.1".into()));
+        assert_eq!(crd("v1.0.0", true), GatewayApi::TooOld("v1.0.0".into()));
+        assert_eq!(crd("v0.8.1", false), GatewayApi::TooOld("v0.8.1".into()));
+        assert_eq!(crd("", false), GatewayApi::Absent);
+        assert_eq!(crd("weird", true), GatewayApi::Present("weird".into()));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_the_way_out() {
+        let finding = GatewayApi::Absent.finding().expect("a finding");
+        assert!(finding.message.contains("kubectl apply"), "{finding}");
+        assert!(GatewayApi::Present("v1.7.0".into()).finding().is_none());
+        assert!(!GatewayApi::TooOld("v1.0.0".into()).condition().status);
+    }
+}

@@ -1,0 +1,757 @@
+//! Keeps what is generated as it should be.
+//!
+//! Watches bring names of Gateways into a queue: of those that changed, of those whose
+//! objects changed, and of those that a ConfigMap or a class concerns. Each is then looked
+//! at as a whole, from what the API server has at that moment. Of everything but the
+//! Gateway itself only metadata is watched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
+use kube::core::{ApiResource, PartialObjectMeta};
+use kube::runtime::utils::Backoff as _;
+use kube::runtime::watcher::{self, DefaultBackoff, watcher};
+use kube::{Api, Client, Resource};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::class::{self, GatewayApi};
+use super::gateway::WaypointGateway;
+use super::generate::{Generated, MANAGED, MESH_CONTROLLER, generate};
+use super::overlay::Overlay;
+use super::settings::WaypointSettings;
+use crate::compile::l7::{CONTROLLER, GATEWAY_NAME, WAYPOINT_CLASS};
+use crate::kubernetes::apply::{Failure, Pace, RequestError, request};
+use crate::kubernetes::queue::Queue;
+use crate::kubernetes::{GATEWAY_MANAGER, Kubernetes, explain};
+use crate::model::{Kind, ObjectRef};
+use crate::status::Condition;
+use crate::status::kubernetes::Faults;
+
+/// Names the class whose Gateways an overlay is for, on a ConfigMap in the root namespace.
+const DEFAULTS_FOR_CLASS: &str = "gateway.istio.io/defaults-for-class";
+
+/// Gateways that are looked at at the same time.
+const CONCURRENCY: usize = 4;
+/// Requests a second, and at once after a pause.
+const RATE: u32 = 40;
+const BURST: u32 = 80;
+/// How often the Gateway API is looked for while it is not there.
+const LOOK: Duration = Duration::from_secs(10);
+/// How often it is looked at while it is there, with all Gateways.
+const RESYNC: Duration = Duration::from_secs(600);
+/// What is refused is tried again that late.
+const REFUSED: Duration = Duration::from_secs(30);
+
+/// A Gateway: namespace and name.
+type Key = (Arc<str>, Arc<str>);
+
+/// Runs the waypoints, on the replica that leads.
+pub struct Provisioner {
+    client: Client,
+    settings: Arc<WaypointSettings>,
+    faults: Faults,
+}
+
+impl Provisioner {
+    /// A provisioner that has not begun.
+    pub fn new(kubernetes: &Kubernetes, settings: WaypointSettings, faults: Faults) -> Self {
+        Self {
+            client: kubernetes.client.clone(),
+            settings: Arc::new(settings),
+            faults,
+        }
+    }
+
+    /// Works while `leading` says so; ends when nobody can say so any more. Dropping it is
+    /// a good way to stop it.
+    pub async fn run(self, mut leading: watch::Receiver<bool>) {
+        loop {
+            if leading.wait_for(|leading| *leading).await.is_err() {
+                return;
+            }
+            let mut stopped = leading.clone();
+            tokio::select! {
+                never = self.lead() => match never {},
+                _ = stopped.wait_for(|leading| !*leading) => {}
+            }
+            self.faults.clear();
+        }
+    }
+
+    async fn lead(&self) -> std::convert::Infallible {
+        let mut told = None;
+        loop {
+            let api = match GatewayApi::look(&self.client).await {
+                Ok(api) => api,
+                Err(error) => {
+                    tracing::warn!("whether the Gateway API is installed is not known: {error}");
+                    sleep(LOOK).await;
+                    continue;
+                }
+            };
+            self.faults.set_findings(api.finding().into_iter().collect());
+            if told.as_ref() != Some(&api) {
+                match api {
+                    GatewayApi::Present(_) => tracing::info!("{api}"),
+                    _ => tracing::warn!("{api}"),
+                }
+                told = Some(api.clone());
+            }
+            if api == GatewayApi::Absent {
+                sleep(LOOK).await;
+                continue;
+            }
+            let class = ObjectRef {
+                kind: Kind::GatewayClass,
+                namespace: "".into(),
+                name: WAYPOINT_CLASS.into(),
+            };
+            self.faults.set(class, vec![api.condition()]);
+            self.term().run(Instant::now() + RESYNC).await;
+        }
+    }
+
+    fn term(&self) -> Term {
+        Term(Arc::new(Shared {
+            client: self.client.clone(),
+            settings: self.settings.clone(),
+            faults: self.faults.clone(),
+            pace: Pace::new(RATE, BURST),
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }))
+    }
+}
+
+/// What the watches and the work share.
+struct Shared {
+    client: Client,
+    settings: Arc<WaypointSettings>,
+    faults: Faults,
+    pace: Pace,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Queue<Key>,
+    /// The Gateways that waypoints are run for.
+    known: BTreeMap<Key, Known>,
+    /// ConfigMaps that were overlays of a class when they were seen last.
+    defaults: BTreeSet<Key>,
+    /// The class of waypoints is to be looked at.
+    class: bool,
+}
+
+/// What a Gateway depends on besides itself.
+struct Known {
+    class: String,
+    parameters: Option<String>,
+}
+
+impl Shared {
+    fn add(&self, key: Key) {
+        self.state.lock().queue.add(key);
+        self.changed.notify_one();
+    }
+
+    fn add_all(&self, concerns: impl Fn(&Key, &Known) -> bool) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        for (key, _) in state.known.iter().filter(|(key, known)| concerns(key, known)) {
+            state.queue.add(key.clone());
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// Work for some time; then all of it begins anew, which repairs whatever was missed.
+struct Term(Arc<Shared>);
+
+impl Term {
+    async fn run(self, end: Instant) {
+        let shared = &self.0;
+        // Ends with this.
+        let mut watches = JoinSet::new();
+        self.watch(&mut watches);
+        shared.state.lock().class = true;
+        let mut running = FuturesUnordered::new();
+        let mut class_at = Instant::now();
+        while Instant::now() < end {
+            if Instant::now() >= class_at && std::mem::take(&mut shared.state.lock().class) {
+                shared.pace.wait().await;
+                if let Err(error) = class::ensure(&shared.client).await {
+                    tell("patch", "gatewayclasses.gateway.networking.k8s.io", &error);
+                    class_at = Instant::now() + LOOK;
+                    shared.state.lock().class = true;
+                }
+            }
+            let mut due = shared.state.lock().class.then_some(class_at);
+            while running.len() < CONCURRENCY {
+                let mut state = shared.state.lock();
+                match state.queue.take(Instant::now()) {
+                    Some(key) => running.push(reconcile(shared.clone(), key)),
+                    None => {
+                        due = due.into_iter().chain(state.queue.next()).min();
+                        break;
+                    }
+                }
+            }
+            let wake = due.map_or(end, |due| due.min(end));
+            tokio::select! {
+                Some((key, result)) = running.next() => finish(shared, key, result),
+                () = shared.changed.notified(), if running.len() < CONCURRENCY => {}
+                () = sleep_until(wake) => {}
+            }
+        }
+        while let Some((key, result)) = running.next().await {
+            finish(shared, key, result);
+        }
+    }
+
+    fn watch(&self, watches: &mut JoinSet<()>) {
+        let client = &self.0.client;
+        let shared = || self.0.clone();
+        let gateways = class::resource("Gateway", "gateways");
+        let classes = class::resource("GatewayClass", "gatewayclasses");
+        watches.spawn(follow(
+            shared(),
+            "gateways.gateway.networking.k8s.io",
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &gateways),
+            watcher::Config::default(),
+            |shared, seen| {
+                if let Seen::Object(meta) = seen {
+                    shared.add(key_of(meta));
+                }
+            },
+        ));
+        watches.spawn(follow(
+            shared(),
+            "gatewayclasses.gateway.networking.k8s.io",
+            Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &classes),
+            watcher::Config::default(),
+            |shared, seen| {
+                if let Seen::Object(meta) = seen {
+                    let class = meta.name.as_deref().unwrap_or_default();
+                    shared.add_all(|_, known| known.class == class);
+                    if class == WAYPOINT_CLASS {
+                        shared.state.lock().class = true;
+                        shared.changed.notify_one();
+                    }
+                }
+            },
+        ));
+        watches.spawn(follow(
+            shared(),
+            "configmaps",
+            Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()),
+            watcher::Config::default(),
+            config_map_seen,
+        ));
+        watches.spawn(owned::<ServiceAccount>(shared(), "serviceaccounts"));
+        watches.spawn(owned::<Service>(shared(), "services"));
+        watches.spawn(owned::<Deployment>(shared(), "deployments.apps"));
+        watches.spawn(owned::<HorizontalPodAutoscaler>(
+            shared(),
+            "horizontalpodautoscalers.autoscaling",
+        ));
+        watches.spawn(owned::<PodDisruptionBudget>(shared(), "poddisruptionbudgets.policy"));
+    }
+}
+
+/// Follows what was generated, of one kind.
+fn owned<K>(shared: Arc<Shared>, what: &'static str) -> impl Future<Output = ()> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+{
+    let api = Api::<PartialObjectMeta<K>>::all(shared.client.clone());
+    let config = watcher::Config::default().labels(&format!("{MANAGED}={MESH_CONTROLLER}"));
+    follow(shared, what, api, config, |shared, seen| match seen {
+        Seen::Object(meta) => {
+            let owners = meta.owner_references.iter().flatten();
+            for owner in owners.filter(|owner| owner.kind == "Gateway") {
+                let namespace = meta.namespace.as_deref().unwrap_or_default();
+                shared.add((namespace.into(), owner.name.as_str().into()));
+            }
+        }
+        // What went while nobody looked is not told.
+        Seen::All => shared.add_all(|_, _| true),
+    })
+}
+
+fn config_map_seen(shared: &Shared, seen: Seen<'_>) {
+    let Seen::Object(meta) = seen else {
+        return;
+    };
+    let (namespace, name) = key_of(meta);
+    shared.add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
+    if *namespace != *shared.settings.root_namespace {
+        return;
+    }
+    let labels = meta.labels.as_ref();
+    let is_default = labels.is_some_and(|labels| labels.contains_key(DEFAULTS_FOR_CLASS));
+    let was_default = {
+        let mut state = shared.state.lock();
+        let key = (namespace, name);
+        match is_default {
+            true => !state.defaults.insert(key),
+            false => state.defaults.remove(&key),
+        }
+    };
+    if is_default || was_default {
+        shared.add_all(|_, _| true);
+    }
+}
+
+/// What a watch tells.
+enum Seen<'a> {
+    /// An object came, changed or went.
+    Object(&'a ObjectMeta),
+    /// All that there are have been told.
+    All,
+}
+
+/// What tells one version of an object from the next, as far as we care.
+#[derive(PartialEq, Eq)]
+struct Version {
+    uid: Option<String>,
+    generation: Option<i64>,
+    resource_version: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Version {
+    fn of(meta: &ObjectMeta) -> Self {
+        Self {
+            uid: meta.uid.clone(),
+            generation: meta.generation,
+            // Without a generation every version may differ in what it specifies.
+            resource_version: match meta.generation {
+                Some(_) => None,
+                None => meta.resource_version.clone(),
+            },
+            labels: meta.labels.clone(),
+            annotations: meta.annotations.clone(),
+        }
+    }
+}
+
+async fn follow<K>(
+    shared: Arc<Shared>,
+    what: &'static str,
+    api: Api<PartialObjectMeta<K>>,
+    config: watcher::Config,
+    seen: impl Fn(&Shared, Seen<'_>) + Send,
+) where
+    K: Resource + Clone + std::fmt::Debug + Send + 'static,
+{
+    let mut stream = std::pin::pin!(watcher(api, config));
+    let mut versions: BTreeMap<Key, Version> = BTreeMap::new();
+    let mut listed = BTreeSet::new();
+    let mut backoff = DefaultBackoff::default();
+    let mut failing = false;
+    // A ConfigMap has no generation and no status: there is nothing to sort out, and many.
+    let sorts = what != "configmaps";
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                let key = key_of(&object.metadata);
+                let version = Version::of(&object.metadata);
+                if sorts {
+                    listed.insert(key.clone());
+                    if versions.get(&key) == Some(&version) {
+                        continue;
+                    }
+                    versions.insert(key, version);
+                }
+                seen(&shared, Seen::Object(&object.metadata));
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                versions.remove(&key_of(&object.metadata));
+                seen(&shared, Seen::Object(&object.metadata));
+            }
+            Ok(watcher::Event::InitDone) => {
+                versions.retain(|key, _| listed.contains(key));
+                backoff.reset();
+                failing = false;
+                seen(&shared, Seen::All);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!("{what} cannot be watched, so that waypoints are repaired later: {error}");
+                }
+                sleep(backoff.next().unwrap_or(LOOK)).await;
+            }
+        }
+    }
+}
+
+fn key_of(meta: &ObjectMeta) -> Key {
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    (namespace.into(), meta.name.as_deref().unwrap_or_default().into())
+}
+
+/// Why a Gateway has no waypoint, or not the one that it should have.
+#[derive(Debug, thiserror::Error)]
+enum ProvisionError {
+    /// `parametersRef` or a class's defaults.
+    #[error("{0}")]
+    Parameters(String),
+    /// Something of that name belongs to somebody else.
+    #[error(
+        "{kind} {name} is there already and is not this Gateway's (it has no label {MANAGED}={MESH_CONTROLLER} and the Gateway does not own it): delete it, or give the Gateway another name"
+    )]
+    NotOurs { kind: String, name: String },
+    /// A request about an object of this kind.
+    #[error("{kind}: {error}")]
+    Request {
+        verb: &'static str,
+        kind: String,
+        error: RequestError,
+    },
+}
+
+impl ProvisionError {
+    fn conditions(&self) -> Vec<Condition> {
+        match self {
+            Self::Parameters(why) => vec![
+                Condition::new("Accepted", false, "InvalidParameters", why),
+                Condition::new("Programmed", false, "Invalid", why),
+            ],
+            Self::NotOurs { .. } => vec![Condition::new("Programmed", false, "Invalid", self)],
+            Self::Request { error, .. } if error.failure() == Failure::Refused => {
+                vec![Condition::new("Programmed", false, "Invalid", self)]
+            }
+            // Of what may be over in a moment nobody needs to hear.
+            Self::Request { .. } => Vec::new(),
+        }
+    }
+}
+
+fn finish(shared: &Shared, key: Key, result: Result<(), ProvisionError>) {
+    let (namespace, name) = &key;
+    let reference = ObjectRef {
+        kind: Kind::Gateway,
+        namespace: namespace.clone(),
+        name: name.clone(),
+    };
+    let now = Instant::now();
+    let Err(error) = result else {
+        shared.faults.set(reference, Vec::new());
+        shared.state.lock().queue.done(&key);
+        return;
+    };
+    let pause = match &error {
+        ProvisionError::Request { error, .. } => match error.failure() {
+            Failure::Refused => Some(REFUSED),
+            Failure::Later(pause) => pause,
+            Failure::Conflict | Failure::Gone => None,
+        },
+        // Of ConfigMaps we hear, of other people's objects we do not.
+        ProvisionError::Parameters(_) | ProvisionError::NotOurs { .. } => Some(REFUSED),
+    };
+    let failures = shared.state.lock().queue.failed(&key, pause, now);
+    if failures == 1 {
+        match &error {
+            ProvisionError::Request { verb, kind, error } => {
+                tracing::warn!("waypoint {namespace}/{name}");
+                tell(verb, kind, error);
+            }
+            error => tracing::warn!("waypoint {namespace}/{name}: {error}"),
+        }
+    }
+    let conditions = error.conditions();
+    if !conditions.is_empty() {
+        shared.faults.set(reference, conditions);
+    }
+}
+
+fn tell(verb: &str, what: &str, error: &RequestError) {
+    match error {
+        RequestError::Api(error) => tracing::warn!("{}", explain(verb, what, error)),
+        error => tracing::warn!("cannot {verb} {what}: {error}"),
+    }
+}
+
+/// Makes everything of one Gateway as it should be.
+async fn reconcile(shared: Arc<Shared>, key: Key) -> (Key, Result<(), ProvisionError>) {
+    let work = Work {
+        shared: &shared,
+        key: &key,
+    };
+    let result = work.run().await;
+    (key, result)
+}
+
+struct Work<'a> {
+    shared: &'a Shared,
+    key: &'a Key,
+}
+
+impl Work<'_> {
+    async fn run(&self) -> Result<(), ProvisionError> {
+        let (namespace, name) = self.key;
+        let resource = class::resource("Gateway", "gateways");
+        let gateways: Api<DynamicObject> =
+            Api::namespaced_with(self.client(), namespace, &resource);
+        let gateway = self.ask("get", "Gateway", gateways.get_opt(name)).await?;
+        let gateway = match gateway {
+            Some(gateway) => WaypointGateway::read(&gateway, &self.shared.settings.revision).ok(),
+            None => None,
+        };
+        let gateway = match gateway {
+            Some(gateway) if self.is_waypoint(&gateway.class).await? => gateway,
+            _ => {
+                self.shared.state.lock().known.remove(self.key);
+                return Ok(());
+            }
+        };
+        let known = Known {
+            class: gateway.class.clone(),
+            parameters: gateway.parameters.as_ref().map(|of| of.name.clone()),
+        };
+        self.shared.state.lock().known.insert(self.key.clone(), known);
+        let overlays = self.overlays(&gateway).await?;
+        let made = generate(&gateway, &self.shared.settings, &overlays)
+            .map_err(|error| ProvisionError::Parameters(error.to_string()))?;
+        self.apply(&gateway, &made).await
+    }
+
+    /// Whether Gateways of a class are waypoints of ours.
+    async fn is_waypoint(&self, class: &str) -> Result<bool, ProvisionError> {
+        self.shared.pace.wait().await;
+        let controller = class::controller_of(&self.shared.client, class).await;
+        let controller = controller.map_err(|error| ProvisionError::Request {
+            verb: "get",
+            kind: "GatewayClass".into(),
+            error,
+        })?;
+        Ok(match controller {
+            Some(controller) => controller == CONTROLLER,
+            None => class == WAYPOINT_CLASS,
+        })
+    }
+
+    /// The class's, then the Gateway's own.
+    async fn overlays(&self, gateway: &WaypointGateway) -> Result<Vec<Overlay>, ProvisionError> {
+        let settings = &self.shared.settings;
+        let read = |map: &ConfigMap| {
+            let data = map.data.clone().unwrap_or_default();
+            Overlay::read(&data).map_err(|error| {
+                let meta = &map.metadata;
+                ProvisionError::Parameters(format!(
+                    "ConfigMap {}/{}: {error}",
+                    meta.namespace.as_deref().unwrap_or_default(),
+                    meta.name.as_deref().unwrap_or_default(),
+                ))
+            })
+        };
+        let maps: Api<ConfigMap> = Api::namespaced(self.client(), &settings.root_namespace);
+        let labels = format!("{DEFAULTS_FOR_CLASS}={}", gateway.class);
+        let params = ListParams::default().labels(&labels);
+        let mut defaults = self.ask("list", "ConfigMap", maps.list(&params)).await?.items;
+        // The same order every time, oldest first.
+        defaults.sort_by_key(|map| {
+            let meta = &map.metadata;
+            (meta.creation_timestamp.clone(), meta.name.clone())
+        });
+        let mut overlays = defaults.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        if let Some(parameters) = &gateway.parameters {
+            if !parameters.group.is_empty() || parameters.kind != "ConfigMap" {
+                return Err(ProvisionError::Parameters(format!(
+                    "spec.infrastructure.parametersRef names a {} of group {:?}; it can be a ConfigMap",
+                    parameters.kind, parameters.group
+                )));
+            }
+            let maps: Api<ConfigMap> = Api::namespaced(self.client(), &gateway.namespace);
+            let map = self.ask("get", "ConfigMap", maps.get_opt(&parameters.name)).await?;
+            let Some(map) = map else {
+                return Err(ProvisionError::Parameters(format!(
+                    "spec.infrastructure.parametersRef: there is no ConfigMap {}/{}",
+                    gateway.namespace, parameters.name
+                )));
+            };
+            overlays.push(read(&map)?);
+        }
+        Ok(overlays)
+    }
+
+    async fn apply(
+        &self,
+        gateway: &WaypointGateway,
+        made: &Generated,
+    ) -> Result<(), ProvisionError> {
+        let objects = [
+            (api_resource::<ServiceAccount>(), made.service_account.as_ref()),
+            (api_resource::<Service>(), Some(&made.service)),
+            (api_resource::<Deployment>(), Some(&made.deployment)),
+            (api_resource::<PodDisruptionBudget>(), made.disruption_budget.as_ref()),
+            (api_resource::<HorizontalPodAutoscaler>(), made.autoscaler.as_ref()),
+        ];
+        // All of them first: half of a waypoint beside somebody else's is none.
+        let mut there = Vec::with_capacity(objects.len());
+        for (resource, object) in &objects {
+            let api = self.api(resource);
+            let meta = self.ask("get", &resource.kind, api.get_metadata_opt(&gateway.name));
+            let meta = meta.await?.map(|of| of.metadata);
+            let is_ours = meta.as_ref().is_some_and(|meta| is_ours(meta, gateway));
+            if object.is_some() && meta.is_some() && !is_ours {
+                return Err(ProvisionError::NotOurs {
+                    kind: resource.kind.clone(),
+                    name: format!("{}/{}", gateway.namespace, gateway.name),
+                });
+            }
+            there.push(meta.filter(|_| is_ours));
+        }
+        for ((resource, object), meta) in objects.iter().zip(there) {
+            let api = self.api(resource);
+            match (object, meta) {
+                (Some(object), meta) => {
+                    let mut object: Value = (*object).clone();
+                    if let Some(uid) = meta.and_then(|meta| meta.uid) {
+                        // Whatever took its place meanwhile is not what was looked at.
+                        object["metadata"]["uid"] = uid.into();
+                    }
+                    let params = PatchParams::apply(GATEWAY_MANAGER).force();
+                    let patch = Patch::Apply(&object);
+                    let applied = api.patch(&gateway.name, &params, &patch);
+                    self.ask("patch", &resource.kind, applied).await?;
+                }
+                (None, Some(meta)) => self.remove(&api, &resource.kind, meta).await?,
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an overlay asked for before.
+    async fn remove(
+        &self,
+        api: &Api<DynamicObject>,
+        kind: &str,
+        meta: ObjectMeta,
+    ) -> Result<(), ProvisionError> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: meta.uid,
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let name = meta.name.unwrap_or_default();
+        match self.ask("delete", kind, api.delete(&name, &params)).await {
+            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => Ok(()),
+            result => result.map(|_| ()),
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.shared.client.clone()
+    }
+
+    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client(), &self.key.0, resource)
+    }
+
+    async fn ask<T>(
+        &self,
+        verb: &'static str,
+        kind: &str,
+        answer: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ProvisionError> {
+        self.shared.pace.wait().await;
+        request(answer).await.map_err(|error| ProvisionError::Request {
+            verb,
+            kind: kind.into(),
+            error,
+        })
+    }
+}
+
+fn api_resource<K: Resource<DynamicType = ()>>() -> ApiResource {
+    ApiResource::erase::<K>(&())
+}
+
+/// Whether an object was generated for this Gateway: it is labelled so, or the Gateway owns
+/// it. One whose owner is another Gateway of the same name, from before, counts: that one is
+/// gone.
+fn is_ours(meta: &ObjectMeta, gateway: &WaypointGateway) -> bool {
+    let label = |key| meta.labels.as_ref().and_then(|labels| labels.get(key));
+    let labelled = label(MANAGED).map(String::as_str) == Some(MESH_CONTROLLER)
+        && label(GATEWAY_NAME).is_none_or(|name| *name == gateway.name);
+    let mut owners = meta.owner_references.iter().flatten();
+    labelled || owners.any(|owner| owner.kind == "Gateway" && owner.uid == gateway.uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn gateway() -> WaypointGateway {
+        let gateway = json!({"metadata": {"name": "w", "namespace": "a", "uid": "u"},
+            "spec": {"gatewayClassName": WAYPOINT_CLASS}});
+        let gateway = serde_json::from_value(gateway).expect("an object");
+        WaypointGateway::read(&gateway, "default").expect("a waypoint")
+    }
+
+    #[test]
+    fn what_belongs_to_others_is_told_apart() {
+        let table = [
+            (json!({}), false),
+            (json!({"labels": {GATEWAY_NAME: "w"}}), false),
+            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}), true),
+            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}), false),
+            (json!({"labels": {MANAGED: "somebody"}}), false),
+            (
+                json!({"ownerReferences": [
+                    {"apiVersion": "x/v1", "kind": "Gateway", "name": "w", "uid": "u"}]}),
+                true,
+            ),
+            (
+                json!({"ownerReferences": [
+                    {"apiVersion": "x/v1", "kind": "Gateway", "name": "w", "uid": "before"}]}),
+                false,
+            ),
+        ];
+        for (meta, expected) in table {
+            let text = meta.to_string();
+            let meta = serde_json::from_value(meta).expect("metadata");
+            assert_eq!(is_ours(&meta, &gateway()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_version_that_differs_in_its_status_alone_is_no_news() {
+        let version = |generation: Option<i64>, version: &str, labels: &str| {
+            let labels = BTreeMap::from([("a".to_owned(), labels.to_owned())]);
+            Version::of(&ObjectMeta {
+                generation,
+                resource_version: Some(version.into()),
+                labels: Some(labels),
+                ..ObjectMeta::default()
+            })
+        };
+        assert!(version(Some(1), "1", "x") == version(Some(1), "2", "x"));
+        assert!(version(Some(1), "1", "x") != version(Some(2), "1", "x"));
+        assert!(version(Some(1), "1", "x") != version(Some(1), "1", "y"));
+        assert!(version(None, "1", "x") != version(None, "2", "x"));
+    }
+}

@@ -1,0 +1,206 @@
+//! Which resources of the API server are followed, and in which of their versions.
+
+use kube::core::{ApiResource, GroupVersionKind};
+
+use crate::model::Kind;
+
+/// A kind as the API server has it.
+#[derive(Debug)]
+pub(super) struct Resource {
+    pub(super) kind: Kind,
+    pub(super) group: &'static str,
+    /// Its name in URLs and RBAC rules.
+    pub(super) plural: &'static str,
+    /// Versions that we can read, the best first.
+    pub(super) versions: &'static [&'static str],
+    /// Nothing but its metadata is read.
+    pub(super) metadata_only: bool,
+    /// What is not even to be sent.
+    pub(super) fields: Option<&'static str>,
+}
+
+const GATEWAY: &str = "gateway.networking.k8s.io";
+const SECURITY: &str = "security.istio.io";
+
+/// Everything that compiling reads. ServiceAccounts, VirtualServices and ServiceEntries are
+/// for `adit analyze` alone.
+pub(super) const FOLLOWED: [Resource; 20] = [
+    builtin(Kind::Namespace, "", "namespaces").only_metadata(),
+    builtin(Kind::Node, "", "nodes").only_metadata(),
+    builtin(Kind::Pod, "", "pods"),
+    builtin(Kind::Service, "", "services"),
+    builtin(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices"),
+    builtin(Kind::ConfigMap, "", "configmaps"),
+    // A release of Helm is a megabyte, and there are many.
+    Resource {
+        fields: Some("type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token"),
+        ..builtin(Kind::Secret, "", "secrets")
+    },
+    custom(
+        Kind::AuthorizationPolicy,
+        SECURITY,
+        "authorizationpolicies",
+        &["v1", "v1beta1"],
+    ),
+    custom(
+        Kind::PeerAuthentication,
+        SECURITY,
+        "peerauthentications",
+        &["v1", "v1beta1"],
+    ),
+    custom(
+        Kind::RequestAuthentication,
+        SECURITY,
+        "requestauthentications",
+        &["v1", "v1beta1"],
+    ),
+    custom(
+        Kind::DestinationRule,
+        "networking.istio.io",
+        "destinationrules",
+        &["v1", "v1beta1", "v1alpha3"],
+    ),
+    custom(
+        Kind::Telemetry,
+        "telemetry.istio.io",
+        "telemetries",
+        &["v1", "v1alpha1"],
+    ),
+    custom(
+        Kind::GatewayClass,
+        GATEWAY,
+        "gatewayclasses",
+        &["v1", "v1beta1"],
+    ),
+    custom(Kind::Gateway, GATEWAY, "gateways", &["v1", "v1beta1"]),
+    custom(Kind::HttpRoute, GATEWAY, "httproutes", &["v1", "v1beta1"]),
+    custom(Kind::GrpcRoute, GATEWAY, "grpcroutes", &["v1", "v1alpha2"]),
+    custom(Kind::TcpRoute, GATEWAY, "tcproutes", &["v1", "v1alpha2"]),
+    custom(
+        Kind::TlsRoute,
+        GATEWAY,
+        "tlsroutes",
+        &["v1", "v1alpha3", "v1alpha2"],
+    ),
+    custom(
+        Kind::ReferenceGrant,
+        GATEWAY,
+        "referencegrants",
+        &["v1", "v1beta1"],
+    ),
+    custom(
+        Kind::BackendTlsPolicy,
+        GATEWAY,
+        "backendtlspolicies",
+        &["v1", "v1alpha3"],
+    ),
+];
+
+const fn builtin(kind: Kind, group: &'static str, plural: &'static str) -> Resource {
+    custom(kind, group, plural, &["v1"])
+}
+
+const fn custom(
+    kind: Kind,
+    group: &'static str,
+    plural: &'static str,
+    versions: &'static [&'static str],
+) -> Resource {
+    Resource {
+        kind,
+        group,
+        plural,
+        versions,
+        metadata_only: false,
+        fields: None,
+    }
+}
+
+impl Resource {
+    const fn only_metadata(mut self) -> Self {
+        self.metadata_only = true;
+        self
+    }
+
+    /// Comes with a CRD, so that it may be absent.
+    pub(super) fn is_custom(&self) -> bool {
+        self.group.ends_with(".istio.io") || self.group == GATEWAY
+    }
+
+    /// As RBAC rules and messages name it.
+    pub(super) fn qualified(&self) -> String {
+        match self.group {
+            "" => self.plural.to_owned(),
+            group => format!("{}.{group}", self.plural),
+        }
+    }
+
+    /// `apiVersion` in `version`.
+    pub(super) fn api_version(&self, version: &str) -> String {
+        match self.group {
+            "" => version.to_owned(),
+            group => format!("{group}/{version}"),
+        }
+    }
+
+    pub(super) fn api_resource(&self, version: &str) -> ApiResource {
+        let kind = GroupVersionKind::gvk(self.group, version, self.kind.as_str());
+        ApiResource::from_gvk_with_plural(&kind, self.plural)
+    }
+}
+
+/// Whether a CRD of this name (`<plural>.<group>`) is one of ours.
+pub(super) fn is_followed_crd(name: &str) -> bool {
+    FOLLOWED
+        .iter()
+        .any(|resource| resource.is_custom() && resource.qualified() == name)
+}
+
+/// The groups that are not built in, each once.
+pub(super) fn custom_groups() -> Vec<&'static str> {
+    let mut groups: Vec<_> = FOLLOWED
+        .iter()
+        .filter(|resource| resource.is_custom())
+        .map(|resource| resource.group)
+        .collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Origin;
+    use crate::source::decode::{Decoded, decode};
+
+    #[test]
+    fn every_version_is_one_that_can_be_decoded() {
+        for resource in &FOLLOWED {
+            for version in resource.versions {
+                let document = json!({
+                    "apiVersion": resource.api_version(version),
+                    "kind": resource.kind.as_str(),
+                    "metadata": {"name": "x", "namespace": "y"},
+                });
+                let decoded = decode(&document, &Origin::NONE).remove(0).1;
+                assert!(
+                    !matches!(decoded, Decoded::NotOurs | Decoded::Unknown { .. }),
+                    "{document}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_rbac() {
+        let names: Vec<_> = FOLLOWED.iter().map(Resource::qualified).collect();
+        assert!(names.contains(&"pods".to_owned()));
+        assert!(names.contains(&"httproutes.gateway.networking.k8s.io".to_owned()));
+        assert!(is_followed_crd("telemetries.telemetry.istio.io"));
+        assert!(!is_followed_crd("endpointslices.discovery.k8s.io"));
+        assert_eq!(custom_groups().len(), 4);
+    }
+}

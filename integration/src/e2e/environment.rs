@@ -1,0 +1,338 @@
+//! Brings up what is missing for the tests (cluster, images, Adit) and takes away what it
+//! brought up.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, ListParams};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::case::Skip;
+use super::cluster::{Cluster, SYSTEM};
+use super::test::{TEST_LABEL, remove_namespace};
+
+/// Builds on two cores take this long at most.
+const BUILD: Duration = Duration::from_secs(45 * 60);
+const INSTALL: Duration = Duration::from_secs(300);
+/// What the images of the tests are called: not to be mistaken for released ones.
+const HUB: &str = "localhost/adit-e2e";
+const TAG: &str = "e2e";
+const IMAGES: [&str; 5] = ["aditd", "ztunnel", "waypoint", "adit-cni", "app"];
+
+/// Where the tests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// `integration/cluster`.
+    Namespaces,
+    /// `kind`, which needs Docker.
+    Kind,
+    /// Whatever `KUBECONFIG` leads to.
+    Given,
+}
+
+impl Flavour {
+    /// A command that runs the arguments that are added to it on a node.
+    pub(crate) fn on_node(self, node: &str) -> anyhow::Result<Command> {
+        match self {
+            Self::Namespaces => {
+                let number = node
+                    .strip_prefix("node-")
+                    .with_context(|| format!("{node} is no node of integration/cluster"))?;
+                let mut command = Command::new(directory("cluster").join("node"));
+                command.args(["exec", number]);
+                Ok(command)
+            }
+            Self::Kind => {
+                let mut command = Command::new("docker");
+                command.args(["exec", node]);
+                Ok(command)
+            }
+            Self::Given => Err(Skip("needs a shell on the nodes".into()).into()),
+        }
+    }
+}
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where the tests run.
+    pub flavour: Flavour,
+    /// With [`Flavour::Given`].
+    pub kubeconfig: Option<PathBuf>,
+    /// Images that the cluster can pull; `None`: this tree's are built and loaded.
+    pub images: Option<(String, String)>,
+    /// Take the images that are loaded already.
+    pub loaded: bool,
+    /// The mesh is there already and stays.
+    pub installed: bool,
+    /// Leave everything in place at the end.
+    pub keep: bool,
+}
+
+/// What the tests stand on.
+pub struct Environment {
+    wanted: Wanted,
+    /// The cluster, as tests see it.
+    pub cluster: Cluster,
+    hub: String,
+    tag: String,
+    started_cluster: bool,
+    installed: bool,
+}
+
+impl Environment {
+    /// Brings up what is missing.
+    ///
+    /// # Errors
+    /// Something does not come up; what did is taken away again.
+    pub async fn up(wanted: Wanted) -> anyhow::Result<Self> {
+        let started_cluster = start_cluster(&wanted).await?;
+        let kubeconfig = match &wanted.kubeconfig {
+            Some(path) => path.clone(),
+            None => own_kubeconfig(),
+        };
+        let (hub, tag) = wanted
+            .images
+            .clone()
+            .unwrap_or_else(|| (HUB.into(), TAG.into()));
+        let cluster = Cluster::connect(kubeconfig, wanted.flavour).await?;
+        let mut environment = Self {
+            wanted,
+            cluster,
+            hub,
+            tag,
+            started_cluster,
+            installed: false,
+        };
+        if let Err(error) = environment.prepare().await {
+            environment.down().await.ok();
+            return Err(error);
+        }
+        Ok(environment)
+    }
+
+    async fn prepare(&mut self) -> anyhow::Result<()> {
+        if self.wanted.images.is_none() && !self.wanted.loaded {
+            self.load_images().await?;
+        }
+        self.gateway_api().await?;
+        if !self.wanted.installed {
+            self.installed = true;
+            self.install().await?;
+        }
+        Ok(())
+    }
+
+    /// The image of the sample application.
+    pub fn app_image(&self) -> String {
+        format!("{}/app:{}", self.hub, self.tag)
+    }
+
+    async fn load_images(&self) -> anyhow::Result<()> {
+        say("images: of this tree");
+        let mut build = Command::new(root().join("deploy/images/build"));
+        build.args(IMAGES).env("PROFILE", "dev");
+        build.env("HUB", &self.hub).env("TAG", &self.tag);
+        let output = target().join("images/dev");
+        build.env("OUTPUT", &output);
+        quiet("build the images", build, BUILD).await?;
+        let script = match self.wanted.flavour {
+            Flavour::Namespaces => directory("cluster").join("load-images"),
+            Flavour::Kind => directory("kind").join("load-images"),
+            Flavour::Given => bail!(
+                "a cluster that KUBECONFIG leads to pulls its images: push what `make images` \
+                 wrote, then give --hub and --tag"
+            ),
+        };
+        let mut load = Command::new(script);
+        load.args(IMAGES.map(|image| output.join(format!("{image}.tar"))));
+        quiet("load the images", load, INSTALL).await
+    }
+
+    /// The Gateway API's resource definitions are the user's to install; a cluster for
+    /// tests has no user.
+    async fn gateway_api(&self) -> anyhow::Result<()> {
+        let groups = self.cluster.client().list_api_groups().await?;
+        if groups
+            .groups
+            .iter()
+            .any(|group| group.name == "gateway.networking.k8s.io")
+        {
+            return Ok(());
+        }
+        if self.wanted.flavour == Flavour::Given {
+            bail!("the cluster lacks the Gateway API's resource definitions: install them first");
+        }
+        say("Gateway API: resource definitions");
+        let mut command = Command::new(directory("conformance").join("crds"));
+        command.env("KUBECONFIG", self.cluster.kubeconfig());
+        quiet("install the Gateway API", command, INSTALL).await
+    }
+
+    /// `adit install`, as a user does it.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn install(&self) -> anyhow::Result<()> {
+        say("Adit: install");
+        let (hub, tag) = (format!("hub={}", self.hub), format!("tag={}", self.tag));
+        let install = self.adit(&[
+            "install",
+            "--set",
+            "profile=ambient",
+            "--set",
+            &hub,
+            "--set",
+            &tag,
+            "-y",
+        ])?;
+        quiet("install Adit", install, INSTALL).await
+    }
+
+    /// `adit uninstall --purge`.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn uninstall(&self) -> anyhow::Result<()> {
+        let uninstall = self.adit(&["uninstall", "--purge", "-y"])?;
+        quiet("uninstall Adit", uninstall, INSTALL).await
+    }
+
+    /// `adit` with the cluster's kubeconfig.
+    ///
+    /// # Errors
+    /// The program has not been built.
+    pub fn adit(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(program("adit")?);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.cluster.kubeconfig());
+        Ok(command)
+    }
+
+    /// Takes away what [`Self::up`] brought up.
+    ///
+    /// # Errors
+    /// Something stays.
+    pub async fn down(&self) -> anyhow::Result<()> {
+        if self.wanted.keep {
+            return Ok(());
+        }
+        let cleaned = self.remove_namespaces().await;
+        let uninstalled = match self.installed && self.is_installed().await {
+            // A cluster that goes away takes Adit along.
+            true if !self.started_cluster => {
+                say("Adit: uninstall");
+                self.uninstall().await
+            }
+            _ => Ok(()),
+        };
+        if self.started_cluster {
+            say("cluster: down");
+            let script = match self.wanted.flavour {
+                Flavour::Kind => directory("kind").join("down"),
+                _ => directory("cluster").join("down"),
+            };
+            quiet("take the cluster down", Command::new(script), INSTALL).await?;
+        }
+        cleaned.and(uninstalled)
+    }
+
+    /// What tests left that did not come to their end.
+    async fn remove_namespaces(&self) -> anyhow::Result<()> {
+        let api = Api::<Namespace>::all(self.cluster.client());
+        let left = ListParams::default().labels(TEST_LABEL);
+        for namespace in api.list(&left).await? {
+            let name = namespace.metadata.name.unwrap_or_default();
+            remove_namespace(&self.cluster, &name).await?;
+        }
+        Ok(())
+    }
+
+    async fn is_installed(&self) -> bool {
+        let found = self.cluster.get("", "v1", "Namespace", SYSTEM).await;
+        matches!(found, Ok(Some(_)))
+    }
+}
+
+/// Whether this started it.
+async fn start_cluster(wanted: &Wanted) -> anyhow::Result<bool> {
+    let directory = match wanted.flavour {
+        Flavour::Given => return Ok(false),
+        Flavour::Namespaces => directory("cluster"),
+        Flavour::Kind => directory("kind"),
+    };
+    let mut status = Command::new(directory.join("up"));
+    status.arg("--status").stdout(Stdio::null());
+    if status.status().await.context("cluster status")?.success() {
+        return Ok(false);
+    }
+    say("cluster: up");
+    quiet(
+        "bring the cluster up",
+        Command::new(directory.join("up")),
+        BUILD,
+    )
+    .await?;
+    Ok(true)
+}
+
+/// Runs a command; what it says is shown only when it fails.
+async fn quiet(what: &str, mut command: Command, limit: Duration) -> anyhow::Result<()> {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(limit, command.output())
+        .await
+        .with_context(|| format!("{what}: not done within {limit:?}"))?
+        .with_context(|| format!("{what}: {:?}", command.as_std().get_program()))?;
+    if !output.status.success() {
+        bail!(
+            "{what}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn directory(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The kubeconfig of `integration/cluster`.
+pub fn own_kubeconfig() -> PathBuf {
+    cluster_directory().join("kubeconfig")
+}
+
+fn cluster_directory() -> PathBuf {
+    std::env::var_os("ADIT_CLUSTER_DIR")
+        .map_or_else(|| "/var/lib/adit/cluster".into(), PathBuf::from)
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A program of the tree, built beside this one.
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own.with_file_name(name);
+    anyhow::ensure!(
+        path.exists(),
+        "{} has not been built: cargo build --bins",
+        path.display()
+    );
+    Ok(path)
+}

@@ -1,0 +1,36 @@
+//! The tests, by what they are about.
+
+mod enrolment;
+mod faults;
+mod policy;
+mod uninstall;
+mod waypoint;
+
+use super::case::Case;
+
+/// Every test.
+pub fn all() -> Vec<Case> {
+    [
+        enrolment::TESTS,
+        policy::TESTS,
+        waypoint::TESTS,
+        faults::TESTS,
+        uninstall::TESTS,
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_tell_tests_apart() {
+        let all = super::all();
+        let names: BTreeSet<_> = all.iter().map(|case| case.name).collect();
+        assert_eq!(names.len(), all.len());
+        // Namespaces are named after the first fifty letters.
+        let short: BTreeSet<_> = names.iter().map(|n| n.get(..50).unwrap_or(n)).collect();
+        assert_eq!(short.len(), names.len());
+    }
+}

@@ -1,0 +1,214 @@
+//! The node's socket: what the CNI plugin, by way of the node agent, tells of pods whose
+//! sandboxes are being made or have ended.
+//!
+//! | call | meaning | answer |
+//! | --- | --- | --- |
+//! | `POST /pods` ([`SandboxPod`], the namespace as a descriptor) | enrol before anything runs | 200 when capture is in place, else why not |
+//! | `DELETE /pods/UID?sandbox=ID` | this sandbox has ended | 200 |
+//! | `GET /pods/UID` | is it enrolled? | 200, 404 |
+//! | `POST /pods/retain` (a list of sandboxes) | no others are left | 200 |
+//! | `POST /leave` | the node leaves the mesh | 200 when nothing of it is left |
+//!
+//! Answers of 4xx are the caller's fault, and trying again does not help; 5xx may pass.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_ebpf::{NetnsFd, Redirector};
+use adit_shared::model::enrolment::SandboxPod;
+use adit_shared::net::handoff::{Answer, Call};
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::EnrolledPods;
+use super::records::EarlyRecords;
+use super::wanted::{EarlyPod, Wanted};
+use crate::discovery::{CgroupDiscovery, has_address};
+use crate::pod::netns_id;
+
+/// For an enrolment, which takes milliseconds unless an IPv6 address is still being checked.
+/// Below the node agent's own deadline, so that it is told why.
+const ENROL_DEADLINE: Duration = Duration::from_secs(12);
+/// How long connections may go on when the node leaves the mesh.
+const LEAVE_LINGER: Duration = Duration::from_secs(3);
+/// A second look for what was set up while the first was under way.
+const LEAVE_AGAIN: Duration = Duration::from_millis(200);
+
+/// Answers the calls.
+pub struct EnrolmentSocket {
+    /// Where pods are admitted.
+    pub wanted: Arc<Wanted>,
+    /// What is written down of them.
+    pub records: Arc<EarlyRecords>,
+    /// Those that are enrolled.
+    pub pods: Arc<EnrolledPods>,
+    /// Capture.
+    pub redirector: Arc<Mutex<Redirector>>,
+    /// Ends the enrolment manager.
+    pub manager: AbortHandle,
+}
+
+impl EnrolmentSocket {
+    /// Answers one call.
+    pub async fn answer(&self, call: Call) -> Answer {
+        let path: Vec<&str> = call.path.split('/').skip(1).collect();
+        match (&call.method, path.as_slice()) {
+            (&Method::POST, ["pods"]) => self.admit(call).await,
+            (&Method::POST, ["pods", "retain"]) => self.retain(&call),
+            (&Method::DELETE, ["pods", uid]) => self.dismiss(uid, &call.query),
+            (&Method::GET, ["pods", uid]) if self.pods.contains(uid) => ok(),
+            (&Method::GET, ["pods", _]) => no(StatusCode::NOT_FOUND, "the pod is not enrolled"),
+            (&Method::POST, ["leave"]) => self.leave().await,
+            _ => no(StatusCode::NOT_FOUND, "there is no such call"),
+        }
+    }
+
+    async fn admit(&self, call: Call) -> Answer {
+        let pod: SandboxPod = match serde_json::from_slice(&call.body) {
+            Ok(pod) => pod,
+            Err(e) => return no(StatusCode::BAD_REQUEST, e),
+        };
+        let spec = match self.records.spec(&pod) {
+            Ok(spec) => spec,
+            Err(e) => return no(StatusCode::BAD_REQUEST, e),
+        };
+        let Some(netns) = call.descriptor else {
+            return no(StatusCode::BAD_REQUEST, "no network namespace came along");
+        };
+        let addresses = spec.addresses.clone();
+        let netns = match spawn_blocking(move || verify(netns, &addresses)).await {
+            Ok(Ok(netns)) => netns,
+            Ok(Err(why)) => return no(StatusCode::UNPROCESSABLE_ENTITY, why),
+            Err(e) => return no(StatusCode::INTERNAL_SERVER_ERROR, e),
+        };
+        let early = EarlyPod {
+            spec,
+            sandbox: pod.sandbox.as_str().into(),
+            netns: Some(Arc::new(netns)),
+        };
+        let enrolled = match self.wanted.admit(early) {
+            Ok(enrolled) => timeout(ENROL_DEADLINE, enrolled).await,
+            Err(e) => return no(StatusCode::SERVICE_UNAVAILABLE, e),
+        };
+        let failed = match enrolled {
+            Ok(Ok(Ok(()))) => {
+                return match self.records.save(&pod) {
+                    Ok(()) => ok(),
+                    // A ztunnel that follows would let the pod out of the mesh for a moment.
+                    Err(e) => {
+                        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+                        no(
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            format!("cannot be written down: {e}"),
+                        )
+                    }
+                };
+            }
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(_)) => "another sandbox of the pod has taken its place".to_owned(),
+            Err(_) => format!("not enrolled within {ENROL_DEADLINE:?}"),
+        };
+        // The runtime takes the sandbox down again and tries with another one.
+        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+        no(StatusCode::SERVICE_UNAVAILABLE, failed)
+    }
+
+    fn dismiss(&self, uid: &str, query: &str) -> Answer {
+        let Some(sandbox) = query.strip_prefix("sandbox=") else {
+            return no(StatusCode::BAD_REQUEST, "the sandbox is missing");
+        };
+        if self.wanted.dismiss(uid, sandbox) {
+            self.records.remove(uid);
+        }
+        ok()
+    }
+
+    fn retain(&self, call: &Call) -> Answer {
+        let sandboxes: HashSet<String> = match serde_json::from_slice(&call.body) {
+            Ok(sandboxes) => sandboxes,
+            Err(e) => return no(StatusCode::BAD_REQUEST, e),
+        };
+        for uid in self.wanted.retain(&sandboxes) {
+            info!(target: "enrolment", %uid, "the sandbox is gone");
+            self.records.remove(&uid);
+        }
+        ok()
+    }
+
+    /// New connections first, then, after a moment for the open ones, everything.
+    async fn leave(&self) -> Answer {
+        info!(target: "enrolment", "the node leaves the mesh");
+        self.manager.abort();
+        let release = |redirector: &mut Redirector| {
+            for pod in redirector.pods() {
+                let released = redirector
+                    .release(&pod.uid)
+                    .and_then(|()| redirector.unsteer(&pod.uid));
+                if let Err(e) = released {
+                    warn!(target: "enrolment", uid = %pod.uid, "not released: {e}");
+                }
+            }
+            Ok(())
+        };
+        if let Err(why) = self.capture(release).await {
+            warn!(target: "enrolment", "{why}");
+        }
+        sleep(LEAVE_LINGER).await;
+        let removed = self
+            .capture(|r| r.remove_all().map_err(|e| e.to_string()))
+            .await;
+        sleep(LEAVE_AGAIN).await;
+        let left = self.capture(|r| match r.pods().is_empty() {
+            true => Ok(()),
+            false => r.remove_all().map_err(|e| e.to_string()),
+        });
+        match removed.and(left.await) {
+            Ok(()) => ok(),
+            Err(why) => no(StatusCode::INTERNAL_SERVER_ERROR, why),
+        }
+    }
+
+    async fn capture(
+        &self,
+        change: impl FnOnce(&mut Redirector) -> Result<(), String> + Send + 'static,
+    ) -> Result<(), String> {
+        let redirector = self.redirector.clone();
+        let changed = spawn_blocking(move || change(&mut redirector.lock()));
+        changed.await.map_err(|e| e.to_string()).flatten()
+    }
+}
+
+/// What was passed must be the namespace of a pod, and have one of its addresses.
+fn verify(
+    descriptor: std::os::fd::OwnedFd,
+    addresses: &[std::net::IpAddr],
+) -> Result<File, String> {
+    use std::os::fd::AsFd as _;
+    let readable = |e: std::io::Error| format!("the network namespace cannot be used: {e}");
+    let netns = NetnsFd::try_from(descriptor).map_err(readable)?;
+    let file = File::from(netns.as_fd().try_clone_to_owned().map_err(readable)?);
+    let id = file
+        .metadata()
+        .map(|found| netns_id(&found))
+        .map_err(readable)?;
+    if CgroupDiscovery::is_the_nodes(id).map_err(readable)? {
+        return Err("the network namespace is the node's own".to_owned());
+    }
+    if !has_address(&file, addresses).map_err(readable)? {
+        return Err("the network namespace has none of the pod's addresses".to_owned());
+    }
+    Ok(file)
+}
+
+fn ok() -> Answer {
+    Answer::new(StatusCode::OK, "")
+}
+
+fn no(status: StatusCode, why: impl ToString) -> Answer {
+    Answer::new(status, why.to_string())
+}
