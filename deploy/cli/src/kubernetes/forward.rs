@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -83,6 +84,16 @@ impl Kubernetes {
         self.block_on(stream::iter(asked).buffered(CONCURRENCY).collect())
     }
 
+    /// Sends each its own request, all at once; answers in their order.
+    pub fn http_each(
+        &self,
+        method: &Method,
+        all: &[(PodPort, String)],
+    ) -> Vec<anyhow::Result<(StatusCode, Bytes)>> {
+        let asked = all.iter().map(|(to, path)| self.request(to, method, path));
+        self.block_on(join_all(asked))
+    }
+
     async fn request(
         &self,
         to: &PodPort,
@@ -111,6 +122,10 @@ impl Kubernetes {
             Ok(Err(error)) => {
                 let reason = timeout(REASON_DEADLINE, session.reason).await;
                 Err(match reason.ok().flatten() {
+                    // The kubelet names namespaces, containers and address families here.
+                    Some(reason) if reason.contains("connection refused") => {
+                        anyhow::anyhow!("nobody listens on {to}")
+                    }
                     Some(reason) => anyhow::anyhow!("{to}: {}", reason.trim_end()),
                     None => error.context(to.to_string()),
                 })

@@ -2,7 +2,8 @@
 //! pod's network namespace, a cluster's through its API server, any other by address.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use adit_local::{MeshStatus, http_request_in};
@@ -60,19 +61,18 @@ impl Waypoint {
     /// # Errors
     /// When there is no answer, or one that is no success; the waypoint is named.
     pub fn request(&self, method: &Method, path: &str) -> anyhow::Result<Bytes> {
-        let answer = match &self.reach {
+        self.judge(self.ask(method, path), method, path)
+    }
+
+    fn ask(&self, method: &Method, path: &str) -> Answer {
+        match &self.reach {
             Reach::Address(address) => admin::request(address, method, path),
-            Reach::Netns { netns, port } => {
-                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-                http_request_in(netns, address, method.as_str(), path, DEADLINE)
-                    .map_err(anyhow::Error::from)
-                    .and_then(|answer| {
-                        let status = StatusCode::from_u16(answer.status)?;
-                        Ok((status, Bytes::from(answer.body)))
-                    })
-            }
+            Reach::Netns { netns, port } => request_in(netns, *port, method, path),
             Reach::Pod { cluster, pod, port } => cluster.http(&pod.port(*port), method, path),
-        };
+        }
+    }
+
+    fn judge(&self, answer: Answer, method: &Method, path: &str) -> anyhow::Result<Bytes> {
         let (status, body) = answer.map_err(|error| self.does_not_answer(error))?;
         if !status.is_success() {
             let text = String::from_utf8_lossy(&body);
@@ -99,6 +99,61 @@ impl Waypoint {
         }
         error.context(format!("waypoint {} does not answer", self.name))
     }
+}
+
+type Answer = anyhow::Result<(StatusCode, Bytes)>;
+
+fn request_in(netns: &Path, port: u16, method: &Method, path: &str) -> Answer {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let answer = http_request_in(netns, address, method.as_str(), path, DEADLINE)?;
+    let status = StatusCode::from_u16(answer.status)?;
+    Ok((status, Bytes::from(answer.body)))
+}
+
+/// Sends each its GET, all at the same time: answers may be long in coming. They are in the
+/// order of the waypoints.
+pub fn get_all(asked: &[(&Waypoint, String)]) -> Vec<anyhow::Result<Bytes>> {
+    let in_cluster = asked
+        .iter()
+        .find_map(|(waypoint, _)| match &waypoint.reach {
+            Reach::Pod { cluster, .. } => Some(cluster),
+            _ => None,
+        });
+    let answers: Vec<Answer> = match in_cluster {
+        Some(cluster) => {
+            let requests = asked
+                .iter()
+                .filter_map(|(waypoint, path)| match &waypoint.reach {
+                    Reach::Pod { pod, port, .. } => Some((pod.port(*port), path.clone())),
+                    _ => None,
+                });
+            cluster.http_each(&Method::GET, &requests.collect::<Vec<_>>())
+        }
+        None => thread::scope(|scope| {
+            let running: Vec<_> = asked
+                .iter()
+                .map(|(waypoint, path)| match &waypoint.reach {
+                    Reach::Netns { netns, port } => Some((netns, *port, path)),
+                    _ => None,
+                })
+                .map(|to| {
+                    let (netns, port, path) = to?;
+                    Some(scope.spawn(move || request_in(netns, port, &Method::GET, path)))
+                })
+                .collect();
+            let each = asked.iter().zip(running);
+            each.map(|((waypoint, path), running)| match running {
+                Some(running) => running
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("the request broke off"))),
+                None => waypoint.ask(&Method::GET, path),
+            })
+            .collect()
+        }),
+    };
+    let each = asked.iter().zip(answers);
+    each.map(|((waypoint, path), answer)| waypoint.judge(answer, &Method::GET, path))
+        .collect()
 }
 
 /// The waypoint that is meant: by name, by name and namespace, by its pod, or the only

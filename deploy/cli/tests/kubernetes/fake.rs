@@ -97,12 +97,8 @@ impl Fake {
     /// A kubeconfig with two contexts: `fake`, whose namespace is shop, and `away`, where
     /// nobody listens.
     pub fn kubeconfig(&self) -> NamedTempFile {
-        let cluster = |name: &str, server: &str| {
-            json!({"name": name, "cluster": {"server": format!("http://{server}")}})
-        };
-        let context = |name: &str, namespace: &str| {
-            json!({"name": name, "context": {"cluster": name, "user": "u", "namespace": namespace}})
-        };
+        let cluster = |name: &str, server: &str| json!({"name": name, "cluster": {"server": format!("http://{server}")}});
+        let context = |name: &str, namespace: &str| json!({"name": name, "context": {"cluster": name, "user": "u", "namespace": namespace}});
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
             "clusters": [cluster("fake", &self.address.to_string()), cluster("away", "127.0.0.1:1")],
@@ -179,8 +175,7 @@ const GATEWAY: &str = "gateway.networking.k8s.io";
 fn path_of(object: &Value) -> String {
     let kind = object["kind"].as_str().unwrap();
     let version = object["apiVersion"].as_str().unwrap();
-    let (group, _, _, plural, namespaced, _) =
-        KINDS.iter().find(|known| known.2 == kind).unwrap();
+    let (group, _, _, plural, namespaced, _) = KINDS.iter().find(|known| known.2 == kind).unwrap();
     let root = if group.is_empty() { "api" } else { "apis" };
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str().unwrap();
@@ -235,7 +230,8 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
 }
 
 async fn respond(state: &Arc<Mutex<State>>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    if request.headers().get(header::AUTHORIZATION) != Some(&HeaderValue::from_static("Bearer secret"))
+    if request.headers().get(header::AUTHORIZATION)
+        != Some(&HeaderValue::from_static("Bearer secret"))
     {
         return status(StatusCode::UNAUTHORIZED, "Unauthorized");
     }
@@ -261,8 +257,10 @@ async fn respond(state: &Arc<Mutex<State>>, request: Request<Incoming>) -> Respo
     match (method, path.as_str()) {
         (Method::GET, "/version") => {
             let version = "v1.33.1";
-            answer(&json!({"gitVersion": version, "major": "1", "minor": "33", "buildDate": "",
-                "compiler": "", "gitCommit": "", "gitTreeState": "", "goVersion": "", "platform": ""}))
+            answer(
+                &json!({"gitVersion": version, "major": "1", "minor": "33", "buildDate": "",
+                "compiler": "", "gitCommit": "", "gitTreeState": "", "goVersion": "", "platform": ""}),
+            )
         }
         (Method::GET, "/api") => answer(&discovery(true, false)),
         (Method::GET, "/apis") => answer(&discovery(false, state.gateway_api)),
@@ -303,8 +301,10 @@ impl State {
         let Some(known) = KINDS.iter().find(|known| known.3 == plural) else {
             return status(StatusCode::NOT_FOUND, &format!("{path} not found"));
         };
-        let parameters: BTreeMap<&str, &str> =
-            query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        let parameters: BTreeMap<&str, &str> = query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .collect();
         let wanted = parameters.get("labelSelector").copied().unwrap_or_default();
         let wanted = wanted.replace("%3D", "=").replace("%2F", "/");
         let prefix = path.trim_end_matches(plural);
@@ -312,13 +312,18 @@ impl State {
             let labels = &object["metadata"]["labels"];
             object["kind"] == known.2
                 && of.starts_with(prefix)
-                && wanted.split(',').filter(|pair| !pair.is_empty()).all(|pair| {
-                    let (key, value) = pair.split_once('=').unwrap();
-                    labels[key] == value
-                })
+                && wanted
+                    .split(',')
+                    .filter(|pair| !pair.is_empty())
+                    .all(|pair| {
+                        let (key, value) = pair.split_once('=').unwrap();
+                        labels[key] == value
+                    })
         });
         // Two a page, however many are asked for: a client has to be content with it.
-        let skip: usize = parameters.get("continue").map_or(0, |token| token.parse().unwrap());
+        let skip: usize = parameters
+            .get("continue")
+            .map_or(0, |token| token.parse().unwrap());
         let mut rest = all.skip(skip);
         let items: Vec<Value> = rest
             .by_ref()
@@ -331,8 +336,10 @@ impl State {
             })
             .collect();
         let next = rest.next().map(|_| (skip + 2).to_string());
-        answer(&json!({"kind": format!("{}List", known.2), "apiVersion": "v1",
-            "metadata": {"resourceVersion": "1", "continue": next}, "items": items}))
+        answer(
+            &json!({"kind": format!("{}List", known.2), "apiVersion": "v1",
+            "metadata": {"resourceVersion": "1", "continue": next}, "items": items}),
+        )
     }
 
     /// Good enough for objects with one manager.
@@ -378,8 +385,10 @@ fn answer(value: &Value) -> Response<Full<Bytes>> {
 }
 
 fn status(code: StatusCode, message: &str) -> Response<Full<Bytes>> {
-    let mut response = answer(&json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
-        "status": "Failure", "message": message, "reason": "", "code": code.as_u16()}));
+    let mut response = answer(
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+        "status": "Failure", "message": message, "reason": "", "code": code.as_u16()}),
+    );
     *response.status_mut() = code;
     response
 }
@@ -395,10 +404,17 @@ fn forward(
     let ["", "api", "v1", "namespaces", namespace, "pods", pod, _] = parts.as_slice() else {
         return status(StatusCode::NOT_FOUND, "no such path");
     };
-    let port = query.trim_start_matches('&').strip_prefix("ports=").unwrap();
+    let port = query
+        .trim_start_matches('&')
+        .strip_prefix("ports=")
+        .unwrap();
     let port: u16 = port.parse().unwrap();
     let known = state.lock().unwrap();
-    let Some(answers) = known.ports.get(&format!("{namespace}/{pod}:{port}")).cloned() else {
+    let Some(answers) = known
+        .ports
+        .get(&format!("{namespace}/{pod}:{port}"))
+        .cloned()
+    else {
         return status(StatusCode::NOT_FOUND, "pod not found");
     };
     drop(known);
@@ -455,7 +471,10 @@ async fn serve_port(upgrade: OnUpgrade, port: u16, answers: Port) {
             Some(body) => ("200 OK", body.as_str()),
             None => ("404 Not Found", "no such page"),
         };
-        let text = format!("HTTP/1.1 {code}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let text = format!(
+            "HTTP/1.1 {code}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         for piece in text.as_bytes().chunks(1000) {
             let framed = [&[0], piece].concat();
             if socket.send(Message::binary(framed)).await.is_err() {

@@ -69,9 +69,24 @@ fn a_waypoint_comes_and_goes_at_a_real_api_server() {
     };
     let name = scratch.name.clone();
     let told = scratch.adit(&["waypoint", "apply", "--enroll-namespace"], 0);
-    assert!(told.contains("namespace is not enrolled in ambient"), "{told}");
-    assert!(told.contains(&format!("waypoint {name}/waypoint applied")), "{told}");
-    let get = ["get", "gateway", "waypoint", "-n", &name, "-o", "json", "--show-managed-fields"];
+    assert!(
+        told.contains("namespace is not enrolled in ambient"),
+        "{told}"
+    );
+    assert!(
+        told.contains(&format!("waypoint {name}/waypoint applied")),
+        "{told}"
+    );
+    let get = [
+        "get",
+        "gateway",
+        "waypoint",
+        "-n",
+        &name,
+        "-o",
+        "json",
+        "--show-managed-fields",
+    ];
     let gateway: Value = serde_json::from_str(&scratch.kubectl(&get)).unwrap();
     assert_eq!(gateway["spec"]["gatewayClassName"], "istio-waypoint");
     let managers = gateway["metadata"]["managedFields"].as_array().unwrap();
@@ -96,12 +111,18 @@ fn a_waypoint_comes_and_goes_at_a_real_api_server() {
         again["metadata"]["generation"],
         gateway["metadata"]["generation"]
     );
-    let told = scratch.adit(&["waypoint", "apply", "--enroll-namespace", "--name", "b"], 1);
+    let told = scratch.adit(
+        &["waypoint", "apply", "--enroll-namespace", "--name", "b"],
+        1,
+    );
     assert!(told.contains("already has an enrolled Waypoint"), "{told}");
     let told = scratch.adit(&["waypoint", "list"], 0);
     assert!(told.contains("waypoint   default    service"), "{told}");
     let told = scratch.adit(&["waypoint", "delete"], 0);
-    assert!(told.contains(&format!("waypoint {name}/waypoint deleted")), "{told}");
+    assert!(
+        told.contains(&format!("waypoint {name}/waypoint deleted")),
+        "{told}"
+    );
     let told = scratch.adit(&["waypoint", "delete"], 1);
     assert!(told.contains("not found"), "{told}");
 }
@@ -136,5 +157,9 @@ fn a_real_cluster_is_analyzed_and_checked() {
     let report = adit(&scratch.kubeconfig, &args).stdout;
     let report: Value = serde_json::from_str(&report).unwrap();
     let checks = report["checks"].as_array().unwrap();
-    assert!(checks.iter().any(|c| c["check"] == "rights" && c["status"] == "ok"));
+    assert!(
+        checks
+            .iter()
+            .any(|c| c["check"] == "rights" && c["status"] == "ok")
+    );
 }
