@@ -40,20 +40,6 @@ pub struct Findings {
     pub warnings: Vec<String>,
 }
 
-/// `adit check --pre` with a cluster.
-///
-/// # Errors
-/// The cluster cannot be reached.
-pub fn run(cluster: &ClusterArgs, format: Format, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(async {
-        let (client, name) = cluster.connect().await?;
-        let access = Access::new(client, name);
-        let findings = check(&access, &Spec::default(), true).await?;
-        output::print(out, format, &findings, || findings.text(&access.name))?;
-        Ok(Outcome::of(findings.problems.is_empty()))
-    })
-}
-
 /// Looks at a cluster.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+mod command_line;
 mod enrolment;
 mod faults;
 mod policy;
@@ -13,6 +14,7 @@ use super::case::Case;
 /// Every test.
 pub fn all() -> Vec<Case> {
     [
+        command_line::TESTS,
         enrolment::TESTS,
         policy::TESTS,
         services::TESTS,
