@@ -159,6 +159,7 @@ impl Node {
             certificates: certificates.clone(),
             telemetry: telemetry.clone(),
             ports: PortRotor::default(),
+            failing_waypoints: Default::default(),
             drain: watcher,
         });
         let workers: Arc<[WorkerHandle]> = (0..WORKERS)
