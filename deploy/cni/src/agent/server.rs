@@ -9,7 +9,7 @@ use adit_shared::net::handoff::{Answer, Call};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::cluster::{Cluster, Found, Presence};
 use super::decide::{decide, sandbox_pod};
@@ -198,7 +198,7 @@ impl Server {
     /// What cannot be told now ends by itself.
     fn told(&self, told: Result<(), ZtunnelError>) -> Answer {
         if let Err(error) = told {
-            info!("not told of sandboxes that ended: {error}");
+            debug!("not told of sandboxes that ended: {error}");
         }
         Answer::new(StatusCode::OK, "")
     }

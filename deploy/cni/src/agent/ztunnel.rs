@@ -22,7 +22,7 @@ pub(super) enum ZtunnelError {
     /// It does not run.
     #[error(
         "ztunnel does not run on this node (DaemonSet ztunnel), and pods of the mesh do not start \
-         without it: {0}"
+         without it ({0})"
     )]
     Unreachable(CallError),
     /// It does not answer.
