@@ -299,7 +299,8 @@ impl EnrolmentManager {
                 self.expire();
             }
             let targets = self.wanted.targets();
-            if !targets.synced && targets.by_uid.is_empty() && state.entries.is_empty() {
+            let nothing = targets.by_uid.is_empty() && targets.ended.is_empty();
+            if !targets.synced && nothing && state.entries.is_empty() {
                 continue;
             }
             if targets.synced && !adopted {
@@ -330,6 +331,13 @@ impl EnrolmentManager {
             withdrawing,
             identities,
         } = state;
+        for uid in &targets.ended {
+            // The control plane was faster: nothing is left to be drained.
+            if let Some(withdrawal) = withdrawing.remove(uid) {
+                withdrawal.stop().await;
+                self.remove(uid).await;
+            }
+        }
         let gone: Vec<_> = entries
             .keys()
             .filter(|uid| !wanted.contains_key(*uid))
@@ -340,10 +348,21 @@ impl EnrolmentManager {
                 if self.pods.0.lock().remove(&uid).is_some() {
                     self.telemetry.emit(&Event::ProxyStopped);
                 }
+                if targets.ended.contains(&uid) {
+                    info!(
+                        target: "enrolment",
+                        pod = %entry.spec.name, namespace = %entry.spec.namespace, %uid,
+                        "pod ended"
+                    );
+                    self.remove(&uid).await;
+                    continue;
+                }
                 let withdrawal = self.withdraw(&entry.spec).await;
                 withdrawing.insert(uid, withdrawal);
             }
         }
+
+        self.wanted.removed(&targets.ended);
 
         let wanted_uids: Vec<_> = wanted.keys().cloned().collect();
         let count_pending = |entries: &HashMap<Arc<str>, Entry>| {
@@ -519,6 +538,13 @@ impl EnrolmentManager {
         .await
         .map_err(|e| EnrolmentError::Capture(e.to_string()))?
         .map_err(|e| EnrolmentError::Capture(e.to_string()))
+    }
+
+    /// Ends the capture of a pod in which nothing runs any more, and its listeners.
+    async fn remove(&self, uid: &Arc<str>) {
+        self.capture(uid, |redirector, uid| redirector.withdraw(uid))
+            .await;
+        join_all(self.workers.iter().map(|w| w.remove_pod(uid.clone()))).await;
     }
 
     /// New connections of the pod stop being captured at once; the open ones get the

@@ -60,7 +60,7 @@ impl Server {
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/del") => match serde_json::from_slice::<Sandbox>(&call.body) {
-                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox.id).await),
+                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox).await),
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/gc") => self.told(self.ztunnel.retain(call.body.to_vec()).await),
