@@ -53,6 +53,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 const LOOK_AGAIN_LIMIT: Duration = Duration::from_secs(1);
 /// An early pod that the control plane has not named for so long, though it could, ends.
 const EARLY_LIMIT: Duration = Duration::from_secs(60);
+/// How often a long series of enrolments is reported.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 /// The least time between two repairs of what somebody else removes.
 const REPAIR_PAUSE: Duration = Duration::from_millis(20);
 
@@ -388,6 +390,7 @@ impl EnrolmentManager {
             .partition(|(target, _)| target.early);
         let ready = others.iter().filter(|(_, netns)| netns.is_ok());
         let ready: Vec<SpiffeId> = ready.map(|(t, _)| t.spec.identity.clone()).collect();
+        let mut published = Instant::now();
         let mut others = Some(others);
         let mut open = early.into_iter();
         loop {
@@ -433,6 +436,11 @@ impl EnrolmentManager {
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
             count_pending(entries);
+            // The first of many need not wait for the last until peers use HBONE.
+            if published.elapsed() >= PUBLISH_INTERVAL {
+                self.publish(entries);
+                published = Instant::now();
+            }
         }
         for (uid, target) in &wanted {
             let waiter = target.waiter.as_ref().and_then(|w| w.lock().take());
