@@ -18,11 +18,13 @@ use adit_ebpf::{Listeners, PodRedirection, Redirector, Repairs, SteeringChanges}
 use adit_shared::identity::{CertificateCache, SpiffeId};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
 use adit_shared::telemetry::{Event, Telemetry};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tracing::{info, warn};
 
 mod records;
@@ -381,27 +383,21 @@ impl EnrolmentManager {
         for target in &open {
             self.certificates.prefetch(&target.spec.identity);
         }
-        // What starts now has a runtime waiting for it; its connections wait for the
-        // certificate by themselves.
-        let (early, others): (Vec<_>, Vec<_>) = self
-            .locate(open)
-            .await
-            .into_iter()
-            .partition(|(target, _)| target.early);
-        let ready = others.iter().filter(|(_, netns)| netns.is_ok());
-        let ready: Vec<SpiffeId> = ready.map(|(t, _)| t.spec.identity.clone()).collect();
         let mut published = Instant::now();
-        let mut others = Some(others);
-        let mut open = early.into_iter();
-        loop {
-            let Some((Target { spec, .. }, netns)) = open.next() else {
-                let Some(others) = others.take() else {
-                    break;
-                };
-                self.await_certificates(&ready).await;
-                open = others.into_iter();
-                continue;
-            };
+        let until = Instant::now() + CERTIFICATE_WAIT;
+        let coming = self.locate(open).await.into_iter();
+        let mut coming: FuturesUnordered<_> = coming
+            .map(|(target, netns)| async move {
+                // What starts now has a runtime waiting for it; its connections wait for the
+                // certificate by themselves.
+                if !target.early && netns.is_ok() {
+                    self.await_certificate(&target.spec.identity, until).await;
+                }
+                (target.spec, netns)
+            })
+            .collect();
+        // In the order in which their certificates come.
+        while let Some((spec, netns)) = coming.next().await {
             // It would end by taking away what is set up here.
             if let Some(withdrawal) = withdrawing.remove(&spec.uid) {
                 withdrawal.stop().await;
@@ -481,18 +477,13 @@ impl EnrolmentManager {
         }
     }
 
-    /// One deadline for all of them: a certificate service that is away must not delay
-    /// the last pod by the sum of all waits.
-    async fn await_certificates(&self, identities: &[SpiffeId]) {
-        let all = async {
-            for identity in identities {
-                if let Err(e) = self.certificates.get(identity).await {
-                    warn!(%identity, "no certificate yet: {e}");
-                }
-            }
-        };
-        if timeout(CERTIFICATE_WAIT, all).await.is_err() {
-            warn!("certificates are late; pods are captured, their connections wait");
+    /// `until` is the same for all of a series: a certificate service that is away must not
+    /// delay the last pod by the sum of all waits.
+    async fn await_certificate(&self, identity: &SpiffeId, until: Instant) {
+        match timeout_at(until, self.certificates.get(identity)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => warn!(%identity, "no certificate yet: {e}"),
+            Err(_) => warn!(%identity, "no certificate yet; connections of its pods wait"),
         }
     }
 
