@@ -11,10 +11,8 @@ use serde_json::Value;
 
 use super::access::{Access, ask, id_of};
 use super::object::ObjectId;
-use super::options::ClusterArgs;
 use super::spec::Spec;
 use super::state::OWNED;
-use crate::output::{self, Format, Outcome, Output};
 
 /// The oldest Kubernetes that the charts are for.
 const MIN_KUBERNETES: (u32, u32) = (1, 30);
@@ -281,30 +279,6 @@ async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> 
     Ok(())
 }
 
-impl Findings {
-    /// For people.
-    pub fn text(&self, cluster: &str) -> String {
-        let mut text = format!(
-            "Kubernetes {} at {cluster}, {} Linux nodes",
-            self.kubernetes, self.nodes
-        );
-        if let Some(version) = &self.gateway_api {
-            text += &format!(", Gateway API {version}");
-        }
-        text += "\n";
-        for problem in &self.problems {
-            text += problem;
-            text += "\n";
-        }
-        for warning in &self.warnings {
-            text += &format!("Warning: {warning}\n");
-        }
-        if self.problems.is_empty() {
-            text += "The mesh can be installed: adit install --set profile=ambient\n";
-        }
-        text
-    }
-}
 
 #[cfg(test)]
 mod tests {

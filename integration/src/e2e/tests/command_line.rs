@@ -206,9 +206,9 @@ async fn analyze_names_mistakes_in_the_cluster(t: Test) -> anyhow::Result<()> {
         t.namespace(),
         "--failure-threshold",
         "error",
-    ]);
+    ]).await;
     // Whether it is an error or a warning is the analyzer's to say.
-    let told = match told.await {
+    let told = match told {
         Ok(told) => told,
         Err(error) => error.to_string(),
     };
