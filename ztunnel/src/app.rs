@@ -102,6 +102,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         telemetry: telemetry.clone(),
         ports: PortRotor::starting_at(rand::random()),
+        failing_waypoints: Default::default(),
         drain: drain_watcher,
         config,
     });

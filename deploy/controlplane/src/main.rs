@@ -107,6 +107,10 @@ struct Args {
     /// In a cluster: address of the validating webhook (HTTPS).
     #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
     webhook_listen: SocketAddr,
+    /// In a cluster: the ValidatingWebhookConfiguration whose caBundle is kept current; empty:
+    /// none. By default Istio's name for it, of the revision and the namespace.
+    #[arg(long, env = "ADIT_WEBHOOK_CONFIGURATION")]
+    webhook_configuration: Option<String>,
     /// More DNS names and IP addresses for the serving certificate.
     #[arg(long, env = "ADIT_SERVING_NAMES", value_delimiter = ',')]
     serving_names: Vec<String>,
@@ -218,7 +222,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = kubernetes.as_ref().map(Elector::start);
+    let elector = kubernetes
+        .as_ref()
+        .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
     let mesh = options.mesh.clone();
@@ -263,6 +269,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         },
     )
     .await?;
+    if let Some(writes) = control_plane.write_metrics() {
+        // Nobody else has set it.
+        let _ = serving.metrics().writes.set(writes);
+    }
 
     let failed = tokio::select! {
         _ = terminate.recv() => false,
@@ -295,7 +305,7 @@ struct Surroundings {
 struct Cluster {
     ca: ClusterCa,
     _roots: RootCertificates,
-    _bundles: CaBundles,
+    _bundles: Option<CaBundles>,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -314,7 +324,8 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
         let cluster = Cluster {
             _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
-            _bundles: CaBundles::start(kubernetes.clone(), &args.revision, ca.current()),
+            _bundles: webhook_configuration(args)
+                .map(|name| CaBundles::start(kubernetes.clone(), name, ca.current())),
             ca,
         };
         return Ok(Surroundings {
@@ -378,6 +389,15 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
     }
+}
+
+fn webhook_configuration(args: &Args) -> Option<String> {
+    let name = match (&args.webhook_configuration, args.revision.as_str()) {
+        (Some(name), _) => name.clone(),
+        (None, "" | "default") => format!("istio-validator-{}", args.namespace),
+        (None, revision) => format!("istio-validator-{revision}-{}", args.namespace),
+    };
+    Some(name).filter(|name| !name.is_empty())
 }
 
 /// The usual names are of the usual namespace and domain.

@@ -185,7 +185,9 @@ impl EnrolmentSocket {
             true => Ok(()),
             false => r.remove_all().map_err(|e| e.to_string()),
         });
-        match removed.and(left.await) {
+        let left = left.await;
+        self.records.clear();
+        match removed.and(left) {
             Ok(()) => ok(),
             Err(why) => no(StatusCode::INTERNAL_SERVER_ERROR, why),
         }

@@ -29,15 +29,10 @@ pub struct CaBundles {
 }
 
 impl CaBundles {
-    /// Keeps those of the configuration of `revision`, by Istio's name:
-    /// `istio-validator-<namespace>`, with the revision between where it is not `default`.
+    /// Keeps those of the configuration of that name.
     ///
     /// Must be called within a tokio runtime.
-    pub fn start(kubernetes: Kubernetes, revision: &str, ca: CurrentCa) -> Self {
-        let name = match revision {
-            "" | "default" => format!("istio-validator-{}", kubernetes.namespace),
-            revision => format!("istio-validator-{revision}-{}", kubernetes.namespace),
-        };
+    pub fn start(kubernetes: Kubernetes, name: String, ca: CurrentCa) -> Self {
         Self {
             task: tokio::spawn(run(Api::all(kubernetes.client), name, ca)),
         }

@@ -162,7 +162,7 @@ async fn the_bundle_of_the_configuration_follows_the_authority() {
     let (publish, current) = watch::channel(first.clone());
     let bundles = CaBundles::start(
         cluster.handle(),
-        "default",
+        name.clone(),
         adit_controlplane::ca::CurrentCa::new(current),
     );
     configurations

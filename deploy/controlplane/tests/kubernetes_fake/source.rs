@@ -171,18 +171,22 @@ async fn an_outage_changes_nothing_and_ends() {
 #[tokio::test]
 async fn a_missing_permission_is_named() {
     let server = ApiServer::start().await;
+    server.refuse("/pods", 403);
     server.refuse("/secrets", 403);
     let mut following = Following::start(&server);
     let state = following
-        .until("a finding", |state| !state.findings.is_empty())
+        .until("findings", |state| state.findings.len() == 2)
         .await;
     assert!(!state.synced);
-    let text = state.findings[0].to_string();
-    assert!(text.contains("no permission to"), "{text}");
-    assert!(text.contains("secrets"), "{text}");
+    let texts: Vec<_> = state.findings.iter().map(ToString::to_string).collect();
+    assert!(texts[0].contains("no permission to"), "{texts:?}");
+    assert!(texts[0].contains("pods"), "{texts:?}");
+    assert!(texts[1].starts_with("Info"), "{texts:?}");
+    // Of the two only one is needed.
     server.recover();
+    server.refuse("/secrets", 403);
     let state = following.synced().await;
-    assert!(state.findings.is_empty());
+    assert_eq!(state.findings.len(), 1, "{:?}", state.findings);
 }
 
 fn route(name: &str) -> Value {

@@ -31,6 +31,8 @@ const LIST_STALL: Duration = Duration::from_secs(60);
 /// If it does not fail again within this time, which is longer than a connection takes, it
 /// works.
 const MENDED: Duration = Duration::from_secs(12);
+/// A permission that is not needed is not asked for often.
+const PERMISSION_RETRY: Duration = Duration::from_secs(60);
 /// After so many refusals in a row to go on from where we were, the list is made anew.
 const MAX_RESUMES: u32 = 5;
 
@@ -162,7 +164,11 @@ impl Watch {
                     if !self.failed(&error).await {
                         return Ended::Done;
                     }
-                    sleep(backoff.next().unwrap_or(LIST_STALL)).await;
+                    let pause = match self.resource.optional && is_forbidden(&error) {
+                        true => PERMISSION_RETRY,
+                        false => backoff.next().unwrap_or(LIST_STALL),
+                    };
+                    sleep(pause).await;
                     if listing.is_none() && refusals >= MAX_RESUMES && is_answer(&error) {
                         return Ended::Anew(lists);
                     }
@@ -228,9 +234,10 @@ impl Watch {
             Some(cause) => explain(verb, &resource, cause),
             None => format!("cannot {verb} {resource}: {error}"),
         };
-        let event = Event::Failing {
-            kind: self.resource.kind,
-            reason,
+        let kind = self.resource.kind;
+        let event = match self.resource.optional && is_forbidden(error) {
+            true => Event::Unpermitted { kind, reason },
+            false => Event::Failing { kind, reason },
         };
         self.events.send(event).await.is_ok()
     }
@@ -283,6 +290,10 @@ fn is_answer(error: &watcher::Error) -> bool {
 /// The request itself was answered so, not a stream that had begun.
 fn is_start(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(_))
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    status(error).is_some_and(|status| status.code == 403)
 }
 
 /// Our place in the history is not there any more; no fault of anybody.
