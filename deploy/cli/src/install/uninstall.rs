@@ -252,7 +252,7 @@ impl Removal<'_> {
             }
         }
         for (api_version, kind, names) in [
-            ("v1", "Secret", &["istio-ca-secret"][..]),
+            ("v1", "Secret", &["istio-ca-secret", "adit-ca-previous"][..]),
             ("v1", "ConfigMap", &[ROOT_CERTIFICATE]),
             (
                 "coordination.k8s.io/v1",
