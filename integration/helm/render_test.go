@@ -131,7 +131,9 @@ values:
     remotePilotAddress: https://istiod.example:15012
     caAddress: https://ca.example:15012
   pilot: {trustedZtunnelNamespace: kube-system, trustedZtunnelName: tunnel}
-  ztunnel: {network: net-2, dnsCapture: false}`,
+  ztunnel: {network: net-2}`,
+	"network policies": `
+values: {global: {networkPolicy: {enabled: true}, configValidation: false}}`,
 	"monitoring": `
 values:
   pilot: {podMonitor: {enabled: true, interval: 30s}}
