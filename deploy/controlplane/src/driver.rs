@@ -423,10 +423,11 @@ impl Engine {
         let mut builder = self.snapshot.edit();
         let namespaces = self.compiler.update(objects, &redirection, &mut builder);
         self.snapshot = builder.build();
-        let written = written.and(
-            self.status
-                .set_statuses(self.compiler.statuses(), objects, wall_clock),
-        );
+        let written = written.and(self.status.set_statuses(
+            self.compiler.statuses(),
+            objects,
+            wall_clock,
+        ));
         self.status_failed = match written {
             Ok(()) => false,
             Err(error) => {

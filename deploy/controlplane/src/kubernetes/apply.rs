@@ -61,7 +61,10 @@ impl RequestError {
 }
 
 fn of_status(status: &Status) -> Failure {
-    let asked = status.details.as_ref().map(|details| details.retry_after_seconds);
+    let asked = status
+        .details
+        .as_ref()
+        .map(|details| details.retry_after_seconds);
     let asked = asked.filter(|seconds| *seconds > 0);
     match status.code {
         409 => Failure::Conflict,
@@ -121,7 +124,8 @@ impl Pace {
 /// How long to wait after so many failures in a row: from 100 ms, doubling, to a minute.
 pub fn backoff(failures: u32) -> Duration {
     let base = Duration::from_millis(100) * 2_u32.pow(failures.saturating_sub(1).min(10));
-    base.min(Duration::from_secs(60)).mul_f64(rand::random_range(0.8..1.2))
+    base.min(Duration::from_secs(60))
+        .mul_f64(rand::random_range(0.8..1.2))
 }
 
 #[cfg(test)]

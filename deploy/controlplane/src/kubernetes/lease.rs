@@ -303,16 +303,25 @@ impl<S: LeaseStore> Candidate<S> {
                     tracing::debug!("another replica was faster");
                 }
                 Err(error) if !refused => {
-                    tracing::warn!("cannot take part in the election over the Lease {LEADER}: {error}");
+                    tracing::warn!(
+                        "cannot take part in the election over the Lease {LEADER}: {error}"
+                    );
                     refused = true;
                 }
                 Err(error) => tracing::debug!("election: {error}"),
             }
             // Candidates that started together spread out.
-            let pause = self.election.timing.retry.mul_f64(rand::random_range(0.9..1.2));
+            let pause = self
+                .election
+                .timing
+                .retry
+                .mul_f64(rand::random_range(0.9..1.2));
             let next = begun + pause;
             let stop = loop {
-                let until = self.election.leads_until().filter(|_| *self.publish.borrow());
+                let until = self
+                    .election
+                    .leads_until()
+                    .filter(|_| *self.publish.borrow());
                 tokio::select! {
                     () = sleep_until(next) => break false,
                     () = sleep_until(until.unwrap_or(next)), if until.is_some() => self.tell(),
@@ -345,8 +354,12 @@ impl<S: LeaseStore> Candidate<S> {
             Some(held) => Some(held),
             None => self.store.read().await?,
         };
-        let record = live.as_ref().map(|live| live.spec.clone().unwrap_or_default());
-        let step = self.election.observe(record.as_ref(), begun, Timestamp::now());
+        let record = live
+            .as_ref()
+            .map(|live| live.spec.clone().unwrap_or_default());
+        let step = self
+            .election
+            .observe(record.as_ref(), begun, Timestamp::now());
         let Step::Write(record) = step else {
             return Ok(());
         };
@@ -359,7 +372,8 @@ impl<S: LeaseStore> Candidate<S> {
             }
         };
         // What the server made of it (it may cut digits off times) is what is seen next.
-        self.election.wrote(lease.spec.clone().unwrap_or(record), begun);
+        self.election
+            .wrote(lease.spec.clone().unwrap_or(record), begun);
         self.held = Some(lease);
         Ok(())
     }
@@ -371,7 +385,11 @@ impl<S: LeaseStore> Candidate<S> {
                 tracing::info!(
                     identity = &*self.election.identity,
                     "{}",
-                    if leads { "this replica leads" } else { "this replica leads no more" }
+                    if leads {
+                        "this replica leads"
+                    } else {
+                        "this replica leads no more"
+                    }
                 );
             }
             std::mem::replace(before, leads) != leads
@@ -446,7 +464,10 @@ mod tests {
             record = written(a.observe(Some(&record), at(second), wall(second as i64)));
             a.wrote(record.clone(), at(second));
             // Its clock is a day ahead, which must not matter.
-            assert_eq!(b.observe(Some(&record), at(second), wall(86_400)), Step::Wait);
+            assert_eq!(
+                b.observe(Some(&record), at(second), wall(86_400)),
+                Step::Wait
+            );
         }
         // a stops at 38.
         assert_eq!(b.observe(Some(&record), at(52), wall(0)), Step::Wait);
@@ -484,7 +505,10 @@ mod tests {
         assert_eq!(b.observe(Some(&record), now, wall(0)), Step::Wait);
         let later = |seconds| now + Duration::from_secs(seconds);
         assert_eq!(b.observe(Some(&record), later(59), wall(0)), Step::Wait);
-        assert!(matches!(b.observe(Some(&record), later(60), wall(0)), Step::Write(_)));
+        assert!(matches!(
+            b.observe(Some(&record), later(60), wall(0)),
+            Step::Write(_)
+        ));
     }
 
     /// An API server with one Lease, which can be out of reach.
@@ -504,7 +528,10 @@ mod tests {
                 std::future::pending::<()>().await;
             }
             let mut state = self.0.lock().expect("alone");
-            let known = state.lease.as_ref().map(|l| l.metadata.resource_version.clone());
+            let known = state
+                .lease
+                .as_ref()
+                .map(|l| l.metadata.resource_version.clone());
             let fits = match &known {
                 None => create,
                 Some(version) => !create && *version == lease.metadata.resource_version,
@@ -537,7 +564,10 @@ mod tests {
     }
 
     async fn wait_for(leading: &mut watch::Receiver<bool>, value: bool) {
-        let waited = timeout(Duration::from_secs(120), leading.wait_for(|now| *now == value));
+        let waited = timeout(
+            Duration::from_secs(120),
+            leading.wait_for(|now| *now == value),
+        );
         waited.await.expect("in time").expect("runs");
     }
 
@@ -552,7 +582,11 @@ mod tests {
         let before = Instant::now();
         a.release().await;
         wait_for(&mut b.leading(), true).await;
-        assert!(before.elapsed() < Duration::from_secs(4), "{:?}", before.elapsed());
+        assert!(
+            before.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            before.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -139,7 +139,11 @@ impl KubernetesStatus {
         let shared = Arc::new(Shared::default());
         let mut tasks = tokio::task::JoinSet::new();
         let client = &kubernetes.client;
-        tasks.spawn(objects::run(client.clone(), shared.clone(), leading.clone()));
+        tasks.spawn(objects::run(
+            client.clone(),
+            shared.clone(),
+            leading.clone(),
+        ));
         tasks.spawn(pods::run(client.clone(), shared.clone()));
         let status = Self {
             shared,
@@ -174,8 +178,10 @@ impl KubernetesStatus {
         objects: &Objects,
         redirection: &mut Redirection,
     ) {
-        let captured: BTreeMap<_, _> =
-            captured.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let captured: BTreeMap<_, _> = captured
+            .into_iter()
+            .map(|pod| (pod.uid.clone(), pod))
+            .collect();
         let mut state = self.shared.state.lock();
         for uid in std::mem::take(&mut state.confirmed) {
             self.kept.entry(uid).or_insert(Kept::Written);

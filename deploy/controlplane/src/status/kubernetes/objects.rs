@@ -121,7 +121,9 @@ impl Lead {
                         None => {
                             unknown = true;
                             let mut state = shared.state.lock();
-                            state.objects.failed(&object, Some(REDISCOVER), Instant::now());
+                            state
+                                .objects
+                                .failed(&object, Some(REDISCOVER), Instant::now());
                         }
                     },
                     Err(next) => {
@@ -169,7 +171,11 @@ impl Lead {
             return backoff(6);
         }
         let mut complete = true;
-        let all: Vec<_> = self.resources.iter().map(|(kind, of)| (kind, of.clone())).collect();
+        let all: Vec<_> = self
+            .resources
+            .iter()
+            .map(|(kind, of)| (kind, of.clone()))
+            .collect();
         for (kind, resource) in all {
             if let Err(error) = self.look_at(kind, &resource).await {
                 complete = false;
@@ -192,7 +198,12 @@ impl Lead {
             for object in page.items {
                 let reference = ObjectRef {
                     kind,
-                    namespace: object.metadata.namespace.as_deref().unwrap_or_default().into(),
+                    namespace: object
+                        .metadata
+                        .namespace
+                        .as_deref()
+                        .unwrap_or_default()
+                        .into(),
                     name: object.metadata.name.as_deref().unwrap_or_default().into(),
                 };
                 if self.changes(&reference, object, &now).is_some() {

@@ -72,7 +72,8 @@ async fn annotate(
     let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), &mark.namespace);
     let value = mark.enable.then_some(REDIRECTION_ENABLED);
     // With the uid: another pod of the same name is refused.
-    let patch = Patch::Merge(json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}}));
+    let patch =
+        Patch::Merge(json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}}));
     let params = PatchParams {
         field_manager: Some(STATUS_MANAGER.into()),
         ..PatchParams::default()
