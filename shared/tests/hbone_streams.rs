@@ -10,8 +10,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use adit_shared::hbone::{
-    Baggage, BaggageFields, ConnectRequest, ConnectionError, Forwarded, OpenError, ResetReason,
-    Retry, Settings, Traceparent, Tunnel, TunnelError,
+    Baggage, BaggageFields, ConnectRequest, Connection, ConnectionError, Forwarded, OpenError,
+    ResetReason, Retry, Settings, Traceparent, Tunnel, TunnelError,
 };
 use adit_shared::net::drain::DrainMode;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use http::StatusCode;
 use support::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 #[test]
@@ -148,6 +149,92 @@ fn a_stalled_reader_stops_its_writer_and_no_other_stream() {
         });
         soon("unblocking", more).await.expect("write");
         assert_eq!(reader.await.expect("reader"), window + 1);
+    });
+}
+
+/// Writes to `count` streams that nobody reads until none of them takes more, and tells how much
+/// that is in all.
+async fn stall(connection: &Connection, count: usize) -> (Vec<JoinHandle<()>>, Rc<Cell<usize>>) {
+    let stall = ConnectRequest::new("10.0.0.5:1".parse::<std::net::SocketAddr>().expect("ip"));
+    let taken = Rc::new(Cell::new(0));
+    let mut writers = Vec::new();
+    for _ in 0..count {
+        let (mut blocked, _) = connection.open(&stall, patience()).await.expect("opens");
+        let taken = taken.clone();
+        writers.push(tokio::task::spawn_local(async move {
+            loop {
+                let n = poll_fn(|cx| blocked.poll_capacity(cx, 1 << 20)).await;
+                let n = n.expect("capacity");
+                blocked.send(Bytes::from(vec![0; n])).expect("send");
+                taken.set(taken.get() + n);
+            }
+        }));
+    }
+    (writers, taken)
+}
+
+/// Four of them would hold the whole window of the connection.
+#[test]
+fn stalled_uploads_do_not_starve_other_streams_and_hold_no_more_than_is_bounded() {
+    const MAX_HELD: usize = (16 << 20) + 200 * (256 << 10);
+    for count in [4, 8, 150] {
+        run(async {
+            let kept: Rc<RefCell<Vec<Tunnel>>> = Rc::default();
+            let keep = kept.clone();
+            let (connection, _server) = connect(Settings::DEFAULT, async move |incoming| {
+                if incoming.request.authority.port() == 1 {
+                    let tunnel = incoming.respond.accept(None).expect("accept");
+                    keep.borrow_mut().push(tunnel);
+                } else {
+                    echo(incoming).await;
+                }
+            })
+            .await;
+            let (writers, taken) = stall(&connection, count).await;
+            eventually("the window is used up", || taken.get() >= 16 << 20).await;
+            let mut other = open(&connection).await;
+            for _ in 0..8 {
+                write(&mut other, vec![1; 1 << 20]).await;
+                assert_eq!(read(&mut other, 1 << 20).await.len(), 1 << 20);
+            }
+            assert!(taken.get() <= MAX_HELD, "{count} hold {}", taken.get());
+            // They go on when they are read.
+            let tunnels = kept.take();
+            for mut tunnel in tunnels {
+                assert!(!read(&mut tunnel, 1 << 20).await.is_empty());
+            }
+            writers.iter().for_each(JoinHandle::abort);
+        });
+    }
+}
+
+/// The same the other way: a client's app that does not read its downloads.
+#[test]
+fn stalled_downloads_do_not_starve_other_streams() {
+    run(async {
+        let (connection, _server) = connect(Settings::DEFAULT, async |incoming| {
+            if incoming.request.authority.port() != 1 {
+                return echo(incoming).await;
+            }
+            let mut tunnel = incoming.respond.accept(None).expect("accept");
+            let chunk = Bytes::from(vec![0; 1 << 20]);
+            while tunnel.write_chunk(chunk.clone()).await.is_ok() {}
+        })
+        .await;
+        let stall = ConnectRequest::new("10.0.0.5:1".parse::<std::net::SocketAddr>().expect("ip"));
+        let mut blocked = Vec::new();
+        for _ in 0..6 {
+            let (tunnel, _) = connection.open(&stall, patience()).await.expect("opens");
+            blocked.push(tunnel);
+        }
+        let mut other = open(&connection).await;
+        for _ in 0..32 {
+            write(&mut other, vec![1; 1 << 20]).await;
+            assert_eq!(read(&mut other, 1 << 20).await.len(), 1 << 20);
+        }
+        for mut tunnel in blocked {
+            assert_eq!(read(&mut tunnel, 8 << 20).await.len() >> 20, 8);
+        }
     });
 }
 
@@ -332,6 +419,7 @@ fn what_both_sides_say_arrives() {
             forwarded: Some(Forwarded {
                 source: "10.1.2.3:4567".parse().expect("address"),
                 host: Some("svc.ns".parse().expect("name")),
+                principal: None,
             }),
             baggage: Some(Baggage::new(BaggageFields {
                 service_name: "source".into(),

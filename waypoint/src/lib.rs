@@ -16,6 +16,7 @@ pub mod balance;
 pub mod client;
 pub mod config;
 pub mod external_authorization;
+pub mod live;
 pub mod proxy;
 pub mod route;
 pub mod state;

@@ -36,6 +36,7 @@ use tracing::{error, warn};
 use crate::authentication::Authenticator;
 use crate::config::Config;
 use crate::external_authorization::ExternalAuthorization;
+use crate::live::{Listing, Live, UpstreamTunnelView};
 use crate::proxy::dial::Dialer;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::http::{Downstream, SWEEP};
@@ -101,6 +102,7 @@ struct HandOver {
 enum Command {
     Serve(HandOver),
     Connections { reply: oneshot::Sender<Counts> },
+    List { reply: oneshot::Sender<Listing> },
 }
 
 /// What a worker holds at a moment.
@@ -194,6 +196,17 @@ impl WorkerHandle {
         answer.await.map_err(|_| Stopped)
     }
 
+    /// What the worker has open now.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn listing(&self) -> Result<Listing, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.peer.commands.send(Command::List { reply });
+        asked.await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
     /// Completes when all have ended, some time after the drain signal has been given.
     pub async fn all_stopped(workers: &[Self]) {
         for worker in workers {
@@ -241,6 +254,8 @@ pub struct Worker {
     pub upstreams: Rc<Upstreams>,
     /// Checks end users' tokens.
     pub authenticator: Authenticator,
+    /// What is open, to be shown.
+    pub live: Live,
     index: usize,
     peers: Vec<Peer>,
     downstreams: Rc<RefCell<Slab<Rc<Downstream>>>>,
@@ -274,6 +289,7 @@ impl Worker {
             draining: Cell::new(false),
             external: RefCell::default(),
             mirrors: Rc::default(),
+            live: Live::default(),
             shared,
         });
         let listener = match TcpListener::from_std(listener) {
@@ -293,6 +309,9 @@ impl Worker {
                     Some(Command::Serve(connection)) => worker.take_over(connection),
                     Some(Command::Connections { reply }) => {
                         let _ = reply.send(worker.counts());
+                    }
+                    Some(Command::List { reply }) => {
+                        let _ = reply.send(worker.listing());
                     }
                     None => break DrainMode::Immediate,
                 },
@@ -488,6 +507,33 @@ impl Worker {
             .map(Rc::new);
         known.insert(name.to_owned(), (provider.clone(), made.clone()));
         made
+    }
+
+    fn listing(&self) -> Listing {
+        let now = self.now();
+        let mut downstream: Vec<_> = self
+            .downstreams
+            .borrow()
+            .iter()
+            .map(|(_, downstream)| downstream.view(now))
+            .collect();
+        downstream.extend(self.live.tcp_views());
+        let mut upstream_tunnels = Vec::new();
+        self.tunnels.for_each(|key, connection| {
+            upstream_tunnels.push(UpstreamTunnelView {
+                dst: key.address,
+                workload: key.peer.to_string(),
+                identity: key.identities.workload().to_string(),
+                streams: connection.live_streams(),
+                carried: connection.watch().carried(),
+            });
+        });
+        Listing {
+            tunnels: self.live.tunnel_views(now),
+            downstream,
+            upstream: self.live.upstream_views(now),
+            upstream_tunnels,
+        }
     }
 
     fn counts(&self) -> Counts {

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use adit_shared::identity::SpiffeId;
+use adit_shared::policy::{self, Connection};
+use adit_shared::telemetry::Origin;
 use serde::Serialize;
 use slab::Slab;
 
@@ -41,6 +43,24 @@ pub struct PolicyInput {
     pub source: SocketAddr,
     /// The app's address and port.
     pub destination: SocketAddr,
+    /// Whom it says that it speaks for.
+    pub origin: Option<Box<Origin>>,
+}
+
+impl PolicyInput {
+    /// As policies see it.
+    pub fn connection(&self) -> Connection<'_> {
+        Connection {
+            source_identity: self.identity.as_ref(),
+            source_ip: self.source.ip(),
+            destination_ip: self.destination.ip(),
+            destination_port: self.destination.port(),
+            origin: self.origin.as_ref().map(|origin| policy::Origin {
+                identity: &origin.identity,
+                ip: origin.address.ip(),
+            }),
+        }
+    }
 }
 
 /// Which way a connection goes, with what belongs to that way.
@@ -146,7 +166,7 @@ impl Connections {
     pub fn views(&self) -> Vec<ConnectionView> {
         let mut views = Vec::with_capacity(self.live.borrow().len());
         self.for_each(|live| {
-            let (inbound, original_dst, actual_dst, protocol, identity) = match &live.flow {
+            let (inbound, original_dst, actual_dst, protocol, identity, origin) = match &live.flow {
                 Flow::Outbound {
                     original,
                     actual,
@@ -156,6 +176,7 @@ impl Connections {
                     *original,
                     *actual,
                     if *hbone { "HBONE" } else { "TCP" },
+                    None,
                     None,
                 ),
                 Flow::Inbound(input) => {
@@ -170,6 +191,10 @@ impl Connections {
                         input.destination,
                         protocol,
                         input.identity.clone(),
+                        input
+                            .origin
+                            .as_ref()
+                            .map(|origin| origin.identity.to_string()),
                     )
                 }
             };
@@ -181,6 +206,7 @@ impl Connections {
                 actual_dst,
                 protocol,
                 identity: identity.map(|id| id.to_string()),
+                origin,
             });
         });
         views
@@ -208,6 +234,9 @@ pub struct ConnectionView {
     /// Who calls, for inbound HBONE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
+    /// Whom it says that it speaks for; believed of waypoints that serve the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 /// Keeps a connection in the table.

@@ -21,6 +21,7 @@ use super::keepalive::{Keepalive, Listening};
 use super::send_queue::SendQueue;
 use super::settings::Settings;
 use super::tunnel::Tunnel;
+use super::windows::{Keeper, Windows};
 
 /// A connection to an HBONE server. Cloning gives another handle.
 ///
@@ -35,6 +36,7 @@ struct Inner {
     /// The peer repeats its baggage: one parsed copy serves all streams.
     baggage: RefCell<Option<Baggage>>,
     queue: SendQueue,
+    windows: Rc<Windows>,
     shared: Rc<Shared>,
 }
 
@@ -85,9 +87,13 @@ impl Connection {
             freed: RefCell::new(None),
         });
         let mut keepalive = Keepalive::new(connection.ping_pong(), heard, *settings);
+        let (windows, mut keeper) = Keeper::new(settings);
         let driver = shared.clone();
         spawn_local(async move {
             let end = poll_fn(|cx| {
+                if let Some(keeper) = &mut keeper {
+                    keeper.poll(cx, &mut connection);
+                }
                 if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(end.map_or_else(Into::into, |()| ConnectionError::Closed));
                 }
@@ -108,6 +114,7 @@ impl Connection {
                 sender: RefCell::new(sender),
                 baggage: RefCell::new(None),
                 queue: SendQueue::new(settings.connection_send_buffer),
+                windows,
                 shared,
             }),
         })
@@ -173,7 +180,7 @@ impl Connection {
                 return Err(OpenError::Timeout);
             }
         };
-        let (head, recv) = response.into_parts();
+        let (head, mut recv) = response.into_parts();
         if head.status != StatusCode::OK {
             send.send_reset(ResetReason::CANCEL.to_h2());
             return Err(OpenError::Refused {
@@ -181,12 +188,13 @@ impl Connection {
                 detail: head.headers.get(PROXY_STATUS).and_then(proxy_status_error),
             });
         }
+        let watched = self.inner.windows.enter(&mut recv);
         let mut known = self.inner.baggage.borrow_mut();
         // It only informs: a bad one is as good as none.
         let baggage = Baggage::from_headers(&head.headers, known.as_ref()).unwrap_or(None);
         known.clone_from(&baggage);
         Ok((
-            Tunnel::new(send, recv, self.inner.queue.clone(), Some(slot)),
+            Tunnel::new(send, recv, watched, self.inner.queue.clone(), Some(slot)),
             ResponseInfo { baggage },
         ))
     }

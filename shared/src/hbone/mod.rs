@@ -22,6 +22,7 @@ pub mod send_queue;
 pub mod server;
 mod settings;
 pub mod tunnel;
+mod windows;
 
 pub use client::{Connection, ConnectionWatch, ResponseInfo};
 pub use error::{ConnectionError, OpenError, ResetReason, Retry, TunnelError};

@@ -275,6 +275,15 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
         timeout_at(deadline, all).await.is_ok()
     }
 
+    /// Calls `visit` for each connection that the pool holds.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &Connection)) {
+        for (key, entry) in self.inner.entries.borrow().iter() {
+            for pooled in entry.connections.borrow().iter() {
+                visit(key, &pooled.connection);
+            }
+        }
+    }
+
     /// Counts for metrics.
     pub fn counts(&self) -> PoolCounts {
         let entries = self.inner.entries.borrow();

@@ -25,6 +25,7 @@ use super::keepalive::{Keepalive, Listening};
 use super::send_queue::SendQueue;
 use super::settings::Settings;
 use super::tunnel::Tunnel;
+use super::windows::{Keeper, Watched, Windows};
 use crate::net::drain::{DrainMode, DrainWatcher};
 
 /// One CONNECT stream that waits for an answer.
@@ -40,6 +41,8 @@ pub struct Incoming {
 
 /// Answers a CONNECT. Dropped without an answer, it resets the stream.
 pub struct Responder {
+    /// Goes before the handles of the stream.
+    watched: Watched,
     send: SendResponse<Bytes>,
     recv: h2::RecvStream,
     queue: SendQueue,
@@ -140,10 +143,14 @@ where
     let handled = Rc::new(Cell::new(0_u32));
     let most = settings.max_concurrent_streams.saturating_mul(2);
     let queue = SendQueue::new(settings.connection_send_buffer);
+    let (windows, mut keeper) = Keeper::new(settings);
     let mut known = None;
     let mut served = Served::default();
     loop {
         let next = poll_fn(|cx| {
+            if let Some(keeper) = &mut keeper {
+                keeper.poll(cx, &mut connection);
+            }
             // What the peer has sent counts before any verdict that it is dead or idle.
             if let Poll::Ready(stream) = connection.poll_accept(cx) {
                 return Poll::Ready(Ok(stream));
@@ -163,7 +170,7 @@ where
                     served.refused += 1;
                     continue;
                 }
-                match read_request(request, send, &queue, known.as_ref()) {
+                match read_request(request, send, &queue, &windows, known.as_ref()) {
                     Ok(incoming) => {
                         served.accepted += 1;
                         known.clone_from(&incoming.request.baggage);
@@ -206,10 +213,12 @@ fn read_request(
     request: Request<h2::RecvStream>,
     send: SendResponse<Bytes>,
     queue: &SendQueue,
+    windows: &Rc<Windows>,
     known: Option<&Baggage>,
 ) -> Result<Incoming, Malformed> {
-    let (head, recv) = request.into_parts();
+    let (head, mut recv) = request.into_parts();
     let respond = Responder {
+        watched: windows.enter(&mut recv),
         send,
         recv,
         queue: queue.clone(),
@@ -243,7 +252,7 @@ impl Responder {
             headers.insert(BAGGAGE, baggage.header().clone());
         }
         match self.send.send_response(response, false) {
-            Ok(send) => Ok(Tunnel::new(send, self.recv, self.queue, None)),
+            Ok(send) => Ok(Tunnel::new(send, self.recv, self.watched, self.queue, None)),
             Err(error) => Err(self.why(error)),
         }
     }

@@ -19,9 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::client::StreamGuard;
 use super::error::{ResetReason, TunnelError};
 use super::send_queue::SendQueue;
+use super::windows::Watched;
 
 /// One app connection's stream through an HBONE connection.
 pub struct Tunnel {
+    /// Goes before the handles of the stream.
+    watched: Watched,
     send: SendStream<Bytes>,
     recv: RecvStream,
     queue: SendQueue,
@@ -36,10 +39,12 @@ impl Tunnel {
     pub(super) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
+        watched: Watched,
         queue: SendQueue,
         guard: Option<StreamGuard>,
     ) -> Self {
         Self {
+            watched,
             send,
             recv,
             queue,
@@ -79,6 +84,7 @@ impl Tunnel {
     pub fn release(&mut self, n: usize) {
         // It fails for more bytes than were received, which is harmless here: it gives nothing.
         let _ = self.recv.flow_control().release_capacity(n);
+        self.watched.released(n);
     }
 
     /// Writes all of `chunk`, in as few DATA frames as the windows allow.

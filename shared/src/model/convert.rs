@@ -14,6 +14,7 @@ use super::types::{
     ServiceAddress, ServiceName, TunnelProtocol, WeightedWaypoint, Workload,
 };
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::policy::ServedBy;
 use crate::proto::workload as proto;
 
 /// Why a workload or a service is refused. Not retryable: the configuration is at
@@ -193,8 +194,22 @@ fn workload(wire: &proto::Workload) -> Result<Workload, Invalid> {
             .iter()
             .map(|key| key.as_str().into())
             .collect(),
+        served_by: ServedBy {
+            identities: served_by(&wire.served_by)?,
+            required: wire.require_waypoint,
+        },
+        callers_matter: wire.callers_matter,
         services,
     })
+}
+
+fn served_by(wire: &[String]) -> Result<Arc<[SpiffeId]>, Invalid> {
+    let each = wire.iter().enumerate();
+    each.map(|(i, text)| {
+        let id = text.parse::<SpiffeId>();
+        id.map_err(|error| invalid(format!("served_by[{i}]"), error.to_string()))
+    })
+    .collect()
 }
 
 fn application_tunnel(wire: &proto::ApplicationTunnel) -> Result<ApplicationTunnel, Invalid> {

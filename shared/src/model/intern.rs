@@ -18,6 +18,7 @@ pub(super) struct Interner {
     ports: HashSet<Arc<[Port]>>,
     gateways: HashSet<Arc<GatewayAddress>>,
     identities: HashSet<SpiffeId>,
+    waypoints: HashSet<Arc<[SpiffeId]>>,
     /// Entries after the last sweep.
     kept: usize,
 }
@@ -48,6 +49,8 @@ impl Interner {
             health: _,
             capacity: _,
             authorization_policies,
+            served_by,
+            callers_matter: _,
             services,
         } = workload;
         for text in [
@@ -76,6 +79,7 @@ impl Interner {
             share(&mut self.gateways, gateway);
         }
         share(&mut self.identities, identity);
+        share(&mut self.waypoints, &mut served_by.identities);
         addresses.shrink_to_fit();
         authorization_policies.shrink_to_fit();
         services.shrink_to_fit();
@@ -99,6 +103,7 @@ impl Interner {
             ports,
             gateways,
             identities,
+            waypoints,
             kept,
         } = self;
         let size = |t: usize, p: usize, g: usize, i: usize| t + p + g + i;
@@ -106,6 +111,8 @@ impl Interner {
         if now < *kept * 2 + SWEEP_FLOOR {
             return;
         }
+        // Few: one for each set of waypoints.
+        waypoints.retain(|list| Arc::strong_count(list) > 1);
         gateways.retain(|gateway| Arc::strong_count(gateway) > 1);
         ports.retain(|list| Arc::strong_count(list) > 1);
         texts.retain(|text| Arc::strong_count(text) > 1);

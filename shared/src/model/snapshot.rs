@@ -155,6 +155,7 @@ impl Snapshot {
             listed,
             missing,
         )
+        .with_waypoints(workload.served_by.clone())
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::identity::SpiffeId;
+use crate::policy::ServedBy;
 
 /// A workload's unique name in the mesh: `<cluster>//Pod/<namespace>/<name>` for pods.
 pub type WorkloadUid = Arc<str>;
@@ -142,6 +143,11 @@ pub struct Workload {
     pub capacity: u32,
     /// `namespace/name` of selector policies that apply to it.
     pub authorization_policies: Vec<Arc<str>>,
+    /// The waypoints that serve it.
+    pub served_by: ServedBy,
+    /// Some L4 policy depends on who calls: its waypoints keep connections of different
+    /// callers apart.
+    pub callers_matter: bool,
     /// The services it belongs to, sorted by name.
     pub services: Vec<Membership>,
 }

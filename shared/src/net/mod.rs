@@ -3,5 +3,6 @@
 pub mod accept;
 pub mod copy;
 pub mod drain;
+pub mod first_bytes;
 pub mod handoff;
 pub mod socket;

@@ -94,23 +94,6 @@ fn convert(key: &str, wire: &proto::Authorization) -> Result<Policy, Invalid> {
             format!("the resource is named {key:?} but holds policy {own:?}"),
         ));
     }
-    let mut groups = Vec::with_capacity(wire.groups.len());
-    for (g, group) in wire.groups.iter().enumerate() {
-        let mut clauses = Vec::with_capacity(group.rules.len());
-        for (r, rules) in group.rules.iter().enumerate() {
-            let mut matches = Vec::with_capacity(rules.matches.len());
-            for (m, wire) in rules.matches.iter().enumerate() {
-                matches.push(convert_match(wire).map_err(|Invalid { field, reason }| {
-                    invalid(
-                        format!("groups[{g}].rules[{r}].matches[{m}].{field}"),
-                        reason,
-                    )
-                })?);
-            }
-            clauses.push(Clause { matches });
-        }
-        groups.push(Group { clauses });
-    }
     let reason = wire.invalid_reason.as_str();
     Ok(Policy {
         key: key.into(),
@@ -118,9 +101,33 @@ fn convert(key: &str, wire: &proto::Authorization) -> Result<Policy, Invalid> {
         scope: scope(wire.scope)?,
         action: action(wire.action)?,
         dry_run: wire.dry_run,
-        groups,
+        groups: convert_groups("groups", &wire.groups)?,
+        waypoint_groups: match wire.has_waypoint_groups {
+            true => Some(convert_groups("waypoint_groups", &wire.waypoint_groups)?),
+            false => None,
+        },
         invalid: (!reason.is_empty()).then(|| Arc::from(reason)),
     })
+}
+
+fn convert_groups(field: &str, wire: &[proto::Group]) -> Result<Vec<Group>, Invalid> {
+    let mut groups = Vec::with_capacity(wire.len());
+    for (g, group) in wire.iter().enumerate() {
+        let mut clauses = Vec::with_capacity(group.rules.len());
+        for (r, rules) in group.rules.iter().enumerate() {
+            let mut matches = Vec::with_capacity(rules.matches.len());
+            for (m, wire) in rules.matches.iter().enumerate() {
+                let converted = convert_match(wire).map_err(|invalid| Invalid {
+                    field: format!("{field}[{g}].rules[{r}].matches[{m}].{}", invalid.field),
+                    ..invalid
+                })?;
+                matches.push(converted);
+            }
+            clauses.push(Clause { matches });
+        }
+        groups.push(Group { clauses });
+    }
+    Ok(groups)
 }
 
 fn scope(wire: i32) -> Result<Scope, Invalid> {

@@ -18,6 +18,34 @@ pub struct Connection<'a> {
     pub destination_ip: IpAddr,
     /// The workload's port, after a service's port was mapped.
     pub destination_port: u16,
+    /// Whom the peer says that it speaks for. It counts only if the peer is a waypoint that
+    /// serves the workload.
+    pub origin: Option<Origin<'a>>,
+}
+
+/// The caller behind a waypoint, as the waypoint names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// Who it proved to be, there.
+    pub identity: &'a SpiffeId,
+    /// Its address.
+    pub ip: IpAddr,
+}
+
+/// The waypoints of a workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServedBy {
+    /// Who they are.
+    pub identities: Arc<[SpiffeId]>,
+    /// Nobody else is let in.
+    pub required: bool,
+}
+
+impl ServedBy {
+    /// Whether `peer` is one of them.
+    pub fn contains(&self, peer: &SpiffeId) -> bool {
+        self.identities.contains(peer)
+    }
 }
 
 /// The trust domain of the mesh and the names it is also known by.
@@ -40,6 +68,7 @@ pub struct PolicySet {
     namespace: Arc<[Arc<Policy>]>,
     listed: Vec<Arc<Policy>>,
     missing: Vec<PolicyKey>,
+    served_by: ServedBy,
 }
 
 /// A verdict and what dry-run policies would have changed.
@@ -86,6 +115,8 @@ pub enum DenyReason {
     NotAllowed,
     /// The workload lists the policy, but it has not arrived.
     Missing,
+    /// The workload takes only what has passed its waypoint, and this has not.
+    NotThroughWaypoint,
     /// The policy is not understood, in whole or in part: a DENY that therefore
     /// matched, or an ALLOW that therefore did not.
     Invalid(Arc<str>),
@@ -123,7 +154,14 @@ impl PolicySet {
             namespace,
             listed,
             missing,
+            served_by: ServedBy::default(),
         }
+    }
+
+    /// The same for a workload that these waypoints serve.
+    #[must_use]
+    pub fn with_waypoints(self, served_by: ServedBy) -> Self {
+        Self { served_by, ..self }
     }
 
     /// Every policy of the set.
@@ -142,11 +180,25 @@ impl PolicySet {
     /// Decides over `connection`: a DENY that matches or a listed policy that is
     /// missing denies; no ALLOW at all permits; an ALLOW that matches permits; else
     /// denied.
+    ///
+    /// Where the peer is a waypoint that serves the workload, the caller behind it is judged
+    /// instead, by what L4 can know. A waypoint that names no caller has judged it alone, and
+    /// what depends on who calls is left to it.
     pub fn evaluate(&self, connection: &Connection<'_>, trust: &TrustDomains) -> Evaluation {
-        let connection = connection.canonical();
+        let subject = Subject::of(connection, &self.served_by);
+        if self.served_by.required && subject.waypoint.is_none() {
+            return Evaluation {
+                verdict: Verdict::Denied(Denied {
+                    policy: None,
+                    reason: DenyReason::NotThroughWaypoint,
+                }),
+                dry_run: Vec::new(),
+            };
+        }
         let hit = |policy: &Policy| {
-            let mut groups = policy.groups.iter();
-            groups.position(|group| group.matches(&connection, trust))
+            let groups = policy.groups_for(subject.waypoint.is_some());
+            let mut groups = groups.iter();
+            groups.position(|group| group.matches(&subject, policy.action, trust))
         };
         let mut denied = None;
         let mut allowed = None;
@@ -218,6 +270,7 @@ impl PartialEq for PolicySet {
             && same(&self.namespace, &other.namespace)
             && same(&self.listed, &other.listed)
             && self.missing == other.missing
+            && self.served_by == other.served_by
     }
 }
 
@@ -276,6 +329,9 @@ impl fmt::Display for Denied {
         let policy = self.policy.as_deref().unwrap_or_default();
         match &self.reason {
             DenyReason::Matched(rule) => write!(f, "denied by rule {rule} of policy {policy}"),
+            DenyReason::NotThroughWaypoint => {
+                f.write_str("this workload takes only what has passed its waypoint")
+            }
             DenyReason::NotAllowed => f.write_str("no ALLOW policy matches"),
             DenyReason::Missing => write!(f, "policy {policy} is listed but has not arrived"),
             DenyReason::Invalid(reason) => {
@@ -287,13 +343,46 @@ impl fmt::Display for Denied {
 
 impl std::error::Error for Denied {}
 
-impl<'a> Connection<'a> {
-    /// The same connection with IPv4-mapped addresses as IPv4.
-    fn canonical(&self) -> Self {
+/// Who is judged.
+struct Subject<'a> {
+    caller: Caller<'a>,
+    /// The waypoint that it came by.
+    waypoint: Option<&'a SpiffeId>,
+    /// Without IPv4-mapped addresses, as are the policies' own.
+    destination_ip: IpAddr,
+    destination_port: u16,
+}
+
+enum Caller<'a> {
+    Known {
+        /// `None` over plaintext.
+        identity: Option<&'a SpiffeId>,
+        ip: IpAddr,
+    },
+    /// Only its waypoint knows.
+    Unnamed,
+}
+
+impl<'a> Subject<'a> {
+    fn of(connection: &Connection<'a>, served_by: &ServedBy) -> Self {
+        let peer = connection.source_identity;
+        let waypoint = peer.filter(|peer| served_by.contains(peer));
+        let caller = match (waypoint, connection.origin) {
+            (Some(_), Some(origin)) => Caller::Known {
+                identity: Some(origin.identity),
+                ip: origin.ip.to_canonical(),
+            },
+            (Some(_), None) => Caller::Unnamed,
+            (None, _) => Caller::Known {
+                identity: peer,
+                ip: connection.source_ip.to_canonical(),
+            },
+        };
         Self {
-            source_ip: self.source_ip.to_canonical(),
-            destination_ip: self.destination_ip.to_canonical(),
-            ..*self
+            caller,
+            waypoint,
+            destination_ip: connection.destination_ip.to_canonical(),
+            destination_port: connection.destination_port,
         }
     }
 }
@@ -342,58 +431,85 @@ impl TrustDomains {
 }
 
 impl Group {
-    fn matches(&self, connection: &Connection<'_>, trust: &TrustDomains) -> bool {
+    fn matches(&self, subject: &Subject<'_>, action: Action, trust: &TrustDomains) -> bool {
         let mut clauses = self.clauses.iter();
-        clauses.all(|clause| clause.matches(connection, trust))
+        clauses.all(|clause| clause.matches(subject, action, trust))
     }
 }
 
 impl Clause {
-    fn matches(&self, connection: &Connection<'_>, trust: &TrustDomains) -> bool {
+    fn matches(&self, subject: &Subject<'_>, action: Action, trust: &TrustDomains) -> bool {
         let mut matches = self.matches.iter();
-        self.matches.is_empty() || matches.any(|one| one.matches(connection, trust))
+        self.matches.is_empty() || matches.any(|one| one.matches(subject, action, trust))
     }
 }
 
+/// Values of one kind: any of the wanted, if there are some, and none of the unwanted.
+fn kind(wanted: bool, is_wanted: impl Fn() -> bool, is_unwanted: impl Fn() -> bool) -> bool {
+    (!wanted || is_wanted()) && !is_unwanted()
+}
+
 impl Match {
-    fn matches(&self, connection: &Connection<'_>, trust: &TrustDomains) -> bool {
-        if self.is_empty() {
-            return false;
-        }
-        let identity = connection.source_identity;
-        // Without an identity nothing positive matches and nothing negative hits.
-        let known = |test: &dyn Fn(&SpiffeId) -> bool| identity.is_some_and(test);
-        let kind = |wanted: bool, is_wanted: &dyn Fn() -> bool, is_unwanted: &dyn Fn() -> bool| {
-            (!wanted || is_wanted()) && !is_unwanted()
-        };
+    fn matches(&self, subject: &Subject<'_>, action: Action, trust: &TrustDomains) -> bool {
+        !self.is_empty()
+            && self.matches_destination(subject)
+            && match subject.caller {
+                Caller::Known { identity, ip } => {
+                    self.matches_source(identity, ip, subject.waypoint, trust)
+                }
+                // Its waypoint has enforced this: neither does it allow less here, nor deny.
+                Caller::Unnamed => action == Action::Allow || !self.has_source(),
+            }
+    }
+
+    fn matches_destination(&self, subject: &Subject<'_>) -> bool {
+        let (ip, port) = (subject.destination_ip, subject.destination_port);
         kind(
             !self.destination_ports.is_empty(),
-            &|| self.destination_ports.contains(connection.destination_port),
-            &|| {
-                self.not_destination_ports
-                    .contains(connection.destination_port)
-            },
+            || self.destination_ports.contains(port),
+            || self.not_destination_ports.contains(port),
         ) && kind(
+            !self.destination_ips.is_empty(),
+            || self.destination_ips.contains(ip),
+            || self.not_destination_ips.contains(ip),
+        )
+    }
+
+    fn matches_source(
+        &self,
+        identity: Option<&SpiffeId>,
+        ip: IpAddr,
+        waypoint: Option<&SpiffeId>,
+        trust: &TrustDomains,
+    ) -> bool {
+        // Without an identity nothing positive matches and nothing negative hits.
+        let known = |test: &dyn Fn(&SpiffeId) -> bool| identity.is_some_and(test);
+        // A policy that names the waypoint by its account means what comes through it.
+        let by_name = |test: &dyn Fn(&SpiffeId) -> bool| known(test) || waypoint.is_some_and(test);
+        kind(
             !self.namespaces.is_empty(),
-            &|| known(&|id| self.namespaces.contains(id.namespace())),
-            &|| known(&|id| self.not_namespaces.contains(id.namespace())),
+            || known(&|id| self.namespaces.contains(id.namespace())),
+            || known(&|id| self.not_namespaces.contains(id.namespace())),
         ) && kind(
             !self.service_accounts.is_empty(),
-            &|| known(&|id| self.service_accounts.contains(id)),
-            &|| known(&|id| self.not_service_accounts.contains(id)),
+            || by_name(&|id| self.service_accounts.contains(id)),
+            || known(&|id| self.not_service_accounts.contains(id)),
         ) && kind(
             !self.principals.is_empty(),
-            &|| known(&|id| self.principals.contains(id, trust)),
-            &|| known(&|id| self.not_principals.contains(id, trust)),
+            || {
+                known(&|id| self.principals.contains(id, trust))
+                    || waypoint.is_some_and(|id| self.principals.names(id, trust))
+            },
+            || known(&|id| self.not_principals.contains(id, trust)),
         ) && kind(
             !self.trust_domains.is_empty(),
-            &|| {
+            || {
                 known(&|id| {
                     self.trust_domains
                         .contains_trust_domain(id.trust_domain(), trust)
                 })
             },
-            &|| {
+            || {
                 known(&|id| {
                     self.not_trust_domains
                         .contains_trust_domain(id.trust_domain(), trust)
@@ -401,16 +517,13 @@ impl Match {
             },
         ) && kind(
             !self.source_ips.is_empty(),
-            &|| self.source_ips.contains(connection.source_ip),
-            &|| self.not_source_ips.contains(connection.source_ip),
-        ) && kind(
-            !self.destination_ips.is_empty(),
-            &|| self.destination_ips.contains(connection.destination_ip),
-            &|| self.not_destination_ips.contains(connection.destination_ip),
+            || self.source_ips.contains(ip),
+            || self.not_source_ips.contains(ip),
         )
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether it depends on who calls.
+    fn has_source(&self) -> bool {
         let Self {
             namespaces,
             not_namespaces,
@@ -418,28 +531,32 @@ impl Match {
             not_principals,
             source_ips,
             not_source_ips,
-            destination_ips,
-            not_destination_ips,
-            destination_ports,
-            not_destination_ports,
+            destination_ips: _,
+            not_destination_ips: _,
+            destination_ports: _,
+            not_destination_ports: _,
             service_accounts,
             not_service_accounts,
             trust_domains,
             not_trust_domains,
         } = self;
-        namespaces.is_empty()
+        !(namespaces.is_empty()
             && not_namespaces.is_empty()
             && principals.is_empty()
             && not_principals.is_empty()
             && source_ips.is_empty()
             && not_source_ips.is_empty()
-            && destination_ips.is_empty()
-            && not_destination_ips.is_empty()
-            && destination_ports.is_empty()
-            && not_destination_ports.is_empty()
             && service_accounts.is_empty()
             && not_service_accounts.is_empty()
             && trust_domains.is_empty()
-            && not_trust_domains.is_empty()
+            && not_trust_domains.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.has_source()
+            && self.destination_ips.is_empty()
+            && self.not_destination_ips.is_empty()
+            && self.destination_ports.is_empty()
+            && self.not_destination_ports.is_empty()
     }
 }

@@ -220,13 +220,17 @@ impl PrincipalSet {
     }
 
     pub(super) fn contains(&self, peer: &SpiffeId, trust: &TrustDomains) -> bool {
+        self.names(peer, trust) || self.patterns.iter().any(|p| p.matches(peer, trust))
+    }
+
+    /// Whether one of the values is this very identity, without a pattern.
+    pub(super) fn names(&self, peer: &SpiffeId, trust: &TrustDomains) -> bool {
         let account = (peer.namespace(), peer.service_account());
         let start = self.exact.partition_point(|e| e.account() < account);
         self.exact[start..]
             .iter()
             .take_while(|e| e.account() == account)
             .any(|e| trust.same(&e.trust_domain, peer.trust_domain().as_str()))
-            || self.patterns.iter().any(|p| p.matches(peer, trust))
     }
 }
 

@@ -19,8 +19,8 @@ mod types;
 
 pub use convert::PolicyError;
 pub use evaluate::{
-    Connection, Denied, DenyReason, DryRun, DryRunOutcome, Evaluation, Permitted, PolicySet,
-    TrustDomains, Verdict,
+    Connection, Denied, DenyReason, DryRun, DryRunOutcome, Evaluation, Origin, Permitted,
+    PolicySet, ServedBy, TrustDomains, Verdict,
 };
 pub use matching::{AddressSet, PortSet, PrincipalSet, ServiceAccountSet, StringSet};
 pub use types::{Action, Clause, Group, Match, Policy, PolicyKey, Scope};

@@ -45,6 +45,9 @@ pub struct Policy {
     pub dry_run: bool,
     /// Rules. None: the policy never matches.
     pub groups: Vec<Group>,
+    /// Rules for connections that have passed a waypoint of the workload, which enforces
+    /// the whole policy itself; `None`: the same.
+    pub waypoint_groups: Option<Vec<Group>>,
     /// Why the policy, or a part of it, could not be understood, here or by the control
     /// plane. The groups are then already such that it fails closed.
     pub invalid: Option<Arc<str>>,
@@ -98,6 +101,14 @@ pub struct Match {
 }
 
 impl Policy {
+    /// The rules for connections that have passed a waypoint of the workload, or have not.
+    pub fn groups_for(&self, passed_waypoint: bool) -> &[Group] {
+        match &self.waypoint_groups {
+            Some(groups) if passed_waypoint => groups,
+            _ => &self.groups,
+        }
+    }
+
     /// A policy of which only the key is known, because its bytes could not be read:
     /// it denies everything in its own namespace and every workload that lists it.
     ///
@@ -112,6 +123,7 @@ impl Policy {
             action: Action::Deny,
             dry_run: false,
             groups: Vec::new(),
+            waypoint_groups: None,
             invalid: None,
         };
         policy.close(reason.into());
@@ -125,6 +137,7 @@ impl Policy {
             Action::Deny => vec![Group::default()],
             Action::Allow => Vec::new(),
         };
+        self.waypoint_groups = None;
         self.invalid = Some(reason);
     }
 }

@@ -1,5 +1,6 @@
 //! One line for each connection, with ztunnel's fields in ztunnel's order
-//! (`reference`: Istio's `proxy/metrics.rs`), so that existing log pipelines read it.
+//! (`reference`: Istio's `proxy/metrics.rs`), so that existing log pipelines read it; behind a
+//! waypoint `origin.*` beside `src.*`: the caller that it speaks for.
 //!
 //! The line is rendered here and handed to the [`LogWriter`]: going through `tracing`
 //! would box and visit twenty fields. Whether lines are wanted is still `tracing`'s
@@ -75,6 +76,13 @@ fn connection_fields(
         out.quoted("src.identity", identity);
     }
     out.text("src.cluster", &source.cluster);
+    if let Some(origin) = &info.origin {
+        match origin.address.port() {
+            0 => out.display("origin.addr", &origin.address.ip()),
+            _ => out.display("origin.addr", &origin.address),
+        }
+        out.quoted("origin.identity", &origin.identity);
+    }
 
     let destination = &labels.destination;
     out.display("dst.addr", &info.destination_address);

@@ -72,6 +72,13 @@ pub enum Event<'a> {
     ListenerFull,
     /// A connect to an endpoint failed and another endpoint is tried.
     EndpointRetried,
+    /// A connection that has to pass a waypoint could not, and was ended.
+    WaypointFailed {
+        /// Why, as a metric label.
+        reason: &'static str,
+        /// How its client was told, as a metric label.
+        told: &'static str,
+    },
     /// A message of the control plane arrived.
     XdsMessage {
         /// Type URL of its resources.
@@ -374,8 +381,20 @@ pub struct ConnectionInfo {
     pub destination_name: Arc<str>,
     /// With HBONE, the `:authority`: what the client wanted to reach.
     pub hbone_authority: Option<Arc<str>>,
+    /// Whom the client speaks for, where it is a waypoint that serves the server.
+    pub origin: Option<Box<Origin>>,
     /// What the metrics distinguish.
     pub labels: TcpLabels,
+}
+
+/// The caller behind a waypoint.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Its address; the port is 0 where the connection carries what several of its connections
+    /// have sent.
+    pub address: SocketAddr,
+    /// Who it is, by the word of the waypoint.
+    pub identity: SpiffeId,
 }
 
 impl ConnectionInfo {
@@ -387,6 +406,7 @@ impl ConnectionInfo {
             destination_address: destination,
             destination_name: Arc::default(),
             hbone_authority: None,
+            origin: None,
             labels: TcpLabels {
                 reporter,
                 security: SecurityPolicy::Unknown,
@@ -417,6 +437,11 @@ impl ConnectionInfo {
             ..workload.into()
         };
         self
+    }
+
+    /// Sets whom the client speaks for.
+    pub fn with_origin(self, origin: Option<Box<Origin>>) -> Self {
+        Self { origin, ..self }
     }
 
     /// Sets the service that the client addressed.

@@ -46,6 +46,7 @@ pub struct Metrics {
     tunnel_streams: Histograms,
     rejections: Family<Label, Counter>,
     endpoint_retries: Counter,
+    waypoint_failures: Family<[(&'static str, &'static str); 2], Counter>,
     accept_failures: Counter,
     full_listeners: Counter,
     repairs: Family<Label, Counter>,
@@ -186,6 +187,12 @@ impl Metrics {
             "The total number of failed connects that were tried on another endpoint",
             endpoint_retries.clone(),
         );
+        let waypoint_failures = Family::default();
+        adit.register(
+            "waypoint_failures",
+            "Connections that were ended because they could not pass the waypoint they have to",
+            waypoint_failures.clone(),
+        );
         let repairs = Family::default();
         adit.register(
             "redirection_repairs",
@@ -219,6 +226,7 @@ impl Metrics {
             tunnel_streams,
             rejections,
             endpoint_retries,
+            waypoint_failures,
             accept_failures,
             full_listeners,
             repairs,
@@ -331,6 +339,10 @@ impl EventSink for Metrics {
             }
             Event::EndpointRetried => {
                 self.endpoint_retries.inc();
+            }
+            Event::WaypointFailed { reason, told } => {
+                let labels = [("reason", reason), ("told", told)];
+                self.waypoint_failures.get_or_create(&labels).inc();
             }
             Event::AcceptFailed => {
                 self.accept_failures.inc();

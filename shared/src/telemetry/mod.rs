@@ -20,8 +20,8 @@ mod writer;
 
 pub use connection::{ConnectionCounters, OpenConnection, Telemetry};
 pub use event::{
-    ConnectionInfo, Event, EventSink, Failure, Rejection, Reporter, ResponseFlag, SecurityPolicy,
-    ServiceLabels, TcpLabels, TerminationReason, Totals, WorkloadLabels,
+    ConnectionInfo, Event, EventSink, Failure, Origin, Rejection, Reporter, ResponseFlag,
+    SecurityPolicy, ServiceLabels, TcpLabels, TerminationReason, Totals, WorkloadLabels,
 };
 pub use metrics::Metrics;
 pub use pools::WorkerPools;

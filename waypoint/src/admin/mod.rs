@@ -22,6 +22,7 @@ use tokio::time::timeout;
 pub use received::Received;
 
 use crate::state::{Protocol, View};
+use crate::telemetry::{Filter, NotFollowed};
 use crate::worker::{Shared, WorkerHandle};
 
 /// A worker that does not answer in this time is left out of the dump.
@@ -29,6 +30,11 @@ const WORKER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a watcher waits for requests before it is told that there were none.
 const TAP_WAIT: Duration = Duration::from_secs(1);
+
+/// How long the next request that matches is waited for, together with its end.
+const FOLLOW_WAIT: Duration = Duration::from_secs(30);
+/// The longest that may be asked for.
+const MAX_FOLLOW_SECONDS: u64 = 300;
 
 /// What the endpoint serves from.
 pub struct Admin {
@@ -52,6 +58,7 @@ impl Admin {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => html(INDEX),
             (&Method::GET, "/config_dump") => self.config_dump().await,
+            (&Method::GET, "/connections") => self.connections().await,
             (&Method::GET, "/debug/decide") => match decide::Question::read(&query) {
                 Ok(question) => {
                     let answer = question.answer(&self.shared.state.load_full());
@@ -60,13 +67,16 @@ impl Admin {
                 Err(wrong) => text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
             },
             (&Method::GET, "/debug/tap") => self.tap(&query).await,
+            (&Method::POST, "/debug/trace") => self.follow(&query).await,
             (&Method::POST, "/logging") => set_logging(&query),
             (&Method::POST, "/quitquitquit") => {
                 self.quit.notify_one();
                 text(StatusCode::OK, "shutting down\n")
             }
-            (_, "/" | "/config_dump" | "/debug/decide" | "/debug/tap") => method_not_allowed("GET"),
-            (_, "/logging" | "/quitquitquit") => method_not_allowed("POST"),
+            (_, "/" | "/config_dump" | "/connections" | "/debug/decide" | "/debug/tap") => {
+                method_not_allowed("GET")
+            }
+            (_, "/debug/trace" | "/logging" | "/quitquitquit") => method_not_allowed("POST"),
             _ => not_found(),
         }
     }
@@ -79,6 +89,52 @@ impl Admin {
         };
         let tapped = self.shared.requests.tap().read(since, TAP_WAIT).await;
         json_response(StatusCode::OK, format!("{}\n", json!(tapped)))
+    }
+
+    async fn follow(&self, query: &HashMap<String, String>) -> HttpResponse {
+        let wait = match query.get("timeout").map(|text| text.parse::<u64>()) {
+            None => FOLLOW_WAIT,
+            Some(Ok(seconds)) if (1..=MAX_FOLLOW_SECONDS).contains(&seconds) => {
+                Duration::from_secs(seconds)
+            }
+            Some(_) => {
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    format!("timeout: seconds are needed, 1 to {MAX_FOLLOW_SECONDS}\n"),
+                );
+            }
+        };
+        let said = |name: &str| query.get(name).filter(|text| !text.is_empty()).cloned();
+        let filter = Filter {
+            method: said("method"),
+            path: said("path"),
+            host: said("host"),
+            header: said("header").map(|header| match header.split_once(':') {
+                Some((name, value)) => (name.trim().to_lowercase(), Some(value.trim().into())),
+                None => (header.trim().to_lowercase(), None),
+            }),
+            source: said("source"),
+        };
+        match self.shared.requests.following().next(filter, wait).await {
+            Ok(told) => json_response(StatusCode::OK, format!("{told:#}\n")),
+            Err(why @ NotFollowed::Busy) => text(StatusCode::CONFLICT, format!("{why}\n")),
+            Err(why @ NotFollowed::Nothing) => {
+                text(StatusCode::REQUEST_TIMEOUT, format!("{why}\n"))
+            }
+        }
+    }
+
+    async fn connections(&self) -> HttpResponse {
+        let mut workers = Vec::new();
+        for worker in self.workers.iter() {
+            if let Ok(Ok(listing)) = timeout(WORKER_DEADLINE, worker.listing()).await {
+                workers.push(listing);
+            }
+        }
+        json_response(
+            StatusCode::OK,
+            format!("{:#}\n", json!({ "workers": workers })),
+        )
     }
 
     async fn config_dump(&self) -> HttpResponse {
@@ -147,8 +203,11 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 const INDEX: &str = "<!DOCTYPE html><title>waypoint</title><h1>Adit waypoint</h1><ul>\
 <li><a href=\"config_dump\">config_dump</a>: everything the waypoint knows, as JSON\
+<li><a href=\"connections\">connections</a>: what is open, of clients and to endpoints\
 <li>debug/decide: what would become of a request, ?source=SPIFFE-ID&amp;destination=IP:PORT\
 &amp;method=METHOD&amp;path=PATH&amp;headers=LINES\
 <li><a href=\"debug/tap\">debug/tap</a>: requests as they end, from ?since=NUMBER on\
+<li>debug/trace: POST, follows the next request, ?method=METHOD&amp;path=PREFIX&amp;host=HOST\
+&amp;header=NAME:VALUE&amp;source=SPIFFE-ID&amp;timeout=SECONDS\
 <li>logging: POST, ?level=LEVEL or ?level=TARGET=LEVEL, ?reset\
 <li>quitquitquit: POST, shuts down in good order</ul>\n";

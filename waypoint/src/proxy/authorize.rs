@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use adit_shared::policy::http::{HttpFields, HttpPolicySet, HttpRequest, remote_address};
-use adit_shared::policy::{DryRunOutcome, PolicyKey, TrustDomains, Verdict};
+use adit_shared::policy::{DryRunOutcome, Permitted, PolicyKey, TrustDomains, Verdict};
 use http::HeaderMap;
 use tracing::info;
 
@@ -45,7 +45,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Asks the policies.
+/// Asks the policies; `None`: there are none.
 ///
 /// # Errors
 /// Which one denies and why.
@@ -53,9 +53,9 @@ pub fn authorize(
     policies: &HttpPolicySet,
     request: &HttpRequest<'_>,
     trust: &TrustDomains,
-) -> Result<(), Denied> {
+) -> Result<Option<Permitted>, Denied> {
     if policies.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let evaluation = policies.evaluate_deny_allow(request, trust);
     for dry in &evaluation.dry_run {
@@ -76,7 +76,7 @@ pub fn authorize(
         );
     }
     match evaluation.verdict {
-        Verdict::Permitted(_) => Ok(()),
+        Verdict::Permitted(permitted) => Ok(Some(permitted)),
         Verdict::Denied(denied) => Err(Denied {
             error: denied.to_string(),
             policy: denied.policy,

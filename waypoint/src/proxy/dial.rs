@@ -2,6 +2,7 @@
 //! in the mesh is spoken to over HBONE; by DNS where the mesh does not know the name.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use super::io::Io;
 use super::pick::Choice;
-use super::upstream::{Connecting, open_tcp};
+use super::upstream::{Connecting, Origin, open_tcp};
 use crate::balance::PickRequest;
 use crate::client::Dial;
 use crate::worker::Worker;
@@ -49,7 +50,12 @@ impl Dial for Dialer {
                 let picked = picked.map_err(|(_, error)| io::Error::other(error))?;
                 let endpoint = picked.reach.endpoint.clone();
                 let connecting = Connecting::default();
-                let opening = Box::pin(open_tcp(&worker, &endpoint, None, None, &connecting));
+                let config = &worker.shared.config;
+                let own = Origin {
+                    address: SocketAddr::new(config.ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0),
+                    identity: config.identity.clone(),
+                };
+                let opening = Box::pin(open_tcp(&worker, &endpoint, Some(&own), None, &connecting));
                 opening.await.map_err(io::Error::other)?.io
             }
             None => {

@@ -10,6 +10,7 @@ use adit_shared::policy::http::Claims;
 use adit_shared::telemetry::ServiceLabels;
 use http::header::HOST;
 use http::{HeaderMap, Method, Uri, Version};
+use serde_json::{Value, json};
 
 use super::body::{BodyError, MessageCounter, RequestProgress};
 use super::destination::Target;
@@ -20,8 +21,8 @@ use super::routing::Routed;
 use crate::balance;
 use crate::external_authorization::HeaderChange;
 use crate::telemetry::{
-    Peer, Protocol, RequestEvent, RequestTelemetry, ResponseFlags, TelemetrySettings, TraceContext,
-    Traffic,
+    Candidate, Followed, Peer, Protocol, RequestEvent, RequestTelemetry, ResponseFlags,
+    TelemetrySettings, TraceContext, Traffic,
 };
 
 /// One request.
@@ -86,6 +87,8 @@ pub struct Exchange {
     pub routed: Option<Routed>,
     /// What external authorization does to it.
     pub response_changes: Vec<HeaderChange>,
+    /// Somebody watches what becomes of it.
+    followed: Option<Box<Followed>>,
     response_bytes: u64,
     response_messages: u64,
     counter: Option<MessageCounter>,
@@ -113,7 +116,12 @@ impl Exchange {
         request: Rc<RequestProgress>,
     ) -> Box<Self> {
         downstream.begin();
+        let followed = match downstream.worker.shared.requests.following().is_wanted() {
+            true => follow(&downstream, head),
+            false => None,
+        };
         Box::new(Self {
+            followed,
             downstream,
             started: Instant::now(),
             version: head.version,
@@ -149,6 +157,13 @@ impl Exchange {
             counter: grpc.then(MessageCounter::default),
             ended: false,
         })
+    }
+
+    /// Tells whoever follows the request what a stage has decided.
+    pub fn note(&self, stage: &'static str, decided: impl FnOnce() -> Value) {
+        if let Some(followed) = &self.followed {
+            followed.step(stage, decided());
+        }
     }
 
     /// It is for this destination.
@@ -241,6 +256,20 @@ impl Exchange {
             return;
         }
         self.held = None;
+        self.note("end", || {
+            json!({
+                "status": self.status,
+                "grpcStatus": self.grpc_status,
+                "flags": self.flags.to_string(),
+                "details": self.details,
+                "failure": self.upstream_failure,
+                "policy": self.policy.as_deref(),
+                "retries": self.retries,
+                "requestBytes": self.request.bytes.get(),
+                "responseBytes": self.response_bytes,
+            })
+        });
+        self.followed = None;
         self.downstream.end();
         self.downstream.worker.ended(self);
     }
@@ -291,6 +320,33 @@ impl Exchange {
         };
         telemetry.record(&event, self.telemetry.as_ref().unwrap_or(default));
     }
+}
+
+/// Follows a request, if it is the one that somebody waits for.
+#[cold]
+fn follow(downstream: &Downstream, head: &http::request::Parts) -> Option<Box<Followed>> {
+    let source = downstream.caller.identity.to_string();
+    let candidate = Candidate {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        authority: head.uri.authority().map(|authority| authority.as_str()),
+        headers: &head.headers,
+        source: &source,
+    };
+    let requests = &downstream.worker.shared.requests;
+    let followed = requests.following().begin(&candidate)?;
+    followed.step(
+        "received",
+        json!({
+            "method": head.method.as_str(),
+            "path": head.uri.path(),
+            "version": format!("{:?}", head.version),
+            "source": source,
+            "sourceAddress": downstream.client,
+            "dialled": downstream.destination.dialled(),
+        }),
+    );
+    Some(followed)
 }
 
 /// The gRPC status in headers or trailers.

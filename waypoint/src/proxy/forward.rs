@@ -21,6 +21,7 @@ use super::mirror::{self, Original};
 use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::routing::Decided;
+use super::steps;
 use super::upstream::{self, Answer, Connecting, HttpVersion, Reached, SendError};
 use crate::balance::{Outcome, Permit, PickRequest, RequestResult, Resource, UpstreamProtocol};
 use crate::route::{
@@ -278,8 +279,13 @@ impl<'a> Sender<'a> {
             if let Err(error) = &mut outcome {
                 given_back = error.request.take();
             }
+            self.exchange
+                .note("attempt", || steps::attempt(made, &outcome));
             let again = self.again(attempt, &outcome, made, given_back.is_some());
             let granted = again.and_then(|pause| Some((pause, self.allow_retry()?)));
+            self.exchange.note("retry", || {
+                steps::retry(again, granted.is_some(), self.plan.retry())
+            });
             let Some((pause, permit)) = granted else {
                 return outcome.map_err(|error| {
                     self.exchange.upstream_failure = Some(error.error);
@@ -365,6 +371,8 @@ impl<'a> Sender<'a> {
         let Picked { reach, .. } = &picked;
         let reach = reach.clone();
         self.exchange.send_to(picked);
+        self.exchange
+            .note("endpoint", || steps::endpoint(&reach, &self.tried));
         self.authorize(&reach)?;
         Ok(reach)
     }
@@ -391,11 +399,15 @@ impl<'a> Sender<'a> {
             caller: &exchange.downstream.caller,
             destination: reach.endpoint.address,
         };
-        let denied = authorize(policies, &asked.request(Some(fields)), &mesh.trust);
-        denied.map_err(|denied| {
-            exchange.policy = denied.policy;
-            Reply::DENIED
-        })
+        let judged = authorize(policies, &asked.request(Some(fields)), &mesh.trust);
+        exchange.note("endpointAuthorization", || steps::authorization(&judged));
+        match judged {
+            Ok(_) => Ok(()),
+            Err(denied) => {
+                exchange.policy = denied.policy;
+                Err(Reply::DENIED)
+            }
+        }
     }
 
     /// The request for one try; `None`: its body has been used up.
@@ -435,13 +447,8 @@ impl<'a> Sender<'a> {
     ) -> (Attempt, Result<Answer, SendError>) {
         let worker = self.exchange.downstream.worker.clone();
         let connecting = connecting(&self.plan.decided.choice);
-        let sending = upstream::send(
-            &worker,
-            &reach.endpoint,
-            self.version,
-            *request,
-            &connecting,
-        );
+        let endpoint = reach.endpoint.of_caller(&self.exchange.downstream.caller);
+        let sending = upstream::send(&worker, &endpoint, self.version, *request, &connecting);
         let stated = self.plan.retry().per_try_timeout;
         let sent = match self.plan.decided.timeouts.backend_request.or(stated) {
             None => sending.await,
@@ -549,6 +556,7 @@ fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
             uri: &plan.uri,
             headers: &exchange.headers,
             body: has_body.then_some(&exchange.request),
+            caller: &exchange.downstream.caller,
             shadow: plan.mesh.shadow_host_suffix,
         };
         let worker = &exchange.downstream.worker;

@@ -25,6 +25,7 @@ use super::io::Io;
 use super::request;
 use super::tunnel::Caller;
 use super::upgrade::Upgrade;
+use crate::live::{self, DownstreamView, Moved};
 use crate::state::View;
 use crate::worker::Worker;
 
@@ -71,6 +72,9 @@ pub struct Downstream {
     pub destination: Destination,
     /// The client's address, as its node tells it.
     pub client: SocketAddr,
+    /// Its bytes.
+    moved: Rc<Moved>,
+    opened: Instant,
     /// What it leads to in the view that a request saw last.
     target: RefCell<Option<(u64, Target)>>,
     /// Requests under way.
@@ -103,8 +107,11 @@ impl Downstream {
         destination: Destination,
         client: SocketAddr,
         http2: bool,
+        moved: Rc<Moved>,
     ) -> Rc<Self> {
         Rc::new(Self {
+            moved,
+            opened: Instant::now(),
             http2,
             worker,
             caller,
@@ -168,6 +175,24 @@ impl Downstream {
         let how = overdue(self.active.get(), self.reading.get(), idle);
         if how != Closing::Open {
             self.close(how);
+        }
+    }
+
+    /// The connection as the admin endpoint shows it.
+    pub fn view(&self, now: Instant) -> DownstreamView {
+        let (received, sent) = self.moved.totals();
+        DownstreamView {
+            src: self.client,
+            identity: Some(self.caller.identity.to_string()),
+            dst: match self.destination.dialled() {
+                Some(address) => address.to_string(),
+                None => format!("{}:{}", self.destination.host(), self.destination.port()),
+            },
+            protocol: if self.http2 { "HTTP/2" } else { "HTTP/1" },
+            active: self.active.get(),
+            received,
+            sent,
+            age: live::age(self.opened, now),
         }
     }
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
@@ -13,6 +14,8 @@ use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use crate::live::Moved;
 
 /// Most that one chunk of a socket holds.
 const SOCKET_CHUNK: usize = 16 << 10;
@@ -26,6 +29,8 @@ pub struct Io {
     unread: Bytes,
     /// How much of `unread` counts against the tunnel's window.
     held: usize,
+    /// Where somebody wants to see how much passes.
+    moved: Option<Rc<Moved>>,
 }
 
 enum Kind {
@@ -55,6 +60,24 @@ impl Io {
             kind,
             unread: Bytes::new(),
             held: 0,
+            moved: None,
+        }
+    }
+
+    /// Counts from now on what passes; of a socket that hyper reads, only what is sent.
+    pub fn count(&mut self) -> Rc<Moved> {
+        self.moved.get_or_insert_default().clone()
+    }
+
+    fn received(&self, bytes: usize) {
+        if let Some(moved) = &self.moved {
+            moved.receive(bytes);
+        }
+    }
+
+    fn sent(&self, bytes: usize) {
+        if let Some(moved) = &self.moved {
+            moved.send(bytes);
         }
     }
 
@@ -135,6 +158,7 @@ impl Io {
             Kind::Tunnel(tunnel) => {
                 let n = ready!(tunnel.poll_capacity(cx, chunk.len()))?.min(chunk.len());
                 tunnel.send(chunk.split_to(n))?;
+                self.sent(n);
                 Poll::Ready(Ok(n))
             }
             _ => {
@@ -173,11 +197,13 @@ impl Io {
     }
 
     fn poll_fresh(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        match &mut self.kind {
-            Kind::Tunnel(tunnel) => Poll::Ready(Ok(ready!(tunnel.poll_read_chunk(cx))?)),
-            Kind::Tcp(io) => poll_socket_chunk(Pin::new(io), cx),
-            Kind::Tls(io) => poll_socket_chunk(Pin::new(&mut **io), cx),
-        }
+        let chunk = match &mut self.kind {
+            Kind::Tunnel(tunnel) => ready!(tunnel.poll_read_chunk(cx))?,
+            Kind::Tcp(io) => ready!(poll_socket_chunk(Pin::new(io), cx))?,
+            Kind::Tls(io) => ready!(poll_socket_chunk(Pin::new(&mut **io), cx))?,
+        };
+        self.received(chunk.as_ref().map_or(0, Bytes::len));
+        Poll::Ready(Ok(chunk))
     }
 }
 
@@ -207,9 +233,11 @@ impl Read for Io {
                     Some(chunk) => {
                         this.held = chunk.len();
                         this.unread = chunk;
+                        this.received(this.held);
                     }
                     None => return Poll::Ready(Ok(())),
                 },
+                // hyper's buffer does not tell how much was put into it.
                 Kind::Tcp(io) => return Pin::new(io).poll_read(cx, buf),
                 Kind::Tls(io) => return Pin::new(&mut **io).poll_read(cx, buf),
             }
@@ -230,7 +258,7 @@ impl Write for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.kind {
+        let n = match &mut self.kind {
             Kind::Tunnel(tunnel) => {
                 if buf.is_empty() {
                     return Poll::Ready(Ok(0));
@@ -238,11 +266,13 @@ impl Write for Io {
                 let want = buf.len().min(TUNNEL_CHUNK);
                 let n = ready!(tunnel.poll_capacity(cx, want))?.min(want);
                 tunnel.send(Bytes::copy_from_slice(&buf[..n]))?;
-                Poll::Ready(Ok(n))
+                n
             }
-            Kind::Tcp(io) => Pin::new(io).poll_write(cx, buf),
-            Kind::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
-        }
+            Kind::Tcp(io) => ready!(Pin::new(io).poll_write(cx, buf))?,
+            Kind::Tls(io) => ready!(Pin::new(&mut **io).poll_write(cx, buf))?,
+        };
+        self.sent(n);
+        Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

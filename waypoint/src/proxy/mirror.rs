@@ -18,6 +18,7 @@ use tracing::debug;
 use super::body::{RequestBody, RequestProgress};
 use super::headers;
 use super::pick::Choice;
+use super::tunnel::Caller;
 use super::upstream::{self, Connecting, HttpVersion};
 use crate::balance::PickRequest;
 use crate::state::Protocol;
@@ -40,6 +41,8 @@ pub struct Original<'a> {
     pub headers: &'a HeaderMap,
     /// Its body; `None`: it has none.
     pub body: Option<&'a Rc<RequestProgress>>,
+    /// Who has sent it.
+    pub caller: &'a Rc<Caller>,
     /// The host is marked as that of a copy.
     pub shadow: bool,
 }
@@ -83,9 +86,10 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
             }
         }
     };
-    let worker = worker.clone();
+    let (worker, caller) = (worker.clone(), original.caller.clone());
     spawn_local(async move {
-        let carried = timeout(DEADLINE, carry(&worker, &choice, version, request)).await;
+        let carrying = carry(&worker, &choice, &caller, version, request);
+        let carried = timeout(DEADLINE, carrying).await;
         match carried {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!("mirror: {error}"),
@@ -98,12 +102,13 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
 async fn carry(
     worker: &Worker,
     choice: &Choice,
+    caller: &Caller,
     version: HttpVersion,
     request: Request<RequestBody>,
 ) -> Result<(), String> {
     let picked = choice.pick(&PickRequest::default());
     let picked = picked.map_err(|(_, error)| error.to_string())?;
-    let endpoint = picked.reach.endpoint.clone();
+    let endpoint = picked.reach.endpoint.of_caller(caller);
     let connecting = Connecting::default();
     let answer = upstream::send(worker, &endpoint, version, request, &connecting).await;
     let answer = answer.map_err(|error| error.error)?;

@@ -25,6 +25,7 @@ pub mod reply;
 pub mod request;
 pub mod routing;
 pub mod sniff;
+mod steps;
 pub mod tcp;
 pub mod tunnel;
 pub mod upgrade;

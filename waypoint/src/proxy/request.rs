@@ -9,6 +9,7 @@ use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::authorize::{Asked, authorize};
@@ -21,6 +22,7 @@ use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
 use super::reply::Reply;
 use super::routing::{self, Routing};
+use super::steps;
 use super::upgrade::Upgrade;
 use super::upstream;
 use crate::authentication::{AuthenticationSet, Unauthenticated};
@@ -100,6 +102,7 @@ async fn handle(
         let (view, target) = downstream.target();
         // Logged and sent from here on, whatever becomes of it.
         let target = target.inspect(|target| exchange.addressed(target));
+        exchange.note("destination", || steps::destination(&view, target.as_ref()));
         trace(exchange, &mut head);
         introduce(&downstream, &mut head);
         let asks = match &target {
@@ -113,8 +116,18 @@ async fn handle(
                 drop(view);
                 let authenticator = &downstream.worker.authenticator;
                 match Box::pin(authenticator.authenticate(&set, &mut head)).await {
-                    Ok(claims) => exchange.claims = claims,
+                    Ok(claims) => {
+                        exchange.claims = claims;
+                        exchange.note(
+                            "authentication",
+                            || json!({ "result": "passed", "token": exchange.claims.is_some() }),
+                        );
+                    }
                     Err(refused) => {
+                        exchange.note(
+                            "authentication",
+                            || json!({ "result": "refused", "reason": refused.reason.to_string() }),
+                        );
                         exchange.headers = head.headers;
                         return Ok(Handled::Unauthenticated(Box::new(refused)));
                     }
@@ -130,7 +143,14 @@ async fn handle(
     };
     if !asks.is_empty() {
         let asking = external::check(exchange, &mut head, &mut body, asks);
-        if let Err(denial) = Box::pin(asking).await {
+        let asked = Box::pin(asking).await;
+        exchange.note("externalAuthorization", || {
+            json!({
+                "result": if asked.is_ok() { "allowed" } else { "denied" },
+                "policy": exchange.policy.as_deref(),
+            })
+        });
+        if let Err(denial) = asked {
             exchange.headers = head.headers;
             return Ok(Handled::Denied(denial));
         }
@@ -142,6 +162,7 @@ async fn handle(
             Some(target) => decide(exchange, &view, target, &mut head),
             None => Err(Reply::GONE),
         };
+        exchange.note("route", || steps::route(exchange, &decided));
         let uri = std::mem::take(&mut head.uri);
         exchange.headers = head.headers;
         match decided? {
@@ -229,6 +250,7 @@ fn decide(
         };
         let request = asked.request(Some(fields(exchange, head, &path)));
         let judged = authorize(policies, &request, &view.mesh().trust);
+        exchange.note("authorization", || steps::authorization(&judged));
         if let Err(denied) = judged {
             exchange.policy = denied.policy;
             return Err(Reply::DENIED);

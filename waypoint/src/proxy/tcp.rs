@@ -18,7 +18,7 @@ use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::routing;
 use super::tunnel::Caller;
-use super::upstream::{self, Connected};
+use super::upstream::{self, Connected, Origin};
 use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::route::PortRoutes;
 use crate::state::View;
@@ -172,7 +172,11 @@ async fn open(
         }
         let connecting = forward::connecting(&choice);
         let begun = Instant::now();
-        let opening = upstream::open_tcp(worker, &endpoint, Some(client), None, &connecting);
+        let origin = Origin {
+            address: client,
+            identity: caller.identity.clone(),
+        };
+        let opening = upstream::open_tcp(worker, &endpoint, Some(&origin), None, &connecting);
         match opening.await {
             Ok(mut connected) => {
                 connected.held = held;
@@ -255,6 +259,7 @@ async fn carry(
     info: ConnectionInfo,
 ) {
     let record = worker.shared.telemetry.open(info);
+    let _listed = worker.live.tcp.enter(record.counters().clone());
     let copied = {
         let counted = Counted(&record);
         let copying = between(client, endpoint.io, &counted, endpoint.idle);

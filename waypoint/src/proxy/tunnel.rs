@@ -25,6 +25,7 @@ use super::http::{self as http_server, Downstream};
 use super::io::Io;
 use super::sniff::{self, Spoken};
 use super::tcp;
+use crate::live::ClientTunnel;
 use crate::state::Protocol;
 use crate::worker::Worker;
 
@@ -86,6 +87,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         warn!(%peer, %identity, "malformed CONNECT: {what}");
         telemetry.emit(&Event::InboundRejected { peer, reason });
     };
+    let _listed = worker.live.tunnels.enter(ClientTunnel {
+        peer,
+        identity: identity.clone(),
+        streams: streams.clone(),
+        since: worker.now(),
+    });
     let drain = worker.shared.drain.clone();
     let served = serve_observed(tls, &worker.shared.config.http2, drain, handler, malformed).await;
     telemetry.emit(&Event::TunnelClosed {
@@ -238,6 +245,7 @@ async fn serve_http(
     protocol: Protocol,
     mut io: Io,
 ) {
+    let moved = io.count();
     let looking = async {
         match protocol {
             Protocol::Undeclared => sniff::sniff(&mut io).await,
@@ -259,7 +267,8 @@ async fn serve_http(
     match spoken {
         Spoken::Http1 | Spoken::Http2 => {
             let http2 = spoken == Spoken::Http2;
-            let downstream = Downstream::new(worker.clone(), caller, destination, client, http2);
+            let downstream =
+                Downstream::new(worker.clone(), caller, destination, client, http2, moved);
             let _listed = worker.enter(&downstream);
             match spoken {
                 Spoken::Http2 => http_server::serve_http2(downstream, io).await,

@@ -24,6 +24,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::event::{Peer, RequestEvent, ResponseFlags};
+use super::follow::Following;
 use super::overrides::{Metric, MetricView, Tag};
 use super::tap::Tap;
 
@@ -182,6 +183,7 @@ pub struct RequestMetrics {
     overflowed: AtomicU64,
     evicted: AtomicU64,
     tap: Tap,
+    following: Following,
 }
 
 impl RequestMetrics {
@@ -206,12 +208,18 @@ impl RequestMetrics {
             overflowed: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             tap: Tap::default(),
+            following: Following::default(),
         }
     }
 
     /// What is counted, request by request.
     pub fn tap(&self) -> &Tap {
         &self.tap
+    }
+
+    /// Follows a request for whoever wants to see what becomes of it.
+    pub fn following(&self) -> &Following {
+        &self.following
     }
 
     /// Counts one request, as `view` says.

@@ -9,6 +9,7 @@ pub mod access_log;
 mod event;
 mod export;
 mod expression;
+mod follow;
 mod metrics;
 mod overrides;
 mod settings;
@@ -21,6 +22,7 @@ mod trace;
 pub use event::{Peer, Protocol, RequestEvent, ResponseFlags, Traffic};
 pub use export::{ExportCounters, ExportTarget, SpanExporter, SpanQueue};
 pub use expression::{Expression, ExpressionError};
+pub use follow::{Candidate, Filter, Followed, Following, NotFollowed};
 pub use metrics::{MAX_SERIES, RequestCollector, RequestMetrics, RequestTableHealth, SeriesCache};
 pub use overrides::{Metric, MetricView, OverrideError};
 pub use settings::{

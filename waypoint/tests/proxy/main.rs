@@ -6,6 +6,7 @@ mod external;
 mod http1;
 mod http2;
 mod limits;
+mod observed;
 mod policies;
 mod routes;
 mod support;

@@ -98,6 +98,7 @@ fn new_address() -> IpAddr {
 pub struct Mesh {
     pub certificates: CertificateCache,
     pub state: Arc<State>,
+    pub requests: Arc<RequestMetrics>,
     pub workers: Vec<WorkerHandle>,
     pub address: SocketAddr,
     drain: DrainTrigger,
@@ -138,7 +139,7 @@ impl Mesh {
             state: state.clone(),
             certificates: certificates.clone(),
             telemetry: Telemetry::new(metrics, None, Vec::new()),
-            requests,
+            requests: requests.clone(),
             log: None,
             spans: Arc::default(),
             session_key: SessionKey::new(&[7; 32]).expect("a key"),
@@ -148,6 +149,7 @@ impl Mesh {
         Self {
             certificates,
             state,
+            requests,
             workers,
             address,
             drain: trigger,
@@ -236,7 +238,13 @@ impl Mesh {
 
     /// Makes `pod` an endpoint of `service`.
     pub fn join(&self, service: &Vip, pod: &Pod) {
-        let workload = workload(&pod.name, pod.ip, &[&service.key], TunnelProtocol::Hbone);
+        self.join_as(service, pod, |_| {});
+    }
+
+    /// The same, with something that `change` says of it.
+    pub fn join_as(&self, service: &Vip, pod: &Pod, change: impl FnOnce(&mut Workload)) {
+        let mut workload = workload(&pod.name, pod.ip, &[&service.key], TunnelProtocol::Hbone);
+        change(&mut workload);
         self.state
             .apply_addresses([Update::UpsertWorkload(workload)]);
     }
@@ -317,6 +325,8 @@ pub fn workload(
         health: Health::Healthy,
         capacity: 1,
         authorization_policies: Vec::new(),
+        served_by: Default::default(),
+        callers_matter: false,
         services: services
             .iter()
             .map(|service| Membership {
@@ -413,6 +423,8 @@ pub struct Pod {
     pub tunnels: Rc<std::cell::Cell<usize>>,
     /// HBONE connections that have reached it.
     pub connections: Rc<std::cell::Cell<usize>>,
+    /// For whom they were opened, as the waypoint says.
+    pub callers: Rc<std::cell::RefCell<Vec<Option<SpiffeId>>>>,
     accepting: tokio::task::AbortHandle,
     drain: Rc<DrainTrigger>,
 }
@@ -427,6 +439,8 @@ impl Pod {
         let app = Rc::new(app);
         let tunnels = Rc::new(std::cell::Cell::new(0));
         let connections = Rc::new(std::cell::Cell::new(0));
+        let callers = Rc::<std::cell::RefCell<Vec<_>>>::default();
+        let told = callers.clone();
         let (count, connected) = (tunnels.clone(), connections.clone());
         let (trigger, watcher) = drain::channel();
         let accepting = spawn_local(async move {
@@ -435,12 +449,15 @@ impl Pod {
                 let config = certificate.server_config().clone();
                 let (app, count, watcher) = (app.clone(), count.clone(), watcher.clone());
                 connected.set(connected.get() + 1);
+                let told = told.clone();
                 spawn_local(async move {
                     let Ok(tls) = TlsStream::accept(stream, config, DEADLINE).await else {
                         return;
                     };
                     let handler = async move |incoming: Connect| {
                         count.set(count.get() + 1);
+                        let forwarded = incoming.request.forwarded;
+                        told.borrow_mut().push(forwarded.and_then(|f| f.principal));
                         if let Ok(tunnel) = incoming.respond.accept(None) {
                             app.clone().serve(tunnel).await;
                         }
@@ -456,6 +473,7 @@ impl Pod {
             ip,
             tunnels,
             connections,
+            callers,
             accepting,
             drain: Rc::new(trigger),
         }

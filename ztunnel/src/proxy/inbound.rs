@@ -14,7 +14,7 @@ use adit_shared::identity::{PeerIdentityError, SpiffeId, peer_identity, peer_not
 use adit_shared::model::inbound::{self, AuthorityError};
 use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{
-    ConnectionInfo, Event, Rejection, Reporter, ResponseFlag, Telemetry, WorkloadLabels,
+    ConnectionInfo, Event, Origin, Rejection, Reporter, ResponseFlag, Telemetry, WorkloadLabels,
 };
 use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
@@ -301,10 +301,23 @@ async fn open(
         authority.into(),
     );
 
+    // Only of a waypoint that the control plane says serves this pod; the policies ask anew.
+    let origin = forwarded.and_then(|forwarded| {
+        Some(Box::new(Origin {
+            address: forwarded.source,
+            identity: forwarded.principal.clone()?,
+        }))
+    });
+    let info = match workload.served_by.contains(&caller.identity) {
+        true => info.with_origin(origin.clone()),
+        false => info,
+    };
+
     let input = PolicyInput {
         identity: Some(caller.identity),
         source: caller.peer,
         destination,
+        origin,
     };
     let judge = Judge::of(worker);
     let judged = match judge.authorize(Some(&workload), &input) {

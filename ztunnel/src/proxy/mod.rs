@@ -1,6 +1,7 @@
 //! What the listeners of a pod do with a connection. One module for each listener, and here
 //! what they have in common.
 
+mod fail_closed;
 pub mod inbound;
 pub mod outbound;
 pub mod plaintext;
@@ -23,7 +24,7 @@ use adit_shared::model::{SharedModel, Workload, WorkloadUid};
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::copy::{CopyEnd, CopySettings, Traffic, through_socket, through_tunnel};
 use adit_shared::net::socket::reset_on_close;
-use adit_shared::policy::{Connection, DryRunOutcome, TrustDomains, Verdict};
+use adit_shared::policy::{DryRunOutcome, TrustDomains, Verdict};
 use adit_shared::telemetry::{Event, OpenConnection, Rejection, ResponseFlag};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -236,15 +237,9 @@ impl<'a> Judge<'a> {
         let Some(workload) = workload else {
             return Err(denied("policy: this workload is not known yet".into()));
         };
-        let connection = Connection {
-            source_identity: input.identity.as_ref(),
-            source_ip: input.source.ip(),
-            destination_ip: input.destination.ip(),
-            destination_port: input.destination.port(),
-        };
         let snapshot = self.model.load();
         let policies = snapshot.policies_for(workload);
-        let evaluation = policies.evaluate(&connection, self.trust_domains);
+        let evaluation = policies.evaluate(&input.connection(), self.trust_domains);
         for dry in &evaluation.dry_run {
             let outcome = match dry.outcome {
                 DryRunOutcome::WouldDeny => "would deny",

@@ -11,7 +11,9 @@ use adit_shared::hbone::{
     CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Retry, Traceparent, Tunnel,
 };
 use adit_shared::identity::{SpiffeId, WorkloadCertificate, peer_identity};
-use adit_shared::model::route::{self, ExpectedIdentities, Hbone, Outbound};
+use adit_shared::model::route::{
+    self, ExpectedIdentities, Hbone, Outbound, Unavailable, Unsupported, Via,
+};
 use adit_shared::model::{Service, Workload, WorkloadUid};
 use adit_shared::net::socket::reset_on_close;
 use adit_shared::telemetry::{ConnectionInfo, Event, Rejection, Reporter, ResponseFlag};
@@ -21,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
+use super::fail_closed::{self, Cause};
 use super::upstream::connect_out;
 use super::{
     Accepted, Failed, Opened, Peer, TunnelKey, accept_each, canonical, carry, certificate_of,
@@ -98,9 +101,23 @@ async fn open(
                 peer,
             })
         }
-        Err((failed, info)) => {
-            reset_on_close(&app);
+        Err(Unopened {
+            failed,
+            info,
+            waypoint,
+        }) => {
             telemetry.failed(&info, started.elapsed(), failed.flag, &failed);
+            match waypoint {
+                // Boxed: an HTTP server is large, and hardly ever needed.
+                Some(cause) => {
+                    let told = Box::pin(fail_closed::tell(app, cause)).await;
+                    telemetry.emit(&Event::WaypointFailed {
+                        reason: cause.as_str(),
+                        told: told.as_str(),
+                    });
+                }
+                None => reset_on_close(&app),
+            }
             None
         }
     }
@@ -120,12 +137,12 @@ async fn connect(
     source: &Arc<Workload>,
     client: SocketAddr,
     original: SocketAddr,
-) -> Result<Connected, (Failed, ConnectionInfo)> {
+) -> Result<Connected, Unopened> {
     let info = |destination: SocketAddr| {
         ConnectionInfo::new(Reporter::Source, client, destination).with_source(source)
     };
     let mut tried: Vec<WorkloadUid> = Vec::new();
-    let mut last: Option<(Failed, ConnectionInfo)> = None;
+    let mut last: Option<Unopened> = None;
     while tried.len() < ENDPOINT_ATTEMPTS {
         let way = {
             let snapshot = worker.shared.model.load();
@@ -144,6 +161,9 @@ async fn connect(
                     );
                 match open_tunnel(worker, pod, source, client, &way).await {
                     Ok(tunnel) => {
+                        if way.via != Via::Direct {
+                            worker.shared.failing_waypoints.reached(&way.peer.uid);
+                        }
                         return Ok(Connected {
                             peer: Peer::Tunnel(tunnel),
                             actual: way.gateway,
@@ -151,9 +171,19 @@ async fn connect(
                             info: described,
                         });
                     }
-                    Err(Attempt::Final(failed)) => return Err((failed, described)),
-                    Err(Attempt::Elsewhere(failed)) => {
-                        last = Some((failed, described));
+                    Err(attempt) => {
+                        // One that has answered lives.
+                        if way.via != Via::Direct && attempt.cause == Cause::Unreachable {
+                            let error = attempt.failed.to_string();
+                            let failing = &worker.shared.failing_waypoints;
+                            failing.failed(&way.peer.uid, &error);
+                        }
+                        let elsewhere = attempt.elsewhere;
+                        let unopened = attempt.unopened(&way, described);
+                        if !elsewhere {
+                            return Err(unopened);
+                        }
+                        last = Some(unopened);
                         tried.push(way.peer.uid.clone());
                     }
                 }
@@ -181,7 +211,7 @@ async fn connect(
                         });
                     }
                     Err(failed) => {
-                        last = Some((failed, described));
+                        last = Some(Unopened::new(failed, described));
                         tried.push(way.destination.uid.clone());
                     }
                 }
@@ -197,7 +227,8 @@ async fn connect(
                     }),
                     Err(e) => {
                         let error = format!("connect to {original}: {e}");
-                        Err((Failed::new(ResponseFlag::Connect, error), described))
+                        let failed = Failed::new(ResponseFlag::Connect, error);
+                        Err(Unopened::new(failed, described))
                     }
                 };
             }
@@ -205,21 +236,46 @@ async fn connect(
                 // After a failure its own reason says more than that nothing else is left.
                 return Err(last.unwrap_or_else(|| {
                     let failed = Failed::new(ResponseFlag::Connect, reason.to_string());
-                    (failed, describe(info(original), &None, &service))
+                    let info = describe(info(original), &None, &service);
+                    Unopened {
+                        waypoint: (reason == Unavailable::NoWaypoint).then_some(Cause::NoWaypoint),
+                        ..Unopened::new(failed, info)
+                    }
                 }));
             }
             Outbound::Unsupported { reason, service } => {
                 let failed = Failed::new(ResponseFlag::Connect, reason.to_string());
-                return Err((failed, describe(info(original), &None, &service)));
+                let info = describe(info(original), &None, &service);
+                let elsewhere = reason == Unsupported::WaypointOnOtherNetwork;
+                return Err(Unopened {
+                    waypoint: elsewhere.then_some(Cause::Unreachable),
+                    ..Unopened::new(failed, info)
+                });
             }
         }
     }
     Err(last.unwrap_or_else(|| {
-        (
-            Failed::new(ResponseFlag::Connect, "no endpoint"),
-            info(original),
-        )
+        let failed = Failed::new(ResponseFlag::Connect, "no endpoint");
+        Unopened::new(failed, info(original))
     }))
+}
+
+/// A connection for which there is no other end.
+struct Unopened {
+    failed: Failed,
+    info: ConnectionInfo,
+    /// It is a waypoint that could not be passed.
+    waypoint: Option<Cause>,
+}
+
+impl Unopened {
+    fn new(failed: Failed, info: ConnectionInfo) -> Self {
+        Self {
+            failed,
+            info,
+            waypoint: None,
+        }
+    }
 }
 
 fn describe(
@@ -236,10 +292,37 @@ fn describe(
     }
 }
 
-/// How an attempt failed: for good, or so that another endpoint may do.
-enum Attempt {
-    Final(Failed),
-    Elsewhere(Failed),
+/// How an attempt failed.
+struct Attempt {
+    failed: Failed,
+    /// What it means where the peer is a waypoint.
+    cause: Cause,
+    /// Another endpoint may do.
+    elsewhere: bool,
+}
+
+impl Attempt {
+    /// Nobody has answered.
+    fn unreachable(failed: Failed) -> Self {
+        Self {
+            failed,
+            cause: Cause::Unreachable,
+            elsewhere: true,
+        }
+    }
+
+    /// It was the last.
+    fn unopened(self, way: &Hbone, info: ConnectionInfo) -> Unopened {
+        let Self { failed, cause, .. } = self;
+        if way.via == Via::Direct {
+            return Unopened::new(failed, info);
+        }
+        let error = format!("waypoint {}: {failed}", way.peer.name);
+        Unopened {
+            waypoint: Some(cause),
+            ..Unopened::new(Failed::new(failed.flag, error), info)
+        }
+    }
 }
 
 async fn open_tunnel(
@@ -252,7 +335,7 @@ async fn open_tunnel(
     // Boxed: it is hardly ever waited for.
     let certificate = Box::pin(certificate_of(worker, pod))
         .await
-        .map_err(Attempt::Elsewhere)?;
+        .map_err(Attempt::unreachable)?;
     let key = TunnelKey::new(pod, &certificate, way);
     let request = ConnectRequest {
         authority: way.authority.into(),
@@ -263,6 +346,7 @@ async fn open_tunnel(
                 .service
                 .as_ref()
                 .and_then(|s| s.key.hostname.parse().ok()),
+            principal: None,
         }),
         baggage: Some(worker.descriptions.of(source)),
         traceparent: Some(Traceparent::random()),
@@ -276,27 +360,32 @@ async fn open_tunnel(
     let opened = tokio::select! {
         biased;
         opened = opening => opened,
-        failed = gone(worker, &way.peer, way.gateway) => return Err(Attempt::Elsewhere(failed)),
+        failed = gone(worker, &way.peer, way.gateway) => return Err(Attempt::unreachable(failed)),
     };
     opened.map(|(tunnel, _)| tunnel).map_err(|error| {
         let retry = error.retry(|_| Retry::Elsewhere);
-        let failed = match &error {
-            CheckoutError::Connect(failed) => (**failed).clone(),
+        let (cause, failed) = match &error {
+            CheckoutError::Connect(failed) => (Cause::Unreachable, (**failed).clone()),
             CheckoutError::Open(OpenError::Refused {
                 status: StatusCode::UNAUTHORIZED,
                 ..
             }) => {
                 let error = format!("{} at {} denies this caller", way.authority, way.peer.name);
-                Failed::new(ResponseFlag::Denied, error)
+                (Cause::Denied, Failed::new(ResponseFlag::Denied, error))
             }
             error => {
+                let cause = match error {
+                    CheckoutError::Open(OpenError::Refused { .. }) => Cause::Refused,
+                    _ => Cause::Unreachable,
+                };
                 let error = format!("CONNECT {} at {}: {error}", way.authority, way.gateway);
-                Failed::new(ResponseFlag::Connect, error)
+                (cause, Failed::new(ResponseFlag::Connect, error))
             }
         };
-        match retry {
-            Retry::Never => Attempt::Final(failed),
-            Retry::Elsewhere | Retry::Anywhere => Attempt::Elsewhere(failed),
+        Attempt {
+            failed,
+            cause,
+            elsewhere: retry != Retry::Never,
         }
     })
 }

@@ -64,6 +64,7 @@ async fn open(
         identity: None,
         source: peer,
         destination: local,
+        origin: None,
     };
     let judge = Judge::of(worker);
     let opened = async {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use adit_shared::hbone::buffer::BufferPool;
 use adit_shared::model::WorkloadUid;
-use adit_shared::policy::{Connection, PolicySet};
+use adit_shared::policy::PolicySet;
 use adit_shared::telemetry::WorkerPools;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -85,14 +85,8 @@ fn close_denied(worker: &Worker, before: &Judged) -> Judged {
             live.set_judged(snapshot.version());
             return;
         }
-        let connection = Connection {
-            source_identity: input.identity.as_ref(),
-            source_ip: input.source.ip(),
-            destination_ip: input.destination.ip(),
-            destination_port: input.destination.port(),
-        };
         if policies
-            .evaluate(&connection, &worker.shared.trust_domains)
+            .evaluate(&input.connection(), &worker.shared.trust_domains)
             .verdict
             .is_permitted()
         {

@@ -72,6 +72,7 @@ fn a_policy_that_comes_between_the_question_and_the_entry_is_obeyed() {
         identity: None,
         source: "10.0.0.9:40000".parse().expect("an address"),
         destination: "10.0.0.7:8080".parse().expect("an address"),
+        origin: None,
     };
     for (denied_meanwhile, changed_meanwhile) in [(false, false), (false, true), (true, true)] {
         let (model, connections, pod) = (model(), Rc::<Connections>::default(), pod());

@@ -1,31 +1,31 @@
-//! Node proxies admit the waypoints of their pods.
+//! What node proxies know of the waypoints of their pods.
 //!
 //! Behind a waypoint the node proxy of a pod meets the waypoint's identity and not the
-//! caller's, and an ALLOW policy that names callers would refuse it. The waypoint gets all
-//! policies of the pods that it serves and applies them to the caller itself
-//! (`l7/authorization.rs`). So a pod that some ALLOW policy covers lists one more:
-//! `istio_allow_waypoint_<namespace>_<name>`, which allows the service accounts of exactly
-//! the waypoint that serves this pod. Whoever else dials the pod meets the other policies
-//! as before, and DENY policies hold for the waypoint too.
+//! caller's. Every workload names the service accounts of the waypoints that serve it:
+//! of those, and of nobody else, the node proxy believes who the caller is, and judges
+//! that caller. Whoever else dials the pod is judged as before.
 //!
-//! A pod that no ALLOW policy covers lists none, because an ALLOW policy would refuse
-//! everybody else.
+//! A waypoint that keeps connections of different callers apart needs more of them, so
+//! it does so only where some L4 policy of the workload depends on who calls. A workload
+//! that is marked lets nothing in that has not passed one of its waypoints.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use adit_shared::proto::security::{Action, Authorization, Group, Match, Rules, Scope};
+use adit_shared::proto::workload::Workload;
 
 use super::l7::{GATEWAY_NAME, Served, WaypointName, Waypoints};
 use super::mesh::MeshConfig;
 use super::selectors::SelectorIndex;
-use super::wire;
 use crate::model::{
-    Labels, NamespaceObjects, Objects, PolicyAction, PolicyScope, PolicySpec, StringMatch,
+    Condition, Labels, Meta, Namespace, NamespaceObjects, Objects, PolicyScope, Rule, Source,
 };
 
 /// The service account of a waypoint's pods, on its Gateway.
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
+/// On a pod, a service or a namespace: `true` lets in only what has passed a waypoint.
+/// The pod's own word counts first, then that of its services, then its namespace's.
+pub(super) const REQUIRE_WAYPOINT: &str = "istio.io/require-waypoint";
 
 /// The service accounts of each waypoint.
 pub(super) type Accounts = BTreeMap<WaypointName, BTreeSet<Arc<str>>>;
@@ -55,16 +55,16 @@ pub(super) fn accounts_of(waypoint: &WaypointName, of: &NamespaceObjects) -> BTr
     accounts
 }
 
-/// Whom the ALLOW policies in force of a namespace cover: selectors, the empty one for all.
-pub(super) fn allowing(of: &NamespaceObjects, mesh: &MeshConfig) -> Vec<Labels> {
+/// Whom the policies of a namespace cover that depend on who calls: selectors, the empty
+/// one for all.
+pub(super) fn about_callers(of: &NamespaceObjects, mesh: &MeshConfig) -> Vec<Labels> {
     let policies = of.authorization_policies.values();
     policies
         .filter(|policy| mesh.owns(&policy.meta))
-        .filter(|policy| match &policy.spec {
-            Ok(PolicySpec {
-                action, dry_run, ..
-            }) => *action == PolicyAction::Allow && !dry_run,
-            Err(invalid) => invalid.action == PolicyAction::Allow && !invalid.dry_run,
+        .filter(|policy| {
+            let rules = policy.spec.as_ref().map(|spec| spec.rules.as_slice());
+            // One that is invalid closes for everybody alike.
+            rules.unwrap_or_default().iter().any(is_about_caller)
         })
         .filter_map(|policy| match policy.scope() {
             PolicyScope::Selector(selector) => Some(selector.clone()),
@@ -74,75 +74,102 @@ pub(super) fn allowing(of: &NamespaceObjects, mesh: &MeshConfig) -> Vec<Labels> 
         .collect()
 }
 
-/// What lets waypoints in, for one namespace.
-#[derive(Debug, Default)]
-pub(super) struct Admission {
-    /// Policies by `namespace/name`; each is listed by some workload.
-    pub(super) policies: BTreeMap<String, Authorization>,
-    /// The policies that a workload lists, by uid.
-    pub(super) listed: HashMap<String, Vec<String>>,
+/// Whether a node proxy needs to know the caller for this rule.
+fn is_about_caller(rule: &Rule) -> bool {
+    let in_source = |source: &Source| {
+        let Source {
+            principals,
+            namespaces,
+            service_accounts,
+            trust_domains,
+            ip_blocks,
+            // Only a waypoint can judge these.
+            remote_ip_blocks: _,
+            request_principals: _,
+        } = source;
+        !(principals.is_empty()
+            && namespaces.is_empty()
+            && service_accounts.is_empty()
+            && trust_domains.is_empty()
+            && ip_blocks.is_empty())
+    };
+    let in_condition = |condition: &Condition| match condition {
+        Condition::SourceIp(_)
+        | Condition::SourceNamespace(_)
+        | Condition::SourcePrincipal(_)
+        | Condition::SourceTrustDomain(_)
+        | Condition::SourceServiceAccount(_) => true,
+        Condition::RemoteIp(_)
+        | Condition::DestinationIp(_)
+        | Condition::DestinationPort(_)
+        | Condition::L7 { .. } => false,
+    };
+    rule.from.iter().any(in_source) || rule.when.iter().any(in_condition)
 }
 
-impl Admission {
-    /// Decides for the workloads of `namespace` that waypoints serve. `allowing`: whom ALLOW
-    /// policies cover, of the namespace and the mesh.
-    pub(super) fn new<'a>(
-        namespace: &str,
-        served: &Served<'_>,
-        allowing: impl Iterator<Item = &'a Labels>,
+/// Whether `workload` lets in only what has passed a waypoint. Waypoints themselves are what
+/// has to be passed.
+pub(super) fn requires_waypoint<'a>(
+    workload: &Meta,
+    services: impl Iterator<Item = &'a Meta>,
+    namespace: Option<&Namespace>,
+) -> bool {
+    if workload.label(GATEWAY_NAME).is_some() {
+        return false;
+    }
+    let said = |meta: &Meta| meta.label(REQUIRE_WAYPOINT).map(|value| value == "true");
+    // Of several services one that requires it is enough.
+    let by_services = services.filter_map(said).reduce(|one, other| one || other);
+    said(workload)
+        .or(by_services)
+        .or_else(|| said(&namespace?.meta))
+        .unwrap_or(false)
+}
+
+/// The waypoints of the workloads of one namespace.
+#[derive(Debug, Default)]
+pub(super) struct Admission<'a> {
+    /// SPIFFE ids by uid.
+    served_by: HashMap<&'a str, BTreeSet<String>>,
+    about_callers: Option<SelectorIndex<'a, ()>>,
+}
+
+impl<'a> Admission<'a> {
+    /// Decides for the workloads of a namespace that waypoints serve. `about_callers`: whom
+    /// policies cover that depend on who calls, of the namespace and the mesh.
+    pub(super) fn new(
+        served: &'a Served<'_>,
+        about_callers: impl Iterator<Item = &'a Labels>,
         accounts: &Accounts,
         mesh: &MeshConfig,
     ) -> Self {
-        let allowing = SelectorIndex::new(allowing.map(|selector| (selector, ())).collect());
-        let mut admission = Self::default();
+        let mut served_by: HashMap<&str, BTreeSet<String>> = HashMap::new();
         for (waypoint, workloads) in served {
-            let Some(accounts) = accounts.get(waypoint) else {
-                continue;
-            };
-            let policy = policy(namespace, waypoint, accounts, mesh);
-            let key = format!("{namespace}/{}", policy.name);
-            for (uid, workload) in workloads {
-                let covered = |labels: &Labels| allowing.matching(labels).next().is_some();
-                if workload.labels.is_some_and(covered) {
-                    admission.policies.insert(key.clone(), policy.clone());
-                    let listed = admission.listed.entry(uid.clone()).or_default();
-                    listed.push(key.clone());
-                }
+            let accounts = accounts.get(waypoint).into_iter().flatten();
+            let domain = mesh.trust_domain.as_str();
+            let ids: Vec<String> = accounts
+                .map(|account| format!("spiffe://{domain}/ns/{}/sa/{account}", waypoint.namespace))
+                .collect();
+            for uid in workloads.keys() {
+                let of = served_by.entry(uid).or_default();
+                of.extend(ids.iter().cloned());
             }
         }
-        admission
+        let about_callers = about_callers.map(|selector| (selector, ()));
+        Self {
+            served_by,
+            about_callers: Some(SelectorIndex::new(about_callers.collect())),
+        }
     }
-}
 
-/// Underscores keep its name apart from those of objects.
-fn policy(
-    namespace: &str,
-    waypoint: &WaypointName,
-    accounts: &BTreeSet<Arc<str>>,
-    mesh: &MeshConfig,
-) -> Authorization {
-    let principals = accounts.iter().map(|account| {
-        let domain = mesh.trust_domain.as_str();
-        let principal = format!("{domain}/ns/{}/sa/{account}", waypoint.namespace);
-        wire::string_match(&StringMatch::Exact(principal))
-    });
-    let from = Match {
-        principals: principals.collect(),
-        ..Match::default()
-    };
-    Authorization {
-        name: format!(
-            "istio_allow_waypoint_{}_{}",
-            waypoint.namespace, waypoint.name
-        ),
-        namespace: namespace.into(),
-        scope: Scope::WorkloadSelector.into(),
-        action: Action::Allow.into(),
-        groups: vec![Group {
-            rules: vec![Rules {
-                matches: vec![from],
-            }],
-        }],
-        ..Authorization::default()
+    /// Tells a workload, which has these labels.
+    pub(super) fn tell(&self, workload: &mut Workload, labels: &Labels) {
+        let Some(served_by) = self.served_by.get(&*workload.uid) else {
+            return;
+        };
+        workload.served_by = served_by.iter().cloned().collect();
+        let index = self.about_callers.as_ref();
+        workload.callers_matter =
+            index.is_some_and(|index| index.matching(labels).next().is_some());
     }
 }

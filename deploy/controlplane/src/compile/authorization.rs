@@ -121,6 +121,12 @@ fn fill(authorization: &mut Authorization, spec: &PolicySpec, mesh: &MeshConfig)
         }
         l7.extend(fields);
     }
+    if !l7.is_empty() {
+        let rules = spec.rules.iter();
+        let groups = rules.filter_map(|rule| behind_waypoint(rule, spec.action, mesh));
+        authorization.waypoint_groups = groups.collect();
+        authorization.has_waypoint_groups = true;
+    }
     if l7.is_empty() {
         return Condition {
             kind: "ZtunnelAccepted".into(),
@@ -146,6 +152,21 @@ fn fill(authorization: &mut Authorization, spec: &PolicySpec, mesh: &MeshConfig)
             "ztunnel does not support HTTP attributes ({fields}): {consequence}. Use a waypoint to enforce them"
         ),
     )
+}
+
+/// What L4 can say of a rule for connections whose waypoint enforces all of it: an ALLOW
+/// rule loses what L4 does not know, and a DENY rule with that is left to the waypoint.
+fn behind_waypoint(rule: &Rule, action: PolicyAction, mesh: &MeshConfig) -> Option<Group> {
+    let mut of_rule = group(rule, mesh);
+    if !l7_fields(rule).is_empty() {
+        if action == PolicyAction::Deny {
+            return None;
+        }
+        // One alternative of which nothing is left stands for everything.
+        let known = |clause: &Rules| clause.matches.iter().all(|m| *m != Match::default());
+        of_rule.rules.retain(known);
+    }
+    Some(of_rule)
 }
 
 /// A clause of empty matches only never matches.

@@ -47,8 +47,8 @@ pub struct Shared {
     localities: BTreeMap<Arc<str>, Locality>,
     /// Selector policies of the root namespace.
     policies: Vec<(Labels, String)>,
-    /// Whom ALLOW policies of the root namespace cover.
-    allowing: Vec<Labels>,
+    /// Whom policies of the root namespace cover that depend on who calls.
+    about_callers: Vec<Labels>,
     accounts: Accounts,
     /// The PeerAuthentication of the mesh.
     peer: Option<Arc<PeerAuthentication>>,
@@ -68,7 +68,7 @@ impl Shared {
         let waypoints = Waypoints::of(objects, &network, mesh);
         Self {
             accounts: admission::accounts(objects, &waypoints),
-            allowing: root.map_or_else(Vec::new, |root| admission::allowing(root, mesh)),
+            about_callers: root.map_or_else(Vec::new, |root| admission::about_callers(root, mesh)),
             waypoints,
             network,
             localities: objects
@@ -129,16 +129,15 @@ pub fn namespace(
         }
     }
 
-    let allowing = admission::allowing(objects, mesh);
-    let of_root = shared.allowing.iter().filter(|_| !is_root);
+    let about_callers = admission::about_callers(objects, mesh);
+    let of_root = shared.about_callers.iter().filter(|_| !is_root);
+    let served = l7::served(objects, &shared.waypoints, mesh);
     let admission = Admission::new(
-        name,
-        &l7::served(objects, &shared.waypoints, mesh),
-        allowing.iter().chain(of_root),
+        &served,
+        about_callers.iter().chain(of_root),
         &shared.accounts,
         mesh,
     );
-    compiled.authorizations.extend(admission.policies);
 
     let services = objects
         .services
@@ -191,11 +190,7 @@ pub fn namespace(
     for pod in objects.pods.values() {
         let captured = redirection.hbone.contains(&pod.meta.uid);
         if let Some(mut workload) = workloads::pod(pod, captured, &around) {
-            if let Some(listed) = admission.listed.get(&workload.uid) {
-                workload
-                    .authorization_policies
-                    .extend(listed.iter().cloned());
-            }
+            admission.tell(&mut workload, &pod.meta.labels);
             insert(workload.uid.clone(), workload);
         }
     }

@@ -9,6 +9,7 @@ use adit_shared::proto::workload::{
     Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 
+use super::admission::requires_waypoint;
 use super::l7::{Bindable, Waypoints, bind};
 use super::mesh::MeshConfig;
 use super::peer_authentication::effective;
@@ -74,6 +75,12 @@ pub(super) fn pod(pod: &Pod, captured: bool, around: &Surroundings<'_>) -> Optio
     };
     let binding = bind(Bindable::Workload, meta, around.namespace, around.waypoints);
     let healthy = pod.ready && !meta.deleting;
+    let selected = around.services.matching(&meta.labels);
+    let assigned = around.assigned.get(&*meta.name).into_iter().flatten();
+    let services = selected
+        .copied()
+        .chain(assigned.map(|(service, _)| *service));
+    let services = services.map(|service| &service.meta);
     Some(Workload {
         uid: pod_uid(pod, mesh),
         name: meta.name.to_string(),
@@ -122,6 +129,7 @@ pub(super) fn pod(pod: &Pod, captured: bool, around: &Surroundings<'_>) -> Optio
         } else {
             NetworkMode::Standard.into()
         },
+        require_waypoint: requires_waypoint(meta, services, around.namespace),
         ..Workload::default()
     })
 }

@@ -4,7 +4,7 @@
 //! whole set, with unchanged parts shared. The source is a directory of manifests, or the
 //! API server of a cluster.
 
-mod decode;
+pub(crate) mod decode;
 mod directory;
 mod document;
 mod kubernetes;

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use adit_controlplane::compile::{Compiled, MeshConfig, Redirection, compile, desired};
 use adit_controlplane::model::{Finding, Objects};
 use adit_controlplane::source::Directory;
-use adit_shared::identity::TrustDomain;
+use adit_shared::identity::{SpiffeId, TrustDomain};
 use adit_shared::model::{Store, Update, address_from_resource};
-use adit_shared::policy::{Connection, Policy, TrustDomains};
+use adit_shared::policy::{Connection, Origin, Policy, TrustDomains};
 use adit_shared::proto::workload::{Service, Workload, address};
 
 /// Reads manifests as the directory source does.
@@ -74,8 +74,13 @@ impl Mesh {
     }
 
     /// Whether the node proxy of pod `to` lets a connection in. `from` is `ns/sa`, a
-    /// whole SPIFFE id, or empty for plaintext.
+    /// whole SPIFFE id, or empty for plaintext; `ns/sa for ns/sa` for a waypoint that
+    /// names its caller.
     pub fn admits(&self, from: &str, source_ip: &str, to: &str, port: u16) -> bool {
+        let (from, caller) = match from.split_once(" for ") {
+            Some((from, caller)) => (from, Some(caller)),
+            None => (from, None),
+        };
         let mut store = Store::new();
         let addresses = self.compiled.addresses.iter();
         let addresses = addresses.map(|(name, a)| address_from_resource(name, a).unwrap());
@@ -87,21 +92,26 @@ impl Mesh {
         let uid = format!("Kubernetes//Pod/{to}");
         let workload = snapshot.workload(&uid).unwrap();
         let domain = &self.config.trust_domain;
-        let identity = match from.split_once('/') {
-            None => None,
-            Some(_) if from.starts_with("spiffe:") => Some(from.parse().unwrap()),
-            Some((ns, sa)) => Some(
-                format!("spiffe://{domain}/ns/{ns}/sa/{sa}")
+        let id = |text: &str| -> Option<SpiffeId> {
+            let (ns, sa) = text.split_once('/')?;
+            Some(match text.starts_with("spiffe:") {
+                true => text.parse().unwrap(),
+                false => format!("spiffe://{domain}/ns/{ns}/sa/{sa}")
                     .parse()
                     .unwrap(),
-            ),
+            })
         };
+        let (identity, caller) = (id(from), caller.and_then(id));
         let aliases = self.config.trust_domain_aliases.clone();
         let connection = Connection {
             source_identity: identity.as_ref(),
             source_ip: source_ip.parse().unwrap(),
             destination_ip: IpAddr::from([10, 0, 0, 1]),
             destination_port: port,
+            origin: caller.as_ref().map(|identity| Origin {
+                identity,
+                ip: source_ip.parse().unwrap(),
+            }),
         };
         let trust = TrustDomains::new(domain.clone(), aliases);
         let policies = snapshot.policies_for(workload);

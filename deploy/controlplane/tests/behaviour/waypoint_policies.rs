@@ -133,6 +133,148 @@ fn deny_all_and_allow_one_caller() {
     assert!(!closed.admits("a/c", "10.0.9.9", "a/p", 80));
 }
 
+/// The node proxy judges the caller that a waypoint of the pod names; what L4 does not know is
+/// the waypoint's to decide, which has the whole policy.
+#[test]
+fn behind_a_waypoint_the_caller_is_judged_by_what_l4_knows() {
+    let selector = "selector: {matchLabels: {app: s}}";
+    for (spec, admitted) in [
+        // It denies everybody but c; the waypoint itself is not meant.
+        (
+            "action: DENY, rules: [{from: [{source: {notPrincipals: [cluster.local/ns/a/sa/c]}}]}]",
+            "c w-for-c w",
+        ),
+        (
+            "action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/c]}}]}]",
+            "d w-for-d w",
+        ),
+        (
+            "rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/c]}}]}]",
+            "c w-for-c w",
+        ),
+        // Without the fields that L4 does not know the rule would deny everybody.
+        (
+            "action: DENY, rules: [{to: [{operation: {ports: ['80'], methods: [DELETE]}}]}]",
+            "w-for-c w-for-d w",
+        ),
+        (
+            "rules: [{to: [{operation: {methods: [GET]}}]}]",
+            "w-for-c w-for-d w",
+        ),
+        (
+            "rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/c]}}], to: [{operation: {methods: [GET]}}]}]",
+            "w-for-c w",
+        ),
+        (
+            "rules: [{to: [{operation: {ports: ['81'], methods: [GET]}}]}]",
+            "",
+        ),
+        // Who names the waypoint means what comes through it.
+        (
+            "rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/w]}}]}]",
+            "w-for-c w-for-d w",
+        ),
+        // But its namespace is not the caller's.
+        ("rules: [{from: [{source: {namespaces: [z]}}]}]", "w"),
+        ("rules: []", ""),
+    ] {
+        let mesh = mesh(&(shop(true) + &policy("a", "o", &format!("{{{selector}, {spec}}}"))));
+        let callers = ["c", "d", "w-for-c", "w-for-d", "w"];
+        let admits = |caller: &&str| {
+            let from = format!("a/{}", caller.replace("-for-", " for a/"));
+            mesh.admits(&from, "10.0.9.9", "a/p", 80)
+        };
+        let found: Vec<_> = callers.into_iter().filter(admits).collect();
+        assert_eq!(found.join(" "), admitted, "{spec}");
+        // Nobody else's word counts.
+        let lies = mesh.admits("a/d for a/c", "10.0.9.9", "a/p", 80);
+        assert_eq!(lies, found.contains(&"d"), "{spec}");
+    }
+}
+
+#[test]
+fn callers_are_kept_apart_only_where_some_policy_depends_on_them() {
+    let about = |objects: &str| {
+        let mesh = mesh(&(shop(true) + objects));
+        let p = mesh.workload("a/p");
+        assert_eq!(p.served_by, ["spiffe://cluster.local/ns/a/sa/w"]);
+        assert!(mesh.workload("a/q").served_by.is_empty());
+        p.callers_matter
+    };
+    let get = "[{to: [{operation: {methods: [GET]}}]}]";
+    let from = "[{from: [{source: {namespaces: [z]}}]}]";
+    let when = "[{when: [{key: source.ip, values: [10.0.0.0/8]}]}]";
+    let other = "selector: {matchLabels: {app: q}}";
+    for (objects, expected) in [
+        (String::new(), false),
+        (policy("a", "o", &format!("{{rules: {get}}}")), false),
+        (policy("a", "o", &format!("{{rules: {from}}}")), true),
+        (policy("a", "o", &format!("{{rules: {when}}}")), true),
+        (
+            policy("istio-system", "o", &format!("{{rules: {from}}}")),
+            true,
+        ),
+        (
+            policy("a", "o", &format!("{{{other}, rules: {from}}}")),
+            false,
+        ),
+        (
+            policy(
+                "a",
+                "o",
+                &format!("{{targetRefs: [{{kind: Service, name: s}}], rules: {from}}}"),
+            ),
+            false,
+        ),
+    ] {
+        assert_eq!(about(&objects), expected, "{objects}");
+    }
+    let unserved = mesh(&(shop(false) + &policy("a", "o", &format!("{{rules: {from}}}"))));
+    let p = unserved.workload("a/p");
+    assert!(p.served_by.is_empty() && !p.callers_matter);
+}
+
+#[test]
+fn a_workload_that_is_marked_takes_only_what_has_passed_its_waypoint() {
+    let mark = |value: &str| format!("istio.io/require-waypoint: '{value}', ");
+    for (pod, service, namespace, required) in [
+        ("", "", "", false),
+        ("true", "", "", true),
+        ("", "true", "", true),
+        ("", "", "true", true),
+        ("false", "true", "true", false),
+        ("", "false", "true", false),
+        ("yes", "", "", false),
+    ] {
+        let [pod, service, namespace] = [pod, service, namespace].map(|value| match value {
+            "" => String::new(),
+            value => mark(value),
+        });
+        let yaml = shop(true)
+            .replace(
+                "{name: p, namespace: a, labels: {",
+                &format!("{{name: p, namespace: a, labels: {{{pod}"),
+            )
+            .replace(
+                "{name: s, namespace: a}",
+                &format!("{{name: s, namespace: a, labels: {{{service}}}}}"),
+            )
+            .replace(
+                "{name: a, labels: {",
+                &format!("{{name: a, labels: {{{namespace}"),
+            );
+        let mesh = mesh(&yaml);
+        let label = format!("{pod}{service}{namespace}");
+        assert_eq!(mesh.workload("a/p").require_waypoint, required, "{label}");
+        assert!(mesh.admits("a/w for a/c", "10.0.9.9", "a/p", 80), "{label}");
+        assert!(mesh.admits("a/w", "10.0.9.9", "a/p", 80), "{label}");
+        for past in ["a/c", "", "a/c for a/w"] {
+            let admitted = mesh.admits(past, "10.0.9.9", "a/p", 80);
+            assert_eq!(admitted, !required, "{label}: {past}");
+        }
+    }
+}
+
 #[test]
 fn a_waypoint_is_not_admitted_where_nothing_is_refused() {
     let open = mesh(

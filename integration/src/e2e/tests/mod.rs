@@ -4,6 +4,8 @@ mod command_line;
 mod enrolment;
 mod faults;
 mod policy;
+mod services;
+mod startup;
 mod uninstall;
 mod waypoint;
 
@@ -15,7 +17,9 @@ pub fn all() -> Vec<Case> {
         command_line::TESTS,
         enrolment::TESTS,
         policy::TESTS,
+        services::TESTS,
         waypoint::TESTS,
+        startup::TESTS,
         faults::TESTS,
         uninstall::TESTS,
     ]

@@ -1,4 +1,5 @@
-//! `forwarded`: `for="<source address>";host=<service host name>` (RFC 7239, one element).
+//! `forwarded`: `for="<source address>";host=<service host name>` (RFC 7239, one element), and
+//! from a waypoint `principal="<SPIFFE id>"`, an extension (RFC 7239 5.5): who the source is.
 
 use std::net::SocketAddr;
 
@@ -7,6 +8,7 @@ use http::header::{FORWARDED, HeaderMap};
 
 use super::authority::{Hostname, HostnameError};
 use super::{HeaderError, excerpt, single};
+use crate::identity::{SpiffeId, SpiffeIdError};
 
 /// Two addresses, a host name and a few parameters that we do not use.
 const MAX_BYTES: usize = 1024;
@@ -18,6 +20,8 @@ pub struct Forwarded {
     pub source: SocketAddr,
     /// `host`: the service that the client addressed, if it addressed one.
     pub host: Option<Hostname>,
+    /// `principal`: who a waypoint speaks for.
+    pub principal: Option<SpiffeId>,
 }
 
 /// Why a `forwarded` header is not understood.
@@ -44,18 +48,29 @@ pub enum ForwardedError {
     /// `host` is no host name.
     #[error("host: {0}")]
     Host(#[from] HostnameError),
+    /// `principal` is no SPIFFE id.
+    #[error("principal: {0}")]
+    Principal(#[from] SpiffeIdError),
 }
 
 impl Forwarded {
     /// The header value.
     pub(super) fn to_header(&self) -> HeaderValue {
-        let Self { source, host } = self;
-        let text = match host {
-            Some(host) => format!("for=\"{source}\";host={host}"),
-            None => format!("for=\"{source}\""),
-        };
+        let Self {
+            source,
+            host,
+            principal,
+        } = self;
+        let mut text = format!("for=\"{source}\"");
+        if let Some(host) = host {
+            text.push_str(";host=");
+            text.push_str(host.as_str());
+        }
+        if let Some(principal) = principal {
+            text.push_str(&format!(";principal=\"{principal}\""));
+        }
         HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
-            // An address and a host name are printable ASCII.
+            // An address, a host name and a SPIFFE id are printable ASCII.
             .unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
@@ -66,7 +81,7 @@ impl Forwarded {
         Ok(Some(Self::parse(value)?))
     }
 
-    /// Reads the value of a `forwarded` header. Parameters other than `for` and `host` are
+    /// Reads the value of a `forwarded` header. Parameters other than these are
     /// checked for form and skipped.
     ///
     /// # Errors
@@ -76,7 +91,7 @@ impl Forwarded {
             return Err(ForwardedError::TooLong);
         }
         let malformed = || ForwardedError::Parameter(excerpt(header));
-        let (mut source, mut host) = (None, None);
+        let (mut source, mut host, mut principal) = (None, None, None);
         let mut rest = header.trim_ascii();
         while !rest.is_empty() {
             let equals = rest.iter().position(|b| *b == b'=').ok_or_else(malformed)?;
@@ -98,6 +113,12 @@ impl Forwarded {
                 }
                 let text = std::str::from_utf8(value).map_err(|_| malformed())?;
                 host = Some(text.parse()?);
+            } else if name.eq_ignore_ascii_case(b"principal") {
+                if principal.is_some() {
+                    return Err(ForwardedError::Repeated("principal"));
+                }
+                let text = std::str::from_utf8(value).map_err(|_| malformed())?;
+                principal = Some(text.parse()?);
             }
             rest = match tail.split_first() {
                 None => tail,
@@ -109,6 +130,7 @@ impl Forwarded {
         Ok(Self {
             source: source.ok_or_else(|| ForwardedError::NoSource(excerpt(header)))?,
             host,
+            principal,
         })
     }
 }

@@ -83,24 +83,43 @@ fn authorities_have_exactly_three_forms() {
 #[test]
 fn forwarded_is_written_as_istio_writes_it_and_read_strictly() {
     let source = "10.1.2.3:4567".parse().expect("an address");
-    let plain = Forwarded { source, host: None };
+    let plain = Forwarded {
+        source,
+        host: None,
+        principal: None,
+    };
     let named = Forwarded {
         source,
         host: Some("svc.ns".parse().expect("a host name")),
+        principal: None,
+    };
+    let spoken_for = Forwarded {
+        source,
+        host: None,
+        principal: Some(
+            "spiffe://cluster.local/ns/a/sa/b"
+                .parse()
+                .expect("an identity"),
+        ),
     };
     let v6 = Forwarded {
         source: "[fd00::1]:4567".parse().expect("an address"),
         host: None,
+        principal: None,
     };
     assert_eq!(plain.to_header(), "for=\"10.1.2.3:4567\"");
     assert_eq!(named.to_header(), "for=\"10.1.2.3:4567\";host=svc.ns");
     assert_eq!(v6.to_header(), "for=\"[fd00::1]:4567\"");
+
+    let text = "for=\"10.1.2.3:4567\";principal=\"spiffe://cluster.local/ns/a/sa/b\"";
+    assert_eq!(spoken_for.to_header(), text);
 
     let parameter = |text: &str| Err(ForwardedError::Parameter(text.into()));
     let cases: Vec<(&str, Result<Forwarded, ForwardedError>)> = vec![
         ("for=\"10.1.2.3:4567\"", Ok(plain.clone())),
         ("for=10.1.2.3:4567", Ok(plain.clone())),
         (" FOR=\"10.1.2.3:4567\" ; proto=tcp; by=_x ", Ok(plain)),
+        (text, Ok(spoken_for)),
         ("for=\"10.1.2.3:4567\";host=svc.ns", Ok(named.clone())),
         ("host=\"svc.ns\";for=\"10.1.2.3:4567\"", Ok(named)),
         ("for=\"[fd00::1]:4567\"", Ok(v6)),
@@ -288,6 +307,7 @@ fn a_request_survives_the_way_to_http_and_back() {
         forwarded: Some(Forwarded {
             source: "10.1.2.3:4567".parse().expect("an address"),
             host: None,
+            principal: None,
         }),
         baggage: Some(Baggage::new(full())),
         traceparent: Some(Traceparent::random()),

@@ -321,6 +321,7 @@ proptest! {
                 source_ip: caller.ip,
                 destination_ip: caller.destination,
                 destination_port: caller.port,
+                origin: None,
             };
             let verdict = set.evaluate(&connection, &trust).verdict;
             prop_assert_eq!(verdict.is_permitted(), served(&policies, &caller), "{:?}", verdict);

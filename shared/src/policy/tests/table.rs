@@ -83,6 +83,7 @@ fn evaluate(
         source_ip: call.from.parse().expect("an address"),
         destination_ip: IpAddr::from([10, 2, 2, 2]),
         destination_port: call.port,
+        origin: None,
     };
     store
         .snapshot()

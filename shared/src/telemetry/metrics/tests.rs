@@ -309,6 +309,10 @@ fn other_events_are_counted() {
             reason: Rejection::ForeignAuthority,
         },
         Event::EndpointRetried,
+        Event::WaypointFailed {
+            reason: "no_healthy_waypoint",
+            told: "http1",
+        },
         Event::XdsMessage {
             type_url: "type.googleapis.com/istio.workload.Address",
             bytes: 42,
@@ -357,6 +361,11 @@ fn other_events_are_counted() {
             1.0,
         ),
         ("adit_endpoint_retries_total", &[], 1.0),
+        (
+            "adit_waypoint_failures_total",
+            &[("reason", "no_healthy_waypoint"), ("told", "http1")],
+            1.0,
+        ),
         ("istio_xds_message_total", &[url], 1.0),
         ("istio_xds_message_bytes_total", &[url], 42.0),
         (

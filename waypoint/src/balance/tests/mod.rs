@@ -192,6 +192,8 @@ fn endpoint(name: &str) -> Endpoint {
         health: Health::Healthy,
         capacity: 1,
         authorization_policies: vec![],
+        served_by: Default::default(),
+        callers_matter: false,
         services: vec![],
     };
     Endpoint::new(Arc::new(workload), 8080)

@@ -18,7 +18,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Connecting, Endpoint, HttpVersion, TunnelKey, Way};
+use super::{Connecting, Endpoint, HttpVersion, Origin, TunnelKey, Way};
 use crate::balance::{Permit, Picked, Resource};
 use crate::proxy::io::Io;
 use crate::proxy::pick;
@@ -76,7 +76,7 @@ pub struct Connected {
     pub idle: Option<Duration>,
 }
 
-/// Opens a byte stream to `endpoint` for `client`, who is named to the endpoint's node.
+/// Opens a byte stream to `endpoint` for `origin`, which is named to the endpoint's node.
 /// `version` is what it will carry, if that is HTTP.
 ///
 /// # Errors
@@ -84,7 +84,7 @@ pub struct Connected {
 pub async fn open_tcp(
     worker: &Worker,
     endpoint: &Endpoint,
-    client: Option<SocketAddr>,
+    origin: Option<&Origin>,
     version: Option<HttpVersion>,
     connecting: &Connecting,
 ) -> Result<Connected, ConnectError> {
@@ -145,7 +145,7 @@ pub async fn open_tcp(
                 endpoint,
                 *gateway,
                 identities,
-                client,
+                origin.or(endpoint.caller.as_ref()),
                 connecting.deadline,
             );
             Ok(Connected {
@@ -173,7 +173,7 @@ async fn open_tunnel(
     endpoint: &Endpoint,
     gateway: SocketAddr,
     identities: &ExpectedIdentities,
-    client: Option<SocketAddr>,
+    origin: Option<&Origin>,
     deadline: Duration,
 ) -> Result<Io, ConnectError> {
     let key = TunnelKey {
@@ -182,7 +182,11 @@ async fn open_tunnel(
         identities: identities.clone(),
     };
     let mut request = ConnectRequest::new(endpoint.address);
-    request.forwarded = client.map(|source| Forwarded { source, host: None });
+    request.forwarded = origin.map(|origin| Forwarded {
+        source: origin.address,
+        host: None,
+        principal: Some(origin.identity.clone()),
+    });
     request.baggage = worker.description();
     let connect = async || connect_tunnel(worker, gateway, identities, deadline).await;
     let deadline = Instant::now() + OPEN_DEADLINE;

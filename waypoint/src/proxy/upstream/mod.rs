@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_shared::hbone::{Pool, PoolSettings};
+use adit_shared::identity::SpiffeId;
 use adit_shared::model::route::{ExpectedIdentities, HBONE_PORT};
 use adit_shared::model::{ServiceEntry, TunnelProtocol, Workload, WorkloadUid};
 use http::{Request, Response};
@@ -25,6 +26,7 @@ pub use tls::Originate;
 
 use super::body::RequestBody;
 use super::reply::Reply;
+use super::tunnel::Caller;
 use crate::balance::Limits;
 use crate::config::Config;
 use crate::worker::Worker;
@@ -61,6 +63,19 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// How it is reached.
     pub way: Way,
+    /// Its node's policies depend on who calls: connections are not shared by callers.
+    callers_matter: bool,
+    /// For whom its connections are.
+    caller: Option<Origin>,
+}
+
+/// For whom a connection is made, as the endpoint's node is told.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The caller's address; without a port for what carries several connections of it.
+    pub address: SocketAddr,
+    /// Who it is.
+    pub identity: SpiffeId,
 }
 
 /// How an endpoint is reached.
@@ -80,6 +95,25 @@ pub enum Way {
 }
 
 impl Endpoint {
+    /// The same endpoint as `caller` uses it.
+    pub fn of_caller(self: &Arc<Self>, caller: &Caller) -> Arc<Self> {
+        if !self.callers_matter {
+            return self.clone();
+        }
+        Arc::new(Self {
+            caller: Some(Origin {
+                address: SocketAddr::new(caller.peer.ip().to_canonical(), 0),
+                identity: caller.identity.clone(),
+            }),
+            ..(**self).clone()
+        })
+    }
+
+    /// For whom its connections are, where those of different callers are kept apart.
+    pub fn caller(&self) -> Option<&Origin> {
+        self.caller.as_ref()
+    }
+
     /// `workload` at `port`, as it says that it can be reached.
     pub fn new(
         workload: &Workload,
@@ -112,6 +146,10 @@ impl Endpoint {
                     identities: ExpectedIdentities::new(workload, service),
                 },
             },
+            callers_matter: workload.callers_matter
+                && workload.tunnel_protocol == TunnelProtocol::Hbone
+                && originate.is_none(),
+            caller: None,
         }
     }
 }

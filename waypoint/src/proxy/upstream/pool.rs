@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::connect::{ConnectError, Connected, open_tcp};
 use super::{Answer, Connecting, Endpoint, HttpVersion, Reached, SendError};
+use crate::live::{Entered, ToEndpoint};
 use crate::proxy::body::RequestBody;
 use crate::proxy::http::LocalExecutor;
 use crate::proxy::io::Io;
@@ -381,19 +382,38 @@ fn judge(
     }
 }
 
+/// Shows the connection to whoever asks what is open.
+fn list(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    version: HttpVersion,
+    io: &mut Io,
+) -> Entered<ToEndpoint> {
+    worker.live.endpoints.enter(ToEndpoint {
+        endpoint: endpoint.clone(),
+        version,
+        moved: io.count(),
+        since: worker.now(),
+    })
+}
+
 type Made1 = (Sender1, Option<SocketAddr>, oneshot::Receiver<Upgraded>);
 
 async fn connect_http1(
     worker: &Worker,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     connecting: &Connecting,
 ) -> Result<Made1, ConnectError> {
     let version = Some(HttpVersion::Http1);
     // Boxed: making a connection is large and rare, and every request would carry its size.
     let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
     let Connected {
-        io, local, permit, ..
+        mut io,
+        local,
+        permit,
+        ..
     } = opening.await?;
+    let listed = list(worker, endpoint, HttpVersion::Http1, &mut io);
     let handshake = http1::Builder::new()
         .writev(false)
         .max_headers(MAX_HEADERS)
@@ -421,7 +441,7 @@ async fn connect_http1(
             }
             Err(error) => debug!(%address, "upstream HTTP/1: {error}"),
         }
-        drop(permit);
+        drop((permit, listed));
     });
     Ok((sender, local, upgraded))
 }
@@ -466,7 +486,7 @@ pub(super) async fn send_http2(
 /// A place on a connection; of several requests that need a new one, one makes it.
 async fn acquire(
     worker: &Worker,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     shared: &Rc<Shared>,
     mut only_new: bool,
     connecting: &Connecting,
@@ -535,14 +555,18 @@ impl Drop for Attempt<'_> {
 
 async fn connect_http2(
     worker: &Worker,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     connecting: &Connecting,
 ) -> Result<Multiplexed, ConnectError> {
     let version = Some(HttpVersion::Http2);
     let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
     let Connected {
-        io, local, permit, ..
+        mut io,
+        local,
+        permit,
+        ..
     } = opening.await?;
+    let listed = list(worker, endpoint, HttpVersion::Http2, &mut io);
     let handshake = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST)
@@ -569,7 +593,7 @@ async fn connect_http2(
         if let Err(error) = ended.await {
             debug!(%address, "upstream HTTP/2: {error}");
         }
-        drop(permit);
+        drop((permit, listed));
     });
     Ok(Multiplexed {
         sender,
