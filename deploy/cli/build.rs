@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-const CHARTS: [&str; 5] = ["base", "istiod", "cni", "ztunnel", "gateway"];
+/// Those of which an installation consists; the others are for Helm.
+const CHARTS: [&str; 4] = ["base", "istiod", "cni", "ztunnel"];
 
 fn main() -> io::Result<()> {
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../charts");

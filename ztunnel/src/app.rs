@@ -148,7 +148,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     // process does better than half of one.
     let mut essential = JoinSet::new();
     let managing = essential.spawn(named("enrolment", manager.run()));
-    if let Some((listener, records)) = socket {
+    let socket = socket.map(|(listener, records)| {
         let socket = Arc::new(EnrolmentSocket {
             wanted: wanted.clone(),
             records,
@@ -156,12 +156,14 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             redirector: redirector.clone(),
             manager: managing.clone(),
         });
-        // Not only while pods are enrolled: the node may leave the mesh while we drain.
+        // To the end of the process: the node may leave the mesh while we drain.
+        let answering = socket.clone();
         tokio::spawn(listener.serve(move |call| {
-            let socket = socket.clone();
+            let socket = answering.clone();
             async move { socket.answer(call).await }
         }));
-    }
+        socket
+    });
     if config.pod_discovery == PodDiscovery::Cgroup && config.kubelet_cgroup.is_none() {
         let port = config.kubelet_port;
         tokio::spawn(follow_kubelet(
@@ -264,9 +266,17 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     info!(?deadline, "draining");
     let until = tokio::time::Instant::now() + deadline;
     drain_trigger.signal(DrainMode::Graceful { deadline: until });
+    let drained = async {
+        WorkerHandle::all_stopped(&workers).await;
+    };
+    let left = async {
+        if let (None, Some(socket), Some(path)) = (&failed, &socket, &config.socket) {
+            socket.leave_with_the_mesh(path).await;
+        }
+    };
     // A second signal does not wait.
     tokio::select! {
-        () = WorkerHandle::all_stopped(&workers) => {}
+        _ = async { tokio::join!(drained, left) } => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -307,7 +317,7 @@ fn open_discovery(config: &Config) -> anyhow::Result<Discovery> {
             let hierarchy = adit_ebpf::cgroup2_mount().context("find cgroup v2")?;
             let root = config.cgroup.clone().or_else(|| kubepods(&hierarchy));
             let discovery = CgroupDiscovery::new(&root.unwrap_or(hierarchy));
-            Discovery::Cgroups(discovery.context("network namespace of process 1 (hostPID?)")?)
+            Discovery::Cgroups(discovery.context("our own network namespace")?)
         }
     })
 }

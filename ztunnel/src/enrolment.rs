@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 mod records;
@@ -441,7 +441,7 @@ impl EnrolmentManager {
 
     /// Ends early pods that nobody else knows, and keeps the records in step.
     fn expire(&self) {
-        for uid in self.wanted.expire(EARLY_LIMIT) {
+        for uid in self.wanted.expire(EARLY_LIMIT, Instant::now()) {
             warn!(
                 target: "enrolment", %uid,
                 "the control plane does not name this pod, which the CNI plugin has enrolled; it leaves the mesh"

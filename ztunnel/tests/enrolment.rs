@@ -17,16 +17,21 @@ use adit_shared::identity::{
     TrustDomain,
 };
 use adit_shared::model::SharedModel;
+use adit_shared::model::enrolment::SandboxPod;
 use adit_shared::net::drain::{self, DrainTrigger};
+use adit_shared::net::handoff::{self, Answer, HandoffListener};
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport, EnrolmentState};
 use adit_shared::telemetry::{Metrics, Telemetry};
 use adit_ztunnel::config::{Config, OwnPod, PodDiscovery};
 use adit_ztunnel::discovery::Discovery;
-use adit_ztunnel::enrolment::{EnrolledPods, EnrolmentManager, Wanted};
+use adit_ztunnel::enrolment::{
+    EarlyRecords, EnrolledPods, EnrolmentManager, EnrolmentSocket, Wanted,
+};
 use adit_ztunnel::pod::PodSpec;
 use adit_ztunnel::worker::{Shared, WorkerHandle};
 use futures_util::future::BoxFuture;
+use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -119,6 +124,7 @@ struct Node {
     /// How often the manager has worked off what is wanted.
     rounds: Arc<AtomicUsize>,
     manager: JoinHandle<()>,
+    serving: JoinHandle<()>,
     _drain: DrainTrigger,
 }
 
@@ -163,23 +169,43 @@ impl Node {
         let rounds = Arc::new(AtomicUsize::new(0));
         let counted = rounds.clone();
         let (sender, reports) = watch::channel(EnrolmentReport::default());
+        let records = EarlyRecords::open(
+            &directory.join("pods"),
+            TrustDomain::default(),
+            "Kubernetes".to_owned(),
+        );
+        let records = Arc::new(records.expect("a directory"));
+        let pods = Arc::new(EnrolledPods::default());
         let manager = EnrolmentManager {
             node: name.clone(),
             discovery: Arc::new(Discovery::Directory(netns_dir)),
-            records: None,
+            records: Some(records.clone()),
             ipv6: false,
             drain_deadline: Duration::ZERO,
             wanted: wanted.clone(),
             certificates,
             redirector: redirector.clone(),
             workers,
-            pods: Arc::new(EnrolledPods::default()),
+            pods: pods.clone(),
             telemetry,
             reports: sender,
             settled: Box::new(move || {
                 counted.fetch_add(1, Ordering::Relaxed);
             }),
         };
+        let manager = tokio::spawn(manager.run());
+        let socket = Arc::new(EnrolmentSocket {
+            wanted: wanted.clone(),
+            records,
+            pods,
+            redirector: redirector.clone(),
+            manager: manager.abort_handle(),
+        });
+        let listener = HandoffListener::bind(&directory.join("ztunnel.sock")).expect("bound");
+        let serving = tokio::spawn(listener.serve(move |call| {
+            let socket = socket.clone();
+            async move { socket.answer(call).await }
+        }));
         Self {
             name,
             directory,
@@ -188,7 +214,8 @@ impl Node {
             redirector,
             reports,
             rounds,
-            manager: tokio::spawn(manager.run()),
+            manager,
+            serving,
             _drain: drain,
         }
     }
@@ -216,6 +243,35 @@ impl Node {
         self.wanted.update(vec![spec.expect("valid")], &[]);
     }
 
+    /// What the node agent calls.
+    async fn call(
+        &self,
+        method: Method,
+        target: &str,
+        body: &impl serde::Serialize,
+        netns: Option<NetnsFd>,
+    ) -> Answer {
+        let (path, target) = (self.directory.join("ztunnel.sock"), target.to_owned());
+        let body = serde_json::to_vec(body).expect("JSON");
+        let called = tokio::task::spawn_blocking(move || {
+            let netns = netns.as_ref().map(|netns| netns.as_fd());
+            handoff::call(&path, &method, &target, &body, netns, PATIENCE)
+        });
+        called.await.expect("no panic").expect("an answer")
+    }
+
+    /// A sandbox of the pod is being made.
+    async fn make_sandbox(&self, sandbox: &str, netns: &Netns) -> Answer {
+        let body = pod(sandbox, ADDRESS);
+        self.call(Method::POST, "/pods", &body, Some(netns.fd()))
+            .await
+    }
+
+    fn captured(&self) -> Vec<u64> {
+        let pods = self.redirector.lock().pods();
+        pods.iter().map(|pod| pod.netns_inode).collect()
+    }
+
     /// Waits until the manager has worked off what is wanted once more.
     async fn another_round(&self) {
         let before = self.rounds.load(Ordering::Relaxed);
@@ -236,6 +292,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.manager.abort();
+        self.serving.abort();
         let _ = Command::new("umount")
             .arg("-l")
             .arg(self.directory.join("bpf"))
@@ -289,6 +346,18 @@ fn config(node: &str, netns_dir: &Path) -> Config {
     }
 }
 
+fn pod(sandbox: &str, address: Ipv4Addr) -> SandboxPod {
+    SandboxPod {
+        uid: UID.into(),
+        name: "web-1".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        addresses: vec![address.into()],
+        outbound_only: false,
+        sandbox: sandbox.into(),
+    }
+}
+
 async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -330,16 +399,12 @@ async fn a_pod_with_a_new_network_namespace_is_enrolled_in_that() {
     node.want(ADDRESS);
     node.is_reported(EnrolmentState::Enrolled, "").await;
     assert_eq!(old.listeners(), LISTENERS);
-    let captured = |node: &Node| -> Vec<u64> {
-        let pods = node.redirector.lock().pods();
-        pods.iter().map(|pod| pod.netns_inode).collect()
-    };
-    assert_eq!(captured(&node), [old.fd().inode()]);
+    assert_eq!(node.captured(), [old.fd().inode()]);
 
     // The control plane does not say a word about that.
     node.set_netns(&new);
     wait_for("capture in the new one", || {
-        captured(&node) == [new.fd().inode()] && new.listeners() == LISTENERS
+        node.captured() == [new.fd().inode()] && new.listeners() == LISTENERS
     })
     .await;
     wait_for("the end of the listeners in the old one", || {
@@ -348,6 +413,108 @@ async fn a_pod_with_a_new_network_namespace_is_enrolled_in_that() {
     .await;
     let rules = Command::new("ip")
         .args(["-n", &old.0, "rule", "show", "pref", "5"])
+        .output()
+        .expect("iproute2 is installed");
+    assert!(rules.stdout.is_empty(), "{rules:?}");
+}
+
+/// Nothing runs in the sandbox yet, and the control plane has not heard of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_is_captured_before_the_plugin_is_answered() {
+    let node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    let target = format!("/pods/{UID}");
+    let unknown = node.call(Method::GET, &target, &(), None).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    let answer = node.make_sandbox("s1", &netns).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(node.captured(), [netns.fd().inode()]);
+    assert_eq!(netns.listeners(), LISTENERS);
+    assert!(node.directory.join("pods").join(UID).exists());
+    let known = node.call(Method::GET, &target, &(), None).await;
+    assert_eq!(known.status, StatusCode::OK);
+
+    // The control plane takes it over, and lets it go.
+    node.want(ADDRESS);
+    node.another_round().await;
+    assert_eq!(node.captured(), [netns.fd().inode()]);
+    assert_eq!(netns.listeners(), LISTENERS);
+    wait_for("the end of its record", || {
+        !node.directory.join("pods").join(UID).exists()
+    })
+    .await;
+    node.wanted.update(Vec::new(), &[UID.into()]);
+    wait_for("the end of its capture", || {
+        node.captured().is_empty() && netns.listeners() == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_ends_takes_its_capture_along() {
+    let node = Node::start();
+    let (first, second) = (Netns::new(&node.name, "a"), Netns::new(&node.name, "b"));
+    assert_eq!(node.make_sandbox("s1", &first).await.status, StatusCode::OK);
+    // The runtime makes another one before it tells of the end of the first.
+    assert_eq!(
+        node.make_sandbox("s2", &second).await.status,
+        StatusCode::OK
+    );
+    assert_eq!(node.captured(), [second.fd().inode()]);
+    node.call(Method::DELETE, "/sandboxes/s1", &(), None).await;
+    wait_for("the end of the first", || first.listeners() == 0).await;
+    assert_eq!(node.captured(), [second.fd().inode()]);
+    assert_eq!(second.listeners(), LISTENERS);
+    node.call(Method::POST, "/pods/retain", &["s2"], None).await;
+    assert_eq!(node.captured(), [second.fd().inode()]);
+    node.call(Method::DELETE, "/sandboxes/s2", &(), None).await;
+    wait_for("the end of the second", || {
+        node.captured().is_empty() && second.listeners() == 0
+    })
+    .await;
+    assert!(!node.directory.join("pods").join(UID).exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_pods_sandbox_is_refused() {
+    let node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    let pods = |body, netns| {
+        let node = &node;
+        async move { node.call(Method::POST, "/pods", &body, netns).await }
+    };
+    let none = pods(pod("s1", ADDRESS), None).await;
+    assert_eq!(none.status, StatusCode::BAD_REQUEST);
+    let own = NetnsFd::current().expect("readable");
+    let own = pods(pod("s1", ADDRESS), Some(own)).await;
+    assert_eq!(own.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(own.text().contains("node's own"), "{}", own.text());
+    let other = pods(pod("s1", Ipv4Addr::new(10, 9, 0, 99)), Some(netns.fd())).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let nobody = SandboxPod {
+        service_account: String::new(),
+        ..pod("s1", ADDRESS)
+    };
+    let nobody = pods(nobody, Some(netns.fd())).await;
+    assert_eq!(nobody.status, StatusCode::BAD_REQUEST);
+    assert!(node.captured().is_empty());
+    assert_eq!(netns.listeners(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_leaves_the_mesh_has_no_capture() {
+    let node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    assert_eq!(node.make_sandbox("s1", &netns).await.status, StatusCode::OK);
+    let pins = node.directory.join("bpf/adit");
+    assert_eq!(std::fs::read_dir(&pins).expect("pins").count(), 1);
+    let answer = node.call(Method::POST, "/leave", &(), None).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert!(node.captured().is_empty());
+    assert!(!pins.exists());
+    assert!(!node.directory.join("pods").exists());
+    let rules = Command::new("ip")
+        .args(["-n", &netns.0, "rule", "show", "pref", "5"])
         .output()
         .expect("iproute2 is installed");
     assert!(rules.stdout.is_empty(), "{rules:?}");

@@ -10,6 +10,7 @@ mod check;
 mod cluster;
 mod completion;
 mod install;
+mod kubernetes;
 mod local;
 mod output;
 mod proxy;
@@ -24,6 +25,7 @@ mod ztunnel;
 mod ztunnel_config;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,8 +38,34 @@ use crate::output::{Outcome, Output, UsageError};
 #[command(after_help = "\
 Exit status: 0 all is well, 1 something was found or failed, 2 the command line is wrong.")]
 struct Cli {
+    #[command(flatten)]
+    _anywhere: Anywhere,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Flags that istioctl and kubectl take before the subcommand too. Commands have them by the
+/// same names, and get their values from here as well.
+#[derive(Debug, clap::Args)]
+struct Anywhere {
+    #[arg(
+        short = 'c',
+        long = "kubeconfig",
+        id = "kubeconfig",
+        global = true,
+        hide = true
+    )]
+    _kubeconfig: Option<PathBuf>,
+    #[arg(long = "context", id = "context", global = true, hide = true)]
+    _context: Option<String>,
+    #[arg(
+        short = 'n',
+        long = "namespace",
+        id = "namespace",
+        global = true,
+        hide = true
+    )]
+    _namespace: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +73,7 @@ enum Command {
     Analyze(analyze::Args),
     Check(check::Args),
     Completion(completion::Args),
+    Install(install::install::Args),
     Local(local::Args),
     Manifest(install::manifest::Args),
     #[command(visible_alias = "pc")]
@@ -52,6 +81,9 @@ enum Command {
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::Args),
     Tap(tap::Args),
+    Uninstall(install::uninstall::Args),
+    Upgrade(install::install::UpgradeArgs),
+    VerifyInstall(install::verify::Args),
     Version(version::Args),
     Waypoint(waypoint::Args),
     Why(why::Args),
@@ -65,11 +97,15 @@ impl Command {
             Self::Analyze(args) => analyze::run(args, out),
             Self::Check(args) => check::run(args, out),
             Self::Completion(args) => completion::run(args, out),
+            Self::Install(args) => install::install::run(args, out),
             Self::Local(args) => local::run(args, out),
             Self::Manifest(args) => install::manifest::run(args, out),
             Self::ProxyConfig(args) => proxy_config::run(args, out),
             Self::ProxyStatus(args) => proxy_status::run(&args, out),
             Self::Tap(args) => tap::run(&args, out),
+            Self::Uninstall(args) => install::uninstall::run(args, out),
+            Self::Upgrade(args) => install::install::run_upgrade(args, out),
+            Self::VerifyInstall(args) => install::verify::run(args, out),
             Self::Version(args) => version::run(args, out),
             Self::Waypoint(args) => waypoint::run(args, out),
             Self::Why(args) => why::run(&args, out),

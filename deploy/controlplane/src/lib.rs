@@ -12,3 +12,4 @@ pub mod provision;
 pub mod serve;
 pub mod source;
 pub mod status;
+pub mod webhook;

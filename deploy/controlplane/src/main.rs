@@ -21,6 +21,7 @@ use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
+use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -103,6 +104,13 @@ struct Args {
     /// Address for metrics, readiness and /debug/syncz. Plain HTTP without authentication.
     #[arg(long, env = "ADIT_MONITORING_LISTEN", default_value = "0.0.0.0:15014")]
     monitoring_listen: SocketAddr,
+    /// In a cluster: address of the validating webhook (HTTPS).
+    #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
+    webhook_listen: SocketAddr,
+    /// In a cluster: the ValidatingWebhookConfiguration whose caBundle is kept current; empty:
+    /// none. By default Istio's name for it, of the revision and the namespace.
+    #[arg(long, env = "ADIT_WEBHOOK_CONFIGURATION")]
+    webhook_configuration: Option<String>,
     /// More DNS names and IP addresses for the serving certificate.
     #[arg(long, env = "ADIT_SERVING_NAMES", value_delimiter = ',')]
     serving_names: Vec<String>,
@@ -210,23 +218,31 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ca,
         cluster: _cluster,
     } = surroundings(&args).await?;
-    let cluster = match &input {
+    let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = cluster.as_ref().map(Elector::start);
+    let elector = kubernetes
+        .as_ref()
+        .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
+    let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
     let mut provisioner = tokio::task::JoinSet::new();
-    if let (Some(cluster), Some(elector), Some(faults)) =
-        (&cluster, &elector, control_plane.faults())
+    if let (Some(kubernetes), Some(elector), Some(faults)) =
+        (&kubernetes, &elector, control_plane.faults())
     {
-        let provision = Provisioner::new(cluster, waypoint_settings(&args), faults);
+        let provision = Provisioner::new(kubernetes, waypoint_settings(&args), faults);
         provisioner.spawn(provision.run(elector.leading()));
     }
+    let webhook = args.kubernetes.then(|| Webhook {
+        listen: args.webhook_listen,
+        admission: Admission::new(control_plane.source(), mesh),
+    });
+    let serving_names = serving_names(&args);
     let issuer = CertificateIssuer::new(
         ca,
         control_plane.pods(),
@@ -241,7 +257,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         ServeConfig {
             listen: args.listen,
             monitoring: Some(args.monitoring_listen),
-            serving_names: args.serving_names,
+            webhook,
+            serving_names,
             ..ServeConfig::default()
         },
         Backends {
@@ -252,6 +269,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         },
     )
     .await?;
+    if let Some(writes) = control_plane.write_metrics() {
+        // Nobody else has set it.
+        let _ = serving.metrics().writes.set(writes);
+    }
 
     let failed = tokio::select! {
         _ = terminate.recv() => false,
@@ -277,8 +298,14 @@ struct Surroundings {
     input: Input,
     authenticator: Arc<dyn Authenticator>,
     ca: CurrentCa,
-    /// What goes on in a cluster as long as this lives.
-    cluster: Option<(ClusterCa, RootCertificates)>,
+    cluster: Option<Cluster>,
+}
+
+/// What goes on in a cluster as long as this lives.
+struct Cluster {
+    ca: ClusterCa,
+    _roots: RootCertificates,
+    _bundles: Option<CaBundles>,
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -295,12 +322,17 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let reviewer = TokenReviewer::new(kubernetes.client.clone(), ReviewOptions::default());
         let times = args.rotation_times();
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
-        let roots = RootCertificates::start(kubernetes.clone(), ca.current());
+        let cluster = Cluster {
+            _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
+            _bundles: webhook_configuration(args)
+                .map(|name| CaBundles::start(kubernetes.clone(), name, ca.current())),
+            ca,
+        };
         return Ok(Surroundings {
             input: Input::Kubernetes(kubernetes),
             authenticator: Arc::new(reviewer),
-            ca: ca.current(),
-            cluster: Some((ca, roots)),
+            ca: cluster.ca.current(),
+            cluster: Some(cluster),
         });
     }
     anyhow::ensure!(
@@ -357,6 +389,35 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
     }
+}
+
+fn webhook_configuration(args: &Args) -> Option<String> {
+    let name = match (&args.webhook_configuration, args.revision.as_str()) {
+        (Some(name), _) => name.clone(),
+        (None, "" | "default") => format!("istio-validator-{}", args.namespace),
+        (None, revision) => format!("istio-validator-{revision}-{}", args.namespace),
+    };
+    Some(name).filter(|name| !name.is_empty())
+}
+
+/// The usual names are of the usual namespace and domain.
+fn serving_names(args: &Args) -> Vec<String> {
+    let mut names = args.serving_names.clone();
+    if args.kubernetes {
+        let service = match args.revision.as_str() {
+            "" | "default" => "istiod".to_owned(),
+            revision => format!("istiod-{revision}"),
+        };
+        for service in ["istiod", &service] {
+            let name = format!("{service}.{}", args.namespace);
+            names.push(format!("{name}.svc.{}", args.cluster_domain));
+            names.push(format!("{name}.svc"));
+            names.push(name);
+        }
+        names.sort();
+        names.dedup();
+    }
+    names
 }
 
 /// A pod's host name is its own name.

@@ -40,6 +40,9 @@ struct Cli {
     /// Tests at the same time, of those that may
     #[arg(long, default_value_t = 3)]
     parallel: usize,
+    /// In place of the tests: run this program with KUBECONFIG set and Adit installed
+    #[arg(long, conflicts_with = "filter")]
+    exec: Option<PathBuf>,
     /// Names of the tests
     #[arg(long)]
     list: bool,
@@ -83,6 +86,14 @@ fn main() -> anyhow::Result<ExitCode> {
         .build()?;
     LocalSet::new().block_on(&runtime, async {
         let environment = Rc::new(Environment::up(wanted).await?);
+        if let Some(program) = &cli.exec {
+            let done = environment.exec(program).await;
+            environment.down().await?;
+            return Ok(match done? {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            });
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let reports = tokio::select! {
             reports = run(environment.clone(), &cases, cli.parallel) => reports,

@@ -176,8 +176,10 @@ impl App {
         if self.host_network {
             spec["hostNetwork"] = json!(true);
         }
-        if !self.deployment {
-            spec["restartPolicy"] = json!("Always");
+        if self.deployment {
+            // The nodes' proxies learn late that a pod ends; until then it has to answer.
+            spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
+            spec["terminationGracePeriodSeconds"] = json!(10);
         }
         spec
     }

@@ -93,6 +93,7 @@ impl Environment {
         let started_cluster = start_cluster(&wanted).await?;
         let kubeconfig = match &wanted.kubeconfig {
             Some(path) => path.clone(),
+            None if wanted.flavour == Flavour::Kind => cluster_directory().join("kind/kubeconfig"),
             None => own_kubeconfig(),
         };
         let (hub, tag) = wanted
@@ -212,6 +213,25 @@ impl Environment {
             .args(arguments)
             .env("KUBECONFIG", self.cluster.kubeconfig());
         Ok(command)
+    }
+
+    /// Runs a program on the cluster; whether it succeeded. `LOAD` tells it what loads
+    /// images into the nodes; it is empty where they pull them.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn exec(&self, program: &Path) -> anyhow::Result<bool> {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", self.cluster.kubeconfig());
+        match self.wanted.flavour {
+            Flavour::Namespaces => command.env("LOAD", directory("cluster").join("load-images")),
+            Flavour::Kind => command.env("LOAD", directory("kind").join("load-images")),
+            Flavour::Given => command.env("LOAD", ""),
+        };
+        let status = command.status().await;
+        Ok(status
+            .with_context(|| format!("run {}", program.display()))?
+            .success())
     }
 
     /// Takes away what [`Self::up`] brought up.

@@ -111,7 +111,7 @@ impl CgroupDiscovery {
     /// Looks for pods below `root`, a cgroup v2 directory of the node.
     ///
     /// # Errors
-    /// When this process's own namespace, or the node's (`/proc/1/ns/net`), cannot be read.
+    /// When this process's own namespace cannot be read.
     pub fn new(root: &Path) -> io::Result<Self> {
         Ok(Self {
             cgroups: PodCgroups::new(root.to_owned()),

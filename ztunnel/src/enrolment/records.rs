@@ -96,6 +96,13 @@ impl EarlyRecords {
         }
     }
 
+    /// Removes all of them: no process follows.
+    pub fn clear(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            warn!(target: "enrolment", directory = %self.directory.display(), "not removed: {error}");
+        }
+    }
+
     fn load(&self) -> BTreeMap<String, SandboxPod> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
         let mut pods = BTreeMap::new();
@@ -170,7 +177,7 @@ mod tests {
         assert_eq!(wanted.early().len(), 1);
 
         // It ends, and does not come back from its file.
-        assert!(wanted.dismiss("a", "s1"));
+        assert!(wanted.dismiss("s1").is_some());
         records.reconcile(&wanted);
         assert!(wanted.early().is_empty());
         assert_eq!(files(directory.path()), 0);

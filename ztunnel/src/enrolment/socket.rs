@@ -4,7 +4,7 @@
 //! | call | meaning | answer |
 //! | --- | --- | --- |
 //! | `POST /pods` ([`SandboxPod`], the namespace as a descriptor) | enrol before anything runs | 200 when capture is in place, else why not |
-//! | `DELETE /pods/UID?sandbox=ID` | this sandbox has ended | 200 |
+//! | `DELETE /sandboxes/ID` | it has ended | 200 |
 //! | `GET /pods/UID` | is it enrolled? | 200, 404 |
 //! | `POST /pods/retain` (a list of sandboxes) | no others are left | 200 |
 //! | `POST /leave` | the node leaves the mesh | 200 when nothing of it is left |
@@ -13,12 +13,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_ebpf::{NetnsFd, Redirector};
 use adit_shared::model::enrolment::SandboxPod;
-use adit_shared::net::handoff::{Answer, Call};
+use adit_shared::net::handoff::{self, Answer, Call};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -36,6 +37,10 @@ use crate::pod::netns_id;
 const ENROL_DEADLINE: Duration = Duration::from_secs(12);
 /// How long connections may go on when the node leaves the mesh.
 const LEAVE_LINGER: Duration = Duration::from_secs(3);
+/// The node agent's socket, beside ours.
+const AGENT_SOCKET: &str = "cni.sock";
+/// It answers within three seconds.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
 /// A second look for what was set up while the first was under way.
 const LEAVE_AGAIN: Duration = Duration::from_millis(200);
 
@@ -60,7 +65,7 @@ impl EnrolmentSocket {
         match (&call.method, path.as_slice()) {
             (&Method::POST, ["pods"]) => self.admit(call).await,
             (&Method::POST, ["pods", "retain"]) => self.retain(&call),
-            (&Method::DELETE, ["pods", uid]) => self.dismiss(uid, &call.query),
+            (&Method::DELETE, ["sandboxes", sandbox]) => self.dismiss(sandbox),
             (&Method::GET, ["pods", uid]) if self.pods.contains(uid) => ok(),
             (&Method::GET, ["pods", _]) => no(StatusCode::NOT_FOUND, "the pod is not enrolled"),
             (&Method::POST, ["leave"]) => self.leave().await,
@@ -101,7 +106,7 @@ impl EnrolmentSocket {
                     Ok(()) => ok(),
                     // A ztunnel that follows would let the pod out of the mesh for a moment.
                     Err(e) => {
-                        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+                        self.wanted.dismiss(&pod.sandbox);
                         no(
                             StatusCode::SERVICE_UNAVAILABLE,
                             format!("cannot be written down: {e}"),
@@ -114,16 +119,13 @@ impl EnrolmentSocket {
             Err(_) => format!("not enrolled within {ENROL_DEADLINE:?}"),
         };
         // The runtime takes the sandbox down again and tries with another one.
-        self.wanted.dismiss(&pod.uid, &pod.sandbox);
+        self.wanted.dismiss(&pod.sandbox);
         no(StatusCode::SERVICE_UNAVAILABLE, failed)
     }
 
-    fn dismiss(&self, uid: &str, query: &str) -> Answer {
-        let Some(sandbox) = query.strip_prefix("sandbox=") else {
-            return no(StatusCode::BAD_REQUEST, "the sandbox is missing");
-        };
-        if self.wanted.dismiss(uid, sandbox) {
-            self.records.remove(uid);
+    fn dismiss(&self, sandbox: &str) -> Answer {
+        if let Some(uid) = self.wanted.dismiss(sandbox) {
+            self.records.remove(&uid);
         }
         ok()
     }
@@ -138,6 +140,22 @@ impl EnrolmentSocket {
             self.records.remove(&uid);
         }
         ok()
+    }
+
+    /// This process ends. If the whole mesh is being removed, which the node agent can ask the
+    /// Kubernetes API, capture goes with it; else it stays for the process that follows.
+    pub async fn leave_with_the_mesh(&self, own: &Path) {
+        let agent = own.with_file_name(AGENT_SOCKET);
+        let asked = spawn_blocking(move || {
+            handoff::call(&agent, &Method::GET, "/leaving", &[], None, ASK_DEADLINE)
+        });
+        let leaving = matches!(asked.await, Ok(Ok(answer)) if answer.text() == "true");
+        if leaving {
+            let answer = self.leave().await;
+            if answer.status != StatusCode::OK {
+                warn!(target: "enrolment", "capture is not removed: {}", answer.text());
+            }
+        }
     }
 
     /// New connections first, then, after a moment for the open ones, everything.
@@ -167,7 +185,9 @@ impl EnrolmentSocket {
             true => Ok(()),
             false => r.remove_all().map_err(|e| e.to_string()),
         });
-        match removed.and(left.await) {
+        let left = left.await;
+        self.records.clear();
+        match removed.and(left) {
             Ok(()) => ok(),
             Err(why) => no(StatusCode::INTERNAL_SERVER_ERROR, why),
         }

@@ -168,21 +168,20 @@ impl Wanted {
         drop(self.admit(pod));
     }
 
-    /// A sandbox has ended; whether it was one of an early pod.
-    pub fn dismiss(&self, uid: &str, sandbox: &str) -> bool {
-        {
+    /// A sandbox has ended; the uid if it was one of an early pod.
+    pub fn dismiss(&self, sandbox: &str) -> Option<Arc<str>> {
+        let uid = {
             let mut pods = self.pods.lock();
-            if !pods
+            let found = pods
                 .early
-                .get(uid)
-                .is_some_and(|early| &*early.pod.sandbox == sandbox)
-            {
-                return false;
-            }
-            pods.early.remove(uid);
-        }
+                .iter()
+                .find(|(_, early)| &*early.pod.sandbox == sandbox);
+            let uid = found.map(|(uid, _)| uid.clone())?;
+            pods.early.remove(&uid);
+            uid
+        };
         self.changed.notify_one();
-        true
+        Some(uid)
     }
 
     /// Ends early pods of all other sandboxes; their uids.
@@ -203,8 +202,7 @@ impl Wanted {
 
     /// Ends early pods that the control plane could have named for `limit`, and forgets those
     /// that it has taken over; the uids of the former.
-    pub(super) fn expire(&self, limit: Duration) -> Vec<Arc<str>> {
-        let now = Instant::now();
+    pub(super) fn expire(&self, limit: Duration, now: Instant) -> Vec<Arc<str>> {
         let mut pods = self.pods.lock();
         let WantedPods {
             named,
@@ -308,8 +306,8 @@ mod tests {
         Some((address.octets()[3], target.early))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_control_plane_takes_over_and_has_the_last_word() {
+    #[test]
+    fn the_control_plane_takes_over_and_has_the_last_word() {
         let wanted = Wanted::default();
         let _waiting = wanted.admit(sandbox("a", 1, "s1")).expect("room");
         assert_eq!(target(&wanted, "a"), Some((1, true)));
@@ -321,42 +319,43 @@ mod tests {
         assert_eq!(target(&wanted, "a"), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_new_sandbox_is_newer_than_what_the_control_plane_knows() {
+    #[test]
+    fn a_new_sandbox_is_newer_than_what_the_control_plane_knows() {
         let wanted = Wanted::default();
         wanted.update(vec![spec("a", 1)], &[]);
         let _waiting = wanted.admit(sandbox("a", 2, "s2")).expect("room");
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         // The end of the sandbox before it, told late by both.
-        assert!(!wanted.dismiss("a", "s1"));
+        assert_eq!(wanted.dismiss("s1"), None);
         wanted.update(Vec::new(), &["a".into()]);
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         wanted.update(vec![spec("a", 2)], &[]);
         assert_eq!(target(&wanted, "a"), Some((2, false)));
-        assert!(wanted.dismiss("a", "s2"));
+        assert_eq!(wanted.dismiss("s2").as_deref(), Some("a"));
         assert_eq!(target(&wanted, "a"), Some((2, false)), "it is still named");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_pod_that_nobody_names_ends_after_a_time() {
+    #[test]
+    fn a_pod_that_nobody_names_ends_after_a_time() {
         const LIMIT: Duration = Duration::from_secs(60);
         let wanted = Wanted::default();
         let _waiting = wanted.admit(sandbox("a", 1, "s1")).expect("room");
-        tokio::time::advance(2 * LIMIT).await;
-        assert!(wanted.expire(LIMIT).is_empty(), "nobody could name it");
+        let later = Instant::now() + 2 * LIMIT;
+        assert!(
+            wanted.expire(LIMIT, later).is_empty(),
+            "nobody could name it"
+        );
         wanted.set_connected(true);
-        assert!(wanted.expire(LIMIT).is_empty());
-        tokio::time::advance(LIMIT).await;
-        wanted.set_connected(true);
-        assert!(wanted.expire(LIMIT).is_empty(), "not synced");
+        assert!(wanted.expire(LIMIT, Instant::now()).is_empty());
+        assert!(wanted.expire(LIMIT, later).is_empty(), "not synced");
         wanted.update(vec![spec("b", 2)], &[]);
-        assert_eq!(wanted.expire(LIMIT), ["a".into()]);
+        assert_eq!(wanted.expire(LIMIT, later), ["a".into()]);
         assert_eq!(target(&wanted, "a"), None);
         assert_eq!(target(&wanted, "b"), Some((2, false)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn sandboxes_that_are_no_more_end() {
+    #[test]
+    fn sandboxes_that_are_no_more_end() {
         let wanted = Wanted::default();
         let _one = wanted.admit(sandbox("a", 1, "s1")).expect("room");
         let _two = wanted.admit(sandbox("b", 2, "s2")).expect("room");

@@ -90,7 +90,9 @@ impl Access {
     pub async fn apply(&self, object: &Object) -> Result<Applied, AccessError> {
         let api = self.of(&object.id);
         let before = self.get(&object.id).await?;
-        let mut params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
+        let mut params = PatchParams::apply(FIELD_MANAGER)
+            .force()
+            .validation_strict();
         params.dry_run = self.dry_run;
         let patch = Patch::Apply(&object.manifest);
         let applied = api.patch(&object.id.name, &params, &patch);
@@ -173,7 +175,8 @@ impl Access {
         let api = self.of(id);
         let mut params = PatchParams::default();
         params.dry_run = self.dry_run;
-        let patched = api.patch(&id.name, &params, &Patch::Merge(patch));
+        let patch = Patch::Merge(patch);
+        let patched = api.patch(&id.name, &params, &patch);
         match ask(id, "change", patched).await {
             Ok(_) => Ok(()),
             Err(error) if error.code == Some(404) => Ok(()),

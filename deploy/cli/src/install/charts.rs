@@ -20,8 +20,6 @@ pub enum Chart {
     Cni,
     /// The node tunnel.
     Ztunnel,
-    /// A Gateway.
-    Gateway,
 }
 
 /// What cannot be rendered.
@@ -59,7 +57,6 @@ impl Chart {
             Self::Istiod => "istiod",
             Self::Cni => "cni",
             Self::Ztunnel => "ztunnel",
-            Self::Gateway => "gateway",
         }
     }
 
@@ -70,7 +67,6 @@ impl Chart {
             Self::Istiod => "istiod",
             Self::Cni => "istio-cni",
             Self::Ztunnel => "ztunnel",
-            Self::Gateway => "gateway",
         }
     }
 
@@ -165,13 +161,7 @@ impl Chart {
 mod tests {
     use super::*;
 
-    const ALL: [Chart; 5] = [
-        Chart::Base,
-        Chart::Istiod,
-        Chart::Cni,
-        Chart::Ztunnel,
-        Chart::Gateway,
-    ];
+    const ALL: [Chart; 4] = [Chart::Base, Chart::Istiod, Chart::Cni, Chart::Ztunnel];
 
     #[test]
     fn every_chart_renders_with_its_defaults_and_twice_the_same() {

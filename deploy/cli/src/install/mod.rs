@@ -6,15 +6,23 @@
 //! applied with a field manager of our own, so that what the control plane writes into the
 //! same objects stays.
 
+pub mod access;
 pub mod charts;
 pub mod crds;
+pub mod install;
 pub mod manifest;
 pub mod object;
 pub mod options;
+pub mod precheck;
 pub mod schema;
 pub mod spec;
+pub mod state;
 pub mod template;
+pub mod uninstall;
+pub mod verify;
+pub mod wait;
 
+use anyhow::Context as _;
 use object::Object;
 use spec::{Planned, Spec};
 
@@ -29,4 +37,13 @@ fn objects(spec: &Spec) -> anyhow::Result<Vec<(Planned, Vec<Object>)>> {
         all.push((planned, rendered));
     }
     Ok(all)
+}
+
+/// Runs one command to its end.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(command)
 }

@@ -91,6 +91,8 @@ pub struct ClusterArgs {
 impl ClusterArgs {
     /// A client of the cluster's API server, and how the cluster is called.
     pub async fn connect(&self) -> anyhow::Result<(Client, String)> {
+        // Refused if there is one already, which is then as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let options = KubeConfigOptions {
             context: self.context.clone(),
             ..KubeConfigOptions::default()

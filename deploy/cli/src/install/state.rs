@@ -17,7 +17,10 @@ pub const GENERATED_LABEL: &str = "gateway.istio.io/managed";
 
 /// Kinds that charts render, except definitions; what is deleted first comes first.
 pub const KINDS: [(&str, &str); 15] = [
-    ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
+    (
+        "admissionregistration.k8s.io/v1",
+        "ValidatingWebhookConfiguration",
+    ),
     ("autoscaling/v2", "HorizontalPodAutoscaler"),
     ("policy/v1", "PodDisruptionBudget"),
     ("apps/v1", "Deployment"),

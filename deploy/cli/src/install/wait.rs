@@ -28,7 +28,9 @@ pub fn progress(workload: &Value) -> Progress {
     let status = &workload["status"];
     let number = |field: &str| status[field].as_i64().unwrap_or_default();
     let observed = number("observedGeneration")
-        >= workload["metadata"]["generation"].as_i64().unwrap_or_default();
+        >= workload["metadata"]["generation"]
+            .as_i64()
+            .unwrap_or_default();
     let (wanted, updated, available) = match workload["kind"] == "DaemonSet" {
         true => (
             number("desiredNumberScheduled"),
@@ -86,7 +88,10 @@ pub async fn until_ready(
             {
                 let _ = write!(text, ": {reason}");
             }
-            anyhow::ensure!(Instant::now() < deadline, "{id} is not ready in time: {text}");
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "{id} is not ready in time: {text}"
+            );
             if text != told {
                 writeln!(out, "  {id}: {text}")?;
                 out.flush()?;
@@ -108,7 +113,9 @@ pub async fn reason(access: &Access, workload: &Value) -> Result<Option<String>,
         .flatten()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    let pods = access.list("v1", "Pod", namespace, &selector.join(",")).await?;
+    let pods = access
+        .list("v1", "Pod", namespace, &selector.join(","))
+        .await?;
     for pod in &pods {
         let id = id_of(pod, "v1", "Pod");
         let pod = serde_json::to_value(pod).unwrap_or_default();
@@ -132,14 +139,24 @@ pub async fn reason(access: &Access, workload: &Value) -> Result<Option<String>,
 pub fn pod_reason(pod: &Value) -> Option<String> {
     let status = &pod["status"];
     let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
-    for container in list("initContainerStatuses").iter().chain(&list("containerStatuses")) {
+    for container in list("initContainerStatuses")
+        .iter()
+        .chain(&list("containerStatuses"))
+    {
         let name = container["name"].as_str().unwrap_or_default();
-        for (state, key) in [("waiting", "state"), ("terminated", "lastState"), ("terminated", "state")] {
+        for (state, key) in [
+            ("waiting", "state"),
+            ("terminated", "lastState"),
+            ("terminated", "state"),
+        ] {
             let state = &container[key][state];
             let Some(reason) = state["reason"].as_str() else {
                 continue;
             };
-            if matches!(reason, "ContainerCreating" | "PodInitializing" | "Completed") {
+            if matches!(
+                reason,
+                "ContainerCreating" | "PodInitializing" | "Completed"
+            ) {
                 continue;
             }
             let message = state["message"].as_str().unwrap_or_default();
@@ -149,7 +166,9 @@ pub fn pod_reason(pod: &Value) -> Option<String> {
                 None => String::new(),
             };
             let separator = if message.is_empty() { "" } else { ": " };
-            return Some(format!("container {name}: {reason}{code}{separator}{message}"));
+            return Some(format!(
+                "container {name}: {reason}{code}{separator}{message}"
+            ));
         }
     }
     for condition in list("conditions") {
@@ -160,7 +179,9 @@ pub fn pod_reason(pod: &Value) -> Option<String> {
         }
     }
     let waiting = list("containerStatuses");
-    let waiting = waiting.iter().find(|container| container["ready"] == false)?;
+    let waiting = waiting
+        .iter()
+        .find(|container| container["ready"] == false)?;
     let running = waiting["state"]["running"].is_object();
     running.then(|| "its readiness probe has not succeeded yet".to_owned())
 }
@@ -186,13 +207,21 @@ mod tests {
         };
         for (workload, ready, text) in [
             (deployment(2, 2, 2, 2), true, "2 of 2 ready"),
-            (deployment(1, 2, 2, 2), false, "not looked at by its controller yet"),
+            (
+                deployment(1, 2, 2, 2),
+                false,
+                "not looked at by its controller yet",
+            ),
             (deployment(2, 1, 2, 3), false, "1 of 2 ready"),
             (deployment(2, 2, 2, 3), false, "2 of 2 ready"),
             (deployment(2, 2, 0, 2), false, "0 of 2 ready"),
         ] {
             let progress = progress(&workload);
-            assert_eq!((progress.ready, progress.text.as_str()), (ready, text), "{workload}");
+            assert_eq!(
+                (progress.ready, progress.text.as_str()),
+                (ready, text),
+                "{workload}"
+            );
         }
         let daemons = |desired: i64, updated: i64, available: i64| {
             json!({
@@ -219,7 +248,10 @@ mod tests {
             }]}})
         };
         for (pod, expected) in [
-            (waiting("ImagePullBackOff"), Some("container discovery: ImagePullBackOff: no such image")),
+            (
+                waiting("ImagePullBackOff"),
+                Some("container discovery: ImagePullBackOff: no such image"),
+            ),
             (waiting("ContainerCreating"), None),
             (
                 json!({"status": {"conditions": [

@@ -25,13 +25,13 @@ use crate::ztunnel::admin::MAX_ANSWER;
 use crate::ztunnel::dump::Dump;
 use crate::ztunnel::merge::merge;
 use crate::ztunnel::names::Names;
-use crate::ztunnel::target::{PodName, TargetArgs, targets};
+use crate::ztunnel::target::{PodName, TargetArgs, request_all, targets};
 
 /// Show what ztunnels know, and set their log level
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  # what the ztunnels of the local mesh know
+  # what the ztunnels know, merged
   adit ztunnel-config workloads
   adit zc services --service-namespace shop
 
@@ -86,7 +86,7 @@ struct Common {
     #[arg(value_name = "ZTUNNEL|POD")]
     target: Option<String>,
     /// Read a stored dump (- is standard input)
-    #[arg(short, long, value_name = "PATH", conflicts_with_all = ["target", "mesh", "node", "admin_address"])]
+    #[arg(short, long, value_name = "PATH", conflicts_with_all = ["target", "mesh", "node", "admin_address", "kubeconfig", "context"])]
     file: Option<PathBuf>,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
@@ -125,13 +125,12 @@ impl Common {
         let mut dumps = Vec::new();
         let mut outcome = Outcome::Well;
         let several = targets.ztunnels.len() > 1;
-        for ztunnel in targets.ztunnels {
-            let dump = ztunnel
-                .request(&Method::GET, "/config_dump")
-                .and_then(|text| {
-                    Dump::parse(&text)
-                        .with_context(|| format!("the dump of {} is of no use", ztunnel.name))
-                });
+        let answers = request_all(&targets.ztunnels, &Method::GET, "/config_dump");
+        for (ztunnel, answer) in targets.ztunnels.into_iter().zip(answers) {
+            let dump = answer.and_then(|text| {
+                Dump::parse(&text)
+                    .with_context(|| format!("the dump of {} is of no use", ztunnel.name))
+            });
             match dump {
                 Ok(dump) => dumps.push((ztunnel.name, dump)),
                 // The others still have something to say.

@@ -8,6 +8,9 @@ use super::Kubernetes;
 
 /// For the connection, not for answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A watch brings a bookmark every minute, if nothing else. A connection that is silent for
+/// longer is dead, though TCP may not know it for a quarter of an hour.
+const READ_TIMEOUT: Duration = Duration::from_secs(100);
 /// No object is larger than etcd's limit of 1.5 MiB; writing one takes no longer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,6 +38,8 @@ pub async fn connect(namespace: &str, identity: &str) -> Result<Kubernetes, Conn
     let mut config = Config::infer().await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.write_timeout = Some(WRITE_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
     let client =
         kube::Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
     Ok(Kubernetes {

@@ -20,8 +20,8 @@ pub const FIELD_MANAGER: &str = "adit";
 /// A handle on the API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Kubernetes {
-    /// Speaks with the API server. It has no deadline for answers, because watches have
-    /// none: whoever calls sets one.
+    /// Speaks with the API server. Its deadline for answers is that of watches, which is
+    /// long: whoever calls sets one.
     pub client: kube::Client,
     /// The namespace of the control plane, `istio-system` unless told otherwise.
     pub namespace: Arc<str>,

@@ -302,9 +302,10 @@ impl Meta {
     }
 
     /// Orders objects from oldest to newest: where several claim the same thing, the
-    /// least wins. Ties go to the file and line, then to the name.
+    /// least wins. Ties go to the file and line, then to namespace and name (Gateway API
+    /// "Conflicts").
     pub fn seniority(&self) -> (Age, &Origin, &str, &str) {
-        (self.age, &self.origin, &self.name, &self.namespace)
+        (self.age, &self.origin, &self.namespace, &self.name)
     }
 }
 

@@ -74,7 +74,7 @@ macro_rules! kinds {
             }
 
             /// Puts or takes away one object.
-            fn set(&mut self, key: &ObjectRef, object: Option<Object>) {
+            pub(crate) fn set(&mut self, key: &ObjectRef, object: Option<Object>) {
                 let name = &key.name;
                 match (key.kind, object) {
                     $((Kind::$Cluster, Some(Object::$Cluster(object))) => {

@@ -47,7 +47,11 @@ impl GatewayApi {
     }
 
     fn of(crd: &CustomResourceDefinition) -> Self {
-        let serves = crd.spec.versions.iter().any(|of| of.name == "v1" && of.served);
+        let serves = crd
+            .spec
+            .versions
+            .iter()
+            .any(|of| of.name == "v1" && of.served);
         let annotations = crd.metadata.annotations.as_ref();
         let version = annotations.and_then(|all| all.get(BUNDLE_VERSION));
         let version = version.cloned().unwrap_or_default();
@@ -130,7 +134,10 @@ pub(super) async fn controller_of(
     let class = request(classes(client).get_opt(class)).await?;
     Ok(class.map(|class| {
         let controller = class.data.pointer("/spec/controllerName");
-        controller.and_then(|of| of.as_str()).unwrap_or_default().to_owned()
+        controller
+            .and_then(|of| of.as_str())
+            .unwrap_or_default()
+            .to_owned()
     }))
 }
 
@@ -187,7 +194,10 @@ mod tests {
             GatewayApi::of(&serde_json::from_value(crd).expect("a CRD"))
         };
         assert_eq!(crd("v1.7.0", true), GatewayApi::Present("v1.7.0".into()));
-        assert_eq!(crd("v1.1.0-rc.1", true), GatewayApi::Present("v1.1.0-rc.1".into()));
+        assert_eq!(
+            crd("v1.1.0-rc.1", true),
+            GatewayApi::Present("v1.1.0-rc.1".into())
+        );
         assert_eq!(crd("v1.0.0", true), GatewayApi::TooOld("v1.0.0".into()));
         assert_eq!(crd("v0.8.1", false), GatewayApi::TooOld("v0.8.1".into()));
         assert_eq!(crd("", false), GatewayApi::Absent);

@@ -79,7 +79,8 @@ impl Provisioner {
     /// a good way to stop it.
     pub async fn run(self, mut leading: watch::Receiver<bool>) {
         loop {
-            if leading.wait_for(|leading| *leading).await.is_err() {
+            // Without somebody who could take it back, it does not count.
+            if leading.wait_for(|leads| *leads).await.is_err() || leading.has_changed().is_err() {
                 return;
             }
             let mut stopped = leading.clone();
@@ -102,7 +103,8 @@ impl Provisioner {
                     continue;
                 }
             };
-            self.faults.set_findings(api.finding().into_iter().collect());
+            self.faults
+                .set_findings(api.finding().into_iter().collect());
             if told.as_ref() != Some(&api) {
                 match api {
                     GatewayApi::Present(_) => tracing::info!("{api}"),
@@ -172,7 +174,11 @@ impl Shared {
     fn add_all(&self, concerns: impl Fn(&Key, &Known) -> bool) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        for (key, _) in state.known.iter().filter(|(key, known)| concerns(key, known)) {
+        for (key, _) in state
+            .known
+            .iter()
+            .filter(|(key, known)| concerns(key, known))
+        {
             state.queue.add(key.clone());
         }
         self.changed.notify_one();
@@ -269,7 +275,10 @@ impl Term {
             shared(),
             "horizontalpodautoscalers.autoscaling",
         ));
-        watches.spawn(owned::<PodDisruptionBudget>(shared(), "poddisruptionbudgets.policy"));
+        watches.spawn(owned::<PodDisruptionBudget>(
+            shared(),
+            "poddisruptionbudgets.policy",
+        ));
     }
 }
 
@@ -298,7 +307,8 @@ fn config_map_seen(shared: &Shared, seen: Seen<'_>) {
         return;
     };
     let (namespace, name) = key_of(meta);
-    shared.add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
+    shared
+        .add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
     if *namespace != *shared.settings.root_namespace {
         return;
     }
@@ -394,7 +404,9 @@ async fn follow<K>(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!("{what} cannot be watched, so that waypoints are repaired later: {error}");
+                    tracing::warn!(
+                        "{what} cannot be watched, so that waypoints are repaired later: {error}"
+                    );
                 }
                 sleep(backoff.next().unwrap_or(LOOK)).await;
             }
@@ -404,7 +416,10 @@ async fn follow<K>(
 
 fn key_of(meta: &ObjectMeta) -> Key {
     let namespace = meta.namespace.as_deref().unwrap_or_default();
-    (namespace.into(), meta.name.as_deref().unwrap_or_default().into())
+    (
+        namespace.into(),
+        meta.name.as_deref().unwrap_or_default().into(),
+    )
 }
 
 /// Why a Gateway has no waypoint, or not the one that it should have.
@@ -526,7 +541,11 @@ impl Work<'_> {
             class: gateway.class.clone(),
             parameters: gateway.parameters.as_ref().map(|of| of.name.clone()),
         };
-        self.shared.state.lock().known.insert(self.key.clone(), known);
+        self.shared
+            .state
+            .lock()
+            .known
+            .insert(self.key.clone(), known);
         let overlays = self.overlays(&gateway).await?;
         let made = generate(&gateway, &self.shared.settings, &overlays)
             .map_err(|error| ProvisionError::Parameters(error.to_string()))?;
@@ -565,7 +584,10 @@ impl Work<'_> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client(), &settings.root_namespace);
         let labels = format!("{DEFAULTS_FOR_CLASS}={}", gateway.class);
         let params = ListParams::default().labels(&labels);
-        let mut defaults = self.ask("list", "ConfigMap", maps.list(&params)).await?.items;
+        let mut defaults = self
+            .ask("list", "ConfigMap", maps.list(&params))
+            .await?
+            .items;
         // The same order every time, oldest first.
         defaults.sort_by_key(|map| {
             let meta = &map.metadata;
@@ -580,7 +602,9 @@ impl Work<'_> {
                 )));
             }
             let maps: Api<ConfigMap> = Api::namespaced(self.client(), &gateway.namespace);
-            let map = self.ask("get", "ConfigMap", maps.get_opt(&parameters.name)).await?;
+            let map = self
+                .ask("get", "ConfigMap", maps.get_opt(&parameters.name))
+                .await?;
             let Some(map) = map else {
                 return Err(ProvisionError::Parameters(format!(
                     "spec.infrastructure.parametersRef: there is no ConfigMap {}/{}",
@@ -598,11 +622,20 @@ impl Work<'_> {
         made: &Generated,
     ) -> Result<(), ProvisionError> {
         let objects = [
-            (api_resource::<ServiceAccount>(), made.service_account.as_ref()),
+            (
+                api_resource::<ServiceAccount>(),
+                made.service_account.as_ref(),
+            ),
             (api_resource::<Service>(), Some(&made.service)),
             (api_resource::<Deployment>(), Some(&made.deployment)),
-            (api_resource::<PodDisruptionBudget>(), made.disruption_budget.as_ref()),
-            (api_resource::<HorizontalPodAutoscaler>(), made.autoscaler.as_ref()),
+            (
+                api_resource::<PodDisruptionBudget>(),
+                made.disruption_budget.as_ref(),
+            ),
+            (
+                api_resource::<HorizontalPodAutoscaler>(),
+                made.autoscaler.as_ref(),
+            ),
         ];
         // All of them first: half of a waypoint beside somebody else's is none.
         let mut there = Vec::with_capacity(objects.len());
@@ -656,7 +689,9 @@ impl Work<'_> {
         };
         let name = meta.name.unwrap_or_default();
         match self.ask("delete", kind, api.delete(&name, &params)).await {
-            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => Ok(()),
+            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => {
+                Ok(())
+            }
             result => result.map(|_| ()),
         }
     }
@@ -676,11 +711,13 @@ impl Work<'_> {
         answer: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, ProvisionError> {
         self.shared.pace.wait().await;
-        request(answer).await.map_err(|error| ProvisionError::Request {
-            verb,
-            kind: kind.into(),
-            error,
-        })
+        request(answer)
+            .await
+            .map_err(|error| ProvisionError::Request {
+                verb,
+                kind: kind.into(),
+                error,
+            })
     }
 }
 
@@ -717,8 +754,14 @@ mod tests {
         let table = [
             (json!({}), false),
             (json!({"labels": {GATEWAY_NAME: "w"}}), false),
-            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}), true),
-            (json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}), false),
+            (
+                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}),
+                true,
+            ),
+            (
+                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}),
+                false,
+            ),
             (json!({"labels": {MANAGED: "somebody"}}), false),
             (
                 json!({"ownerReferences": [

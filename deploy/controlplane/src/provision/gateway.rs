@@ -104,7 +104,12 @@ impl WaypointGateway {
         if label("istio.io/rev").is_some_and(|of| of != revision) {
             return Err(NotProvisioned::OtherRevision);
         }
-        let annotation = |key| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
+        let annotation = |key| {
+            meta.annotations
+                .as_ref()
+                .and_then(|all| all.get(key))
+                .cloned()
+        };
         let version = annotation(CONTROLLER_VERSION).and_then(|text| text.parse::<u32>().ok());
         if version.is_some_and(|version| version > KNOWN_VERSION) {
             return Err(NotProvisioned::NewerController);
@@ -172,7 +177,11 @@ mod tests {
                 spec(),
                 Some(NotProvisioned::NewerController),
             ),
-            (json!({"annotations": {CONTROLLER_VERSION: "5"}}), spec(), None),
+            (
+                json!({"annotations": {CONTROLLER_VERSION: "5"}}),
+                spec(),
+                None,
+            ),
             (
                 json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
                 spec(),

@@ -100,7 +100,10 @@ impl Maker<'_> {
             (CLASS_NAME, &self.gateway.class),
             (MANAGED, MESH_CONTROLLER),
         ];
-        labels.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect()
+        labels
+            .map(|(key, value)| (key.to_owned(), value.into()))
+            .into_iter()
+            .collect()
     }
 
     fn metadata(&self) -> Value {
@@ -195,7 +198,10 @@ impl Maker<'_> {
         for (key, value) in [
             ("istio.io/dataplane-mode", "none"),
             ("sidecar.istio.io/inject", "false"),
-            ("service.istio.io/canonical-name", self.gateway.name.as_str()),
+            (
+                "service.istio.io/canonical-name",
+                self.gateway.name.as_str(),
+            ),
             ("service.istio.io/canonical-revision", "latest"),
         ] {
             labels.insert(key.into(), value.into());
@@ -263,7 +269,10 @@ impl Maker<'_> {
                 pod[field] = value;
             }
         };
-        let secrets = settings.pull_secrets.iter().map(|name| json!({ "name": name }));
+        let secrets = settings
+            .pull_secrets
+            .iter()
+            .map(|name| json!({ "name": name }));
         set("imagePullSecrets", secrets.collect());
         set("affinity", defaults.affinity.clone().into());
         set("nodeSelector", to_map(&defaults.node_selector).into());
@@ -274,14 +283,15 @@ impl Maker<'_> {
     }
 
     fn account(&self) -> &str {
-        self.gateway.service_account.as_deref().unwrap_or(&self.gateway.name)
+        self.gateway
+            .service_account
+            .as_deref()
+            .unwrap_or(&self.gateway.name)
     }
 
     fn container(&self) -> Value {
         let settings = self.settings;
-        let port = |name: &str, number: u16| {
-            json!({"name": name, "containerPort": number, "protocol": "TCP"})
-        };
+        let port = |name: &str, number: u16| json!({"name": name, "containerPort": number, "protocol": "TCP"});
         let ready = json!({"path": "/healthz/ready", "port": STATUS_PORT, "scheme": "HTTP"});
         let mut container = json!({
             "name": "istio-proxy",
@@ -329,9 +339,7 @@ impl Maker<'_> {
     /// What `waypoint/src/config.rs` reads.
     fn environment(&self) -> Vec<Value> {
         let settings = self.settings;
-        let field = |name: &str, path: &str| {
-            json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
-        };
+        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let value = |name: &str, value: &str| json!({"name": name, "value": value});
         let root = "/var/run/secrets/istio/root-cert.pem";
         let mut all = vec![
@@ -385,7 +393,9 @@ impl Maker<'_> {
 }
 
 fn to_map(of: &BTreeMap<String, String>) -> Map<String, Value> {
-    of.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect()
+    of.iter()
+        .map(|(key, value)| (key.clone(), value.as_str().into()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -496,18 +506,34 @@ mod tests {
         let deployment: Deployment = typed(&made.deployment);
         assert_eq!(deployment.metadata.name.as_deref(), Some("waypoint"));
         let labels = deployment.metadata.labels.expect("labels");
-        assert_eq!((labels[MANAGED].as_str(), labels["more"].as_str()), (MESH_CONTROLLER, "x"));
+        assert_eq!(
+            (labels[MANAGED].as_str(), labels["more"].as_str()),
+            (MESH_CONTROLLER, "x")
+        );
         let spec = deployment.spec.expect("a spec");
         assert_eq!(spec.replicas, Some(4));
         let selected = spec.selector.match_labels.expect("labels");
-        let template = spec.template.metadata.and_then(|of| of.labels).expect("labels");
-        assert_eq!(selected, BTreeMap::from([(GATEWAY_NAME.into(), "waypoint".into())]));
+        let template = spec
+            .template
+            .metadata
+            .and_then(|of| of.labels)
+            .expect("labels");
+        assert_eq!(
+            selected,
+            BTreeMap::from([(GATEWAY_NAME.into(), "waypoint".into())])
+        );
         assert_eq!(template[GATEWAY_NAME], "waypoint");
         let containers = spec.template.spec.expect("a spec").containers;
         assert_eq!(containers.len(), 1);
         let env = containers[0].env.as_ref().expect("env");
-        let node = env.iter().find(|of| of.name == "NODE_NAME").expect("NODE_NAME");
-        assert_eq!((node.value.as_deref(), &node.value_from), (Some("fixed"), &None));
+        let node = env
+            .iter()
+            .find(|of| of.name == "NODE_NAME")
+            .expect("NODE_NAME");
+        assert_eq!(
+            (node.value.as_deref(), &node.value_from),
+            (Some("fixed"), &None)
+        );
         assert!(env.iter().any(|of| of.name == "MORE"));
         assert!(env.iter().any(|of| of.name == "GATEWAY_NAME"));
         assert!(made.autoscaler.is_none() && made.disruption_budget.is_none());

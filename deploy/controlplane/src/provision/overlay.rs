@@ -135,7 +135,9 @@ fn merge_at(base: &mut Value, patch: &Value, path: &mut Vec<String>) -> Result<(
                 target.remove(name);
             }
             Value::Array(items) => {
-                let slot = target.entry(name.clone()).or_insert(Value::Array(Vec::new()));
+                let slot = target
+                    .entry(name.clone())
+                    .or_insert(Value::Array(Vec::new()));
                 match (keys(name), slot.as_array_mut()) {
                     ([], _) => *slot = without_directives(items),
                     (keys, Some(list)) => merge_list(name, list, items, keys, path)?,
@@ -143,7 +145,11 @@ fn merge_at(base: &mut Value, patch: &Value, path: &mut Vec<String>) -> Result<(
                 }
             }
             Value::Object(_) => {
-                merge_at(target.entry(name.clone()).or_insert(Value::Null), value, path)?;
+                merge_at(
+                    target.entry(name.clone()).or_insert(Value::Null),
+                    value,
+                    path,
+                )?;
             }
             value => {
                 target.insert(name.clone(), value.clone());
@@ -177,7 +183,11 @@ fn merge_list(
     keys: &[&str],
     path: &mut Vec<String>,
 ) -> Result<(), OverlayError> {
-    let directive = |item: &Value| item.get("$patch").and_then(Value::as_str).map(str::to_owned);
+    let directive = |item: &Value| {
+        item.get("$patch")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     let is_replacing = |item: &&Value| {
         item.as_object().is_some_and(|of| of.len() == 1)
             && directive(item).as_deref() == Some("replace")
@@ -185,7 +195,11 @@ fn merge_list(
     if items.iter().any(|item| is_replacing(&item)) {
         list.clear();
     }
-    for (index, item) in items.iter().enumerate().filter(|(_, item)| !is_replacing(item)) {
+    for (index, item) in items
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| !is_replacing(item))
+    {
         let key = keys.iter().find_map(|key| Some((*key, item.get(*key)?)));
         let Some((key, value)) = key else {
             path.push(index.to_string());
@@ -222,7 +236,11 @@ fn merge_list(
 }
 
 fn without_directives(items: &[Value]) -> Value {
-    items.iter().filter(|item| item.get("$patch").is_none()).cloned().collect()
+    items
+        .iter()
+        .filter(|item| item.get("$patch").is_none())
+        .cloned()
+        .collect()
 }
 
 fn misfit(path: &[String], reason: String) -> OverlayError {
@@ -242,13 +260,37 @@ mod tests {
     #[test]
     fn merges_as_kubernetes_does() {
         let table = [
-            (json!({"a": 1, "b": {"c": 2}}), json!({"b": {"d": 3}}), json!({"a": 1, "b": {"c": 2, "d": 3}})),
-            (json!({"a": 1, "b": 2}), json!({"a": null, "z": null}), json!({"b": 2})),
-            (json!({"b": {"c": 2}}), json!({"b": {"$patch": "replace", "d": 3}}), json!({"b": {"d": 3}})),
-            (json!({"b": 1}), json!({"b": {"d": 3}}), json!({"b": {"d": 3}})),
+            (
+                json!({"a": 1, "b": {"c": 2}}),
+                json!({"b": {"d": 3}}),
+                json!({"a": 1, "b": {"c": 2, "d": 3}}),
+            ),
+            (
+                json!({"a": 1, "b": 2}),
+                json!({"a": null, "z": null}),
+                json!({"b": 2}),
+            ),
+            (
+                json!({"b": {"c": 2}}),
+                json!({"b": {"$patch": "replace", "d": 3}}),
+                json!({"b": {"d": 3}}),
+            ),
+            (
+                json!({"b": 1}),
+                json!({"b": {"d": 3}}),
+                json!({"b": {"d": 3}}),
+            ),
             // Lists without a key are replaced.
-            (json!({"args": ["a", "b"]}), json!({"args": ["c"]}), json!({"args": ["c"]})),
-            (json!({"tolerations": [{"key": "a"}]}), json!({"tolerations": [{"key": "b"}]}), json!({"tolerations": [{"key": "b"}]})),
+            (
+                json!({"args": ["a", "b"]}),
+                json!({"args": ["c"]}),
+                json!({"args": ["c"]}),
+            ),
+            (
+                json!({"tolerations": [{"key": "a"}]}),
+                json!({"tolerations": [{"key": "b"}]}),
+                json!({"tolerations": [{"key": "b"}]}),
+            ),
             // Lists with a key are merged.
             (
                 json!({"containers": [{"name": "p", "image": "x"}]}),
@@ -287,11 +329,20 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let error = |base: Value, patch: Value| {
             let mut base = base;
-            merge(&mut base, &patch).expect_err("a misfit").of("deployment").to_string()
+            merge(&mut base, &patch)
+                .expect_err("a misfit")
+                .of("deployment")
+                .to_string()
         };
-        let text = error(json!({"spec": {}}), json!({"spec": {"containers": [{"image": "x"}]}}));
+        let text = error(
+            json!({"spec": {}}),
+            json!({"spec": {"containers": [{"image": "x"}]}}),
+        );
         assert_eq!(text, "deployment.spec.containers.0: an item needs name");
-        let text = error(json!({"containers": 1}), json!({"containers": [{"name": "x"}]}));
+        let text = error(
+            json!({"containers": 1}),
+            json!({"containers": [{"name": "x"}]}),
+        );
         assert!(text.starts_with("deployment.containers: "), "{text}");
         let text = error(json!({}), json!({"a": {"$patch": "delete"}}));
         assert!(text.contains("$patch"), "{text}");
@@ -302,10 +353,22 @@ mod tests {
         let read = |key: &str, text: &str| {
             Overlay::read(&BTreeMap::from([(key.to_owned(), text.to_owned())]))
         };
-        assert!(read("deployment", "spec: {replicas: 2}").is_ok_and(|of| of.get("deployment").is_some()));
+        assert!(
+            read("deployment", "spec: {replicas: 2}")
+                .is_ok_and(|of| of.get("deployment").is_some())
+        );
         assert!(read("service", "").is_ok_and(|of| of.get("service").is_none()));
-        assert!(matches!(read("deployment", "[1]"), Err(OverlayError::Unreadable { .. })));
-        assert!(matches!(read("deployment", "a: [1"), Err(OverlayError::Unreadable { .. })));
-        assert!(matches!(read("deploymnet", "a: 1"), Err(OverlayError::Unknown { .. })));
+        assert!(matches!(
+            read("deployment", "[1]"),
+            Err(OverlayError::Unreadable { .. })
+        ));
+        assert!(matches!(
+            read("deployment", "a: [1"),
+            Err(OverlayError::Unreadable { .. })
+        ));
+        assert!(matches!(
+            read("deploymnet", "a: 1"),
+            Err(OverlayError::Unknown { .. })
+        ));
     }
 }

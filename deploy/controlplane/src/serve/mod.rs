@@ -32,13 +32,14 @@ pub use ads::StreamLimits;
 pub use clients::{ClientReport, TypeReport};
 pub use debounce::Debounce;
 pub use listener::ConnectionLimits;
-pub use metrics::{Counter, Counters, Gauge, GaugeGuard, Metrics};
+pub use metrics::{Counter, Counters, Gauge, GaugeGuard, Metrics, WriteMetrics};
 pub use reports::EnrolmentSink;
 pub use snapshot::{NodeView, ResourceSnapshot, SnapshotBuilder};
 pub use tls::ServingError;
 
 use crate::auth::Authenticator;
 use crate::ca::CertificateIssuer;
+use crate::webhook::{self, Webhook};
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Where operators connect, if anywhere.
     pub monitoring: Option<SocketAddr>,
+    /// The webhook that the API server asks, if there is one.
+    pub webhook: Option<Webhook>,
     /// DNS names and IP addresses for the serving certificate, beyond the usual ones.
     pub serving_names: Vec<String>,
     /// How long the serving certificate is valid; it is renewed at half of that.
@@ -66,6 +69,7 @@ impl Default for ServeConfig {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             monitoring: Some(SocketAddr::from(([0, 0, 0, 0], 15014))),
+            webhook: None,
             serving_names: vec![],
             serving_ttl: Duration::from_secs(7 * 24 * 3600),
             debounce: Debounce::default(),
@@ -146,6 +150,19 @@ impl Serving {
         };
 
         let (target, snapshots) = watch::channel(source.borrow().clone());
+        if let Some(webhook) = config.webhook {
+            let (listener, address) = listen(webhook.listen).await?;
+            let tls = tls.clone();
+            let port = Arc::new(webhook::Port {
+                admission: webhook.admission,
+                tls: move || tls.config(),
+                stop: stop.clone(),
+                tasks: tasks.clone(),
+            });
+            tasks.spawn(port.run(listener));
+            info!(%address, "serving the validating webhook");
+        }
+
         tasks.spawn(stoppable(&stop, config.debounce.run(source, target)));
         tasks.spawn({
             let (tls, stop) = (tls.clone(), stop.clone());

@@ -4,12 +4,13 @@
 //! whole set, with unchanged parts shared. The source is a directory of manifests, or the
 //! API server of a cluster.
 
-mod decode;
+pub(crate) mod decode;
 mod directory;
 mod document;
 mod kubernetes;
 mod watch;
 
+pub(crate) use decode::{Decoded, decode};
 pub use directory::Directory;
 pub use kubernetes::{KubernetesOptions, KubernetesSource};
 pub use watch::{DirectorySource, SourceState, WatchOptions};

@@ -311,7 +311,11 @@ mod tests {
         assert!(text().contains("1970-01-01T00:00:00Z"));
         let mut store = StatusStore::open(directory.path()).expect("opens again");
         store
-            .set_statuses([(&reference, &condition(false, "two"))], |_| Some(2), at(60))
+            .set_statuses(
+                [(&reference, &condition(false, "two"))],
+                |_| Some(2),
+                at(60),
+            )
             .expect("writes");
         assert!(text().contains("1970-01-01T00:00:00Z") && text().contains("two"));
         assert!(text().contains(r#""observedGeneration": 2"#), "{}", text());

@@ -51,4 +51,3 @@ fn rfc3339(time: SystemTime) -> String {
     let time = Timestamp::from_second(seconds).unwrap_or_default();
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
-

@@ -17,6 +17,8 @@ pub(super) struct Resource {
     pub(super) metadata_only: bool,
     /// What is not even to be sent.
     pub(super) fields: Option<&'static str>,
+    /// May be left unpermitted.
+    pub(super) optional: bool,
 }
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
@@ -31,8 +33,11 @@ pub(super) const FOLLOWED: [Resource; 20] = [
     builtin(Kind::Service, "", "services"),
     builtin(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices"),
     builtin(Kind::ConfigMap, "", "configmaps"),
-    // A release of Helm is a megabyte, and there are many.
+    // Certificates of authorities may be in them (BackendTLSPolicy, DestinationRule); nobody
+    // has to let us read all Secrets for that. A release of Helm is a megabyte, and there are
+    // many.
     Resource {
+        optional: true,
         fields: Some("type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token"),
         ..builtin(Kind::Secret, "", "secrets")
     },
@@ -113,6 +118,7 @@ const fn custom(
         versions,
         metadata_only: false,
         fields: None,
+        optional: false,
     }
 }
 

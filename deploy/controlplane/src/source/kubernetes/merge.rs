@@ -28,6 +28,8 @@ pub(super) enum Event {
     Absent(Kind),
     /// The kind cannot be followed now, for this reason.
     Failing { kind: Kind, reason: String },
+    /// We may not follow the kind, and need not: as good as absent.
+    Unpermitted { kind: Kind, reason: String },
     /// It can be followed again.
     Works(Kind),
 }
@@ -38,7 +40,9 @@ impl Event {
         match self {
             Self::Applied(seen) => seen.reference.kind,
             Self::Deleted(reference) => reference.kind,
-            Self::Listed { kind, .. } | Self::Failing { kind, .. } => *kind,
+            Self::Listed { kind, .. }
+            | Self::Failing { kind, .. }
+            | Self::Unpermitted { kind, .. } => *kind,
             Self::Absent(kind) | Self::Works(kind) => *kind,
         }
     }
@@ -111,24 +115,36 @@ impl Merged {
                 self.failing.remove(&kind);
                 self.awaited.remove(&kind);
             }
-            Event::Failing { kind, reason } => {
-                let finding = Finding {
-                    severity: Severity::Error,
-                    code: Code::Unreadable,
-                    object: None,
-                    file: None,
-                    line: 0,
-                    field: String::new(),
-                    message: format!(
-                        "{kind} objects cannot be followed, what is known of them stays in force: {reason}"
-                    ),
-                };
-                self.failing.insert(kind, finding);
+            Event::Failing { kind, reason } => self.is_failing(
+                kind,
+                Severity::Error,
+                format!("{kind} objects cannot be followed, what is known of them stays in force: {reason}"),
+            ),
+            Event::Unpermitted { kind, reason } => {
+                self.awaited.remove(&kind);
+                self.is_failing(
+                    kind,
+                    Severity::Info,
+                    format!("{kind} objects are not read, so what refers to one does not find it: {reason}"),
+                );
             }
             Event::Works(kind) => {
                 self.failing.remove(&kind);
             }
         }
+    }
+
+    fn is_failing(&mut self, kind: Kind, severity: Severity, message: String) {
+        let finding = Finding {
+            severity,
+            code: Code::Unreadable,
+            object: None,
+            file: None,
+            line: 0,
+            field: String::new(),
+            message,
+        };
+        self.failing.insert(kind, finding);
     }
 
     /// Names of a kind are seen once per relist; an index by kind would cost more.

@@ -27,6 +27,12 @@ use crate::kubernetes::explain;
 const PAGE: u32 = 500;
 /// A list of which nothing comes for this long is started anew.
 const LIST_STALL: Duration = Duration::from_secs(60);
+/// A watch that goes on where it was says so by its next event, which may be long in coming.
+/// If it does not fail again within this time, which is longer than a connection takes, it
+/// works.
+const MENDED: Duration = Duration::from_secs(12);
+/// A permission that is not needed is not asked for often.
+const PERMISSION_RETRY: Duration = Duration::from_secs(60);
 /// After so many refusals in a row to go on from where we were, the list is made anew.
 const MAX_RESUMES: u32 = 5;
 
@@ -106,24 +112,33 @@ impl Watch {
         let mut failing = false;
         let mut refusals = 0;
         loop {
-            let next = match listing {
-                None => stream.next().await,
-                Some(_) => match timeout(LIST_STALL, stream.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        let reason = format!("nothing came of the list for {LIST_STALL:?}");
-                        let kind = self.resource.kind;
-                        if self
-                            .events
-                            .send(Event::Failing { kind, reason })
-                            .await
-                            .is_err()
-                        {
-                            return Ended::Done;
+            let patience = match (&listing, failing) {
+                (Some(_), _) => LIST_STALL,
+                (None, true) => MENDED,
+                // A watch of which nothing changes is silent.
+                (None, false) => Duration::MAX,
+            };
+            let next = match timeout(patience, stream.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    let kind = self.resource.kind;
+                    let (event, anew) = match listing {
+                        Some(_) => {
+                            let reason = format!("nothing came of the list for {LIST_STALL:?}");
+                            (Event::Failing { kind, reason }, true)
                         }
+                        None => (Event::Works(kind), false),
+                    };
+                    if self.events.send(event).await.is_err() {
+                        return Ended::Done;
+                    }
+                    if anew {
                         return Ended::Anew(Lists::Paged);
                     }
-                },
+                    failing = false;
+                    refusals = 0;
+                    continue;
+                }
             };
             let event = match next {
                 // kube's watchers do not end.
@@ -149,7 +164,11 @@ impl Watch {
                     if !self.failed(&error).await {
                         return Ended::Done;
                     }
-                    sleep(backoff.next().unwrap_or(LIST_STALL)).await;
+                    let pause = match self.resource.optional && is_forbidden(&error) {
+                        true => PERMISSION_RETRY,
+                        false => backoff.next().unwrap_or(LIST_STALL),
+                    };
+                    sleep(pause).await;
                     if listing.is_none() && refusals >= MAX_RESUMES && is_answer(&error) {
                         return Ended::Anew(lists);
                     }
@@ -215,9 +234,10 @@ impl Watch {
             Some(cause) => explain(verb, &resource, cause),
             None => format!("cannot {verb} {resource}: {error}"),
         };
-        let event = Event::Failing {
-            kind: self.resource.kind,
-            reason,
+        let kind = self.resource.kind;
+        let event = match self.resource.optional && is_forbidden(error) {
+            true => Event::Unpermitted { kind, reason },
+            false => Event::Failing { kind, reason },
         };
         self.events.send(event).await.is_ok()
     }
@@ -270,6 +290,10 @@ fn is_answer(error: &watcher::Error) -> bool {
 /// The request itself was answered so, not a stream that had begun.
 fn is_start(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(_))
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    status(error).is_some_and(|status| status.code == 403)
 }
 
 /// Our place in the history is not there any more; no fault of anybody.

@@ -101,11 +101,27 @@ pub fn merge(kind: Kind, object: &Value, wanted: Option<&Wanted>, now: &str) -> 
         Layout::Gateway => gateway(status, wanted?, now),
         Layout::Parents => {
             let entries = wanted.map_or(&[][..], |wanted| &wanted.status.parents);
-            by_controller(status, "parents", "parentRef", MAX_PARENTS, entries, wanted, now)
+            by_controller(
+                status,
+                "parents",
+                "parentRef",
+                MAX_PARENTS,
+                entries,
+                wanted,
+                now,
+            )
         }
         Layout::Ancestors => {
             let entries = wanted.map_or(&[][..], |wanted| &wanted.status.ancestors);
-            by_controller(status, "ancestors", "ancestorRef", MAX_ANCESTORS, entries, wanted, now)
+            by_controller(
+                status,
+                "ancestors",
+                "ancestorRef",
+                MAX_ANCESTORS,
+                entries,
+                wanted,
+                now,
+            )
         }
     }
 }
@@ -121,7 +137,11 @@ fn conditions_only(
     let before = list(status, "conditions");
     let told = wanted.is_some_and(|wanted| !wanted.status.conditions.is_empty());
     // Where we have never written, conditions of these types are somebody else's.
-    let removable = if is_ours(object) { removable(kind) } else { &[] };
+    let removable = if is_ours(object) {
+        removable(kind)
+    } else {
+        &[]
+    };
     let none = [];
     let conditions = match wanted {
         Some(wanted) if is_newer(before, wanted) => return None,
@@ -156,7 +176,10 @@ fn gateway(status: &Value, wanted: &Wanted, now: &str) -> Option<Change> {
         let known = known.iter().find(|known| known["name"] == *listener.name);
         let before = known.map_or(&[][..], |known| list(known, "conditions"));
         let ours = written(&listener.conditions, before, generation, now);
-        let mut entry = known.and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut entry = known
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
         entry.insert("name".into(), json!(listener.name));
         // Routes attach to Services, never to a waypoint's listener.
         entry.insert("attachedRoutes".into(), json!(0));
@@ -185,7 +208,9 @@ fn by_controller(
     let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
     let known: Vec<&Value> = before.iter().filter(is_ours).collect();
     if let Some(wanted) = wanted
-        && known.iter().any(|entry| is_newer(list(entry, "conditions"), wanted))
+        && known
+            .iter()
+            .any(|entry| is_newer(list(entry, "conditions"), wanted))
     {
         return None;
     }
@@ -208,7 +233,11 @@ fn by_controller(
     if known.iter().copied().eq(&ours) {
         return None;
     }
-    let mut after: Vec<Value> = before.iter().filter(|entry| !is_ours(entry)).cloned().collect();
+    let mut after: Vec<Value> = before
+        .iter()
+        .filter(|entry| !is_ours(entry))
+        .cloned()
+        .collect();
     let room = most.saturating_sub(after.len());
     after.extend(ours.into_iter().take(room));
     (after != before).then(|| Change::Replace(with_kept(status, field, after)))
@@ -286,7 +315,9 @@ fn graft(before: &[Value], ours: &[Value], removable: &[&str]) -> Vec<Value> {
 }
 
 fn list<'a>(of: &'a Value, field: &str) -> &'a [Value] {
-    of.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    of.get(field)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 /// `status` with another list; an empty one is left out.
@@ -334,7 +365,9 @@ mod tests {
     }
 
     fn conditions(all: &[(&str, bool)]) -> Vec<Condition> {
-        all.iter().map(|(kind, status)| Condition::new(kind, *status, "R", "m")).collect()
+        all.iter()
+            .map(|(kind, status)| Condition::new(kind, *status, "R", "m"))
+            .collect()
     }
 
     fn route(parents: &[&str]) -> Wanted {
@@ -371,7 +404,10 @@ mod tests {
             "conditions": [], "more": {"b": [1]}});
         let object = json!({"status": {"parents": [entry("gone", CONTROLLER, 1, OLD), other]}});
         let status = replaced(merge(Kind::HttpRoute, &object, Some(&route(&["a"])), NOW));
-        assert_eq!(status, json!({"parents": [other, entry("a", CONTROLLER, 2, NOW)]}));
+        assert_eq!(
+            status,
+            json!({"parents": [other, entry("a", CONTROLLER, 2, NOW)]})
+        );
         let status = replaced(merge(Kind::HttpRoute, &object, None, NOW));
         assert_eq!(status, json!({"parents": [other]}));
     }
@@ -379,7 +415,10 @@ mod tests {
     #[test]
     fn a_route_that_is_told_what_it_says_already_is_not_written() {
         let object = json!({"status": {"parents": [entry("a", CONTROLLER, 2, OLD)]}});
-        assert_eq!(merge(Kind::HttpRoute, &object, Some(&route(&["a"])), NOW), None);
+        assert_eq!(
+            merge(Kind::HttpRoute, &object, Some(&route(&["a"])), NOW),
+            None
+        );
         let nothing = json!({"status": {"parents": []}});
         assert_eq!(merge(Kind::HttpRoute, &nothing, None, NOW), None);
         assert_eq!(merge(Kind::HttpRoute, &json!({}), None, NOW), None);
@@ -438,7 +477,11 @@ mod tests {
         );
         let both = json!({"status": {"conditions": [other, ours]}});
         assert_eq!(merge(Kind::Service, &both, Some(&bound), OLD), None);
-        assert_eq!(merge(Kind::Service, &both, None, NOW), None, "another wrote it");
+        assert_eq!(
+            merge(Kind::Service, &both, None, NOW),
+            None,
+            "another wrote it"
+        );
         let mut managed = both.clone();
         managed["metadata"] = json!({"managedFields": [{"manager": STATUS_MANAGER}]});
         assert_eq!(
@@ -459,7 +502,10 @@ mod tests {
         });
         let status = replaced(merge(Kind::AuthorizationPolicy, &object, Some(&told), NOW));
         let ours = condition("WaypointAccepted", "True", 2, NOW);
-        assert_eq!(status, json!({"conditions": [other, ours], "observedGeneration": "1"}));
+        assert_eq!(
+            status,
+            json!({"conditions": [other, ours], "observedGeneration": "1"})
+        );
     }
 
     #[test]
@@ -475,11 +521,11 @@ mod tests {
         });
         let foreign = condition("example.com/Seen", "True", 1, OLD);
         let object = json!({"status": {
-            "conditions": [condition("Accepted", "Unknown", 0, OLD), foreign],
-            "listeners": [
-                {"name": "old", "attachedRoutes": 0, "conditions": [foreign]},
-                {"name": "mesh", "attachedRoutes": 0, "conditions": [foreign]},
-            ]}});
+        "conditions": [condition("Accepted", "Unknown", 0, OLD), foreign],
+        "listeners": [
+            {"name": "old", "attachedRoutes": 0, "conditions": [foreign]},
+            {"name": "mesh", "attachedRoutes": 0, "conditions": [foreign]},
+        ]}});
         let status = replaced(merge(Kind::Gateway, &object, Some(&told), NOW));
         let accepted = condition("Accepted", "True", 2, NOW);
         let expected = json!({

@@ -46,9 +46,11 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// Writes while `leading` says so; ends when nobody can say so any more.
 pub(super) async fn run(client: Client, shared: Arc<Shared>, mut leading: watch::Receiver<bool>) {
     loop {
-        if leading.wait_for(|leading| *leading).await.is_err() {
+        // Without somebody who could take it back, it does not count.
+        if leading.wait_for(|leads| *leads).await.is_err() || leading.has_changed().is_err() {
             return;
         }
+        shared.metrics.leads.set(1);
         // Some annotations are the leader's to remove.
         shared.written.notify_one();
         let mut stopped = leading.clone();
@@ -57,6 +59,8 @@ pub(super) async fn run(client: Client, shared: Arc<Shared>, mut leading: watch:
             never = lead.run() => match never {},
             _ = stopped.wait_for(|leading| !*leading) => {}
         }
+        shared.metrics.leads.set(0);
+        shared.metrics.objects_queued.set(0);
         let mut state = shared.state.lock();
         state.leading = false;
         state.objects = Default::default();
@@ -121,7 +125,9 @@ impl Lead {
                         None => {
                             unknown = true;
                             let mut state = shared.state.lock();
-                            state.objects.failed(&object, Some(REDISCOVER), Instant::now());
+                            state
+                                .objects
+                                .failed(&object, Some(REDISCOVER), Instant::now());
                         }
                     },
                     Err(next) => {
@@ -169,7 +175,11 @@ impl Lead {
             return backoff(6);
         }
         let mut complete = true;
-        let all: Vec<_> = self.resources.iter().map(|(kind, of)| (kind, of.clone())).collect();
+        let all: Vec<_> = self
+            .resources
+            .iter()
+            .map(|(kind, of)| (kind, of.clone()))
+            .collect();
         for (kind, resource) in all {
             if let Err(error) = self.look_at(kind, &resource).await {
                 complete = false;
@@ -192,7 +202,12 @@ impl Lead {
             for object in page.items {
                 let reference = ObjectRef {
                     kind,
-                    namespace: object.metadata.namespace.as_deref().unwrap_or_default().into(),
+                    namespace: object
+                        .metadata
+                        .namespace
+                        .as_deref()
+                        .unwrap_or_default()
+                        .into(),
                     name: object.metadata.name.as_deref().unwrap_or_default().into(),
                 };
                 if self.changes(&reference, object, &now).is_some() {
@@ -304,6 +319,7 @@ impl Write<'_> {
                 request(api.replace_status(&reference.name, &params, &object)).await?;
             }
         }
+        self.shared.metrics.written.inc(reference.kind.as_str());
         tracing::debug!(object = %reference, "status written");
         Ok(())
     }
@@ -327,6 +343,7 @@ fn finish(
     };
     state.objects.failed(object, pause, Instant::now());
     drop(state);
+    shared.metrics.failed.inc(object.kind.as_str());
     complain(complained, "update", object.kind, &error);
     tracing::debug!(%object, "status: {error}");
 }

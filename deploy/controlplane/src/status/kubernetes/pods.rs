@@ -72,7 +72,8 @@ async fn annotate(
     let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), &mark.namespace);
     let value = mark.enable.then_some(REDIRECTION_ENABLED);
     // With the uid: another pod of the same name is refused.
-    let patch = Patch::Merge(json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}}));
+    let patch =
+        Patch::Merge(json!({"metadata": {"uid": &*uid, "annotations": {REDIRECTION: value}}}));
     let params = PatchParams {
         field_manager: Some(STATUS_MANAGER.into()),
         ..PatchParams::default()
@@ -83,6 +84,10 @@ async fn annotate(
 }
 
 fn finish(shared: &Shared, uid: Arc<str>, mark: &Mark, result: Result<(), RequestError>) {
+    match &result {
+        Ok(()) => shared.metrics.written.inc("Pod"),
+        Err(_) => shared.metrics.failed.inc("Pod"),
+    }
     let mut state = shared.state.lock();
     match result.map_err(|error| error.failure()) {
         Ok(()) => {

@@ -1,0 +1,202 @@
+//! From `schema.txt` to definitions.
+
+use serde_json::{Map, Value, json};
+
+use super::table::{Field, KindRow, Table, Type};
+use super::{EDITION, EDITION_ANNOTATION};
+
+const TABLE: &str = include_str!("schema.txt");
+
+/// All definitions as YAML documents, in the order of the table.
+///
+/// # Errors
+/// What is wrong with the table, and on which line.
+pub fn generate() -> Result<String, String> {
+    let table = Table::parse(TABLE)?;
+    let mut text = String::from(
+        "# Made from deploy/cli/src/install/crds/schema.txt by\n\
+         # ADIT_UPDATE=1 cargo test -p adit-cli the_committed_definitions. Do not edit.\n",
+    );
+    for kind in &table.kinds {
+        text += "---\n";
+        text += &super::super::template::to_yaml(&definition(kind)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn definition(row: &KindRow) -> Result<Value, String> {
+    let singular = row.kind.to_lowercase();
+    let plural = plural(&singular);
+    let mut names = json!({
+        "kind": row.kind,
+        "listKind": format!("{}List", row.kind),
+        "singular": singular,
+        "plural": plural,
+        "categories": ["istio-io", row.group.replace('.', "-")],
+    });
+    if let Some(short) = &row.short {
+        names["shortNames"] = json!([short]);
+    }
+    let schema = json!({"openAPIV3Schema": {
+        "type": "object",
+        "properties": {"spec": spec(row), "status": status()},
+    }});
+    let columns: Vec<_> = row
+        .columns
+        .iter()
+        .map(|column| {
+            json!({
+                "name": column.name,
+                "jsonPath": column.path,
+                "type": column.kind,
+                "description": column.description,
+            })
+        })
+        .collect();
+    let versions = row.versions.iter().map(|version| {
+        let mut value = json!({
+            "name": version.name,
+            "served": true,
+            "storage": version.stored,
+            "subresources": {"status": {}},
+            "schema": schema,
+        });
+        if !columns.is_empty() {
+            value["additionalPrinterColumns"] = json!(columns);
+        }
+        value
+    });
+    Ok(json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": format!("{plural}.{}", row.group),
+            "labels": {
+                "app": "istio-pilot",
+                "app.kubernetes.io/part-of": "istio",
+                "operator.istio.io/component": "Base",
+            },
+            "annotations": {
+                // Deleting a definition deletes every user's object of the kind.
+                "helm.sh/resource-policy": "keep",
+                EDITION_ANNOTATION: EDITION.to_string(),
+            },
+        },
+        "spec": {
+            "group": row.group,
+            "names": names,
+            "scope": "Namespaced",
+            "versions": versions.collect::<Vec<_>>(),
+        },
+    }))
+}
+
+fn plural(singular: &str) -> String {
+    match singular.strip_suffix('y') {
+        // gateway keeps its y.
+        Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies"),
+        _ => format!("{singular}s"),
+    }
+}
+
+fn spec(row: &KindRow) -> Value {
+    let mut schema = schema_of(&row.spec);
+    if !row.required.is_empty() {
+        schema["required"] = json!(row.required);
+    }
+    schema
+}
+
+fn schema_of(kind: &Type) -> Value {
+    match kind {
+        Type::Text => json!({"type": "string"}),
+        // The reader says what a duration may be; all of them are texts.
+        Type::Duration => json!({"type": "string"}),
+        Type::Bool => json!({"type": "boolean"}),
+        Type::Integer => json!({"type": "integer"}),
+        Type::Number => json!({"type": "number"}),
+        Type::Any => json!({"x-kubernetes-preserve-unknown-fields": true}),
+        Type::Enum(values) => json!({"type": "string", "enum": values}),
+        Type::List(items) => json!({"type": "array", "items": schema_of(items)}),
+        Type::Map(values) => json!({"type": "object", "additionalProperties": schema_of(values)}),
+        Type::Object(fields) => {
+            let properties: Map<_, _> = fields.iter().map(property).collect();
+            json!({
+                "type": "object",
+                "properties": properties,
+                "x-kubernetes-preserve-unknown-fields": true,
+            })
+        }
+    }
+}
+
+fn property(field: &Field) -> (String, Value) {
+    (field.name.clone(), schema_of(&field.kind))
+}
+
+/// Conditions, as the control plane writes them; Istio's messages are kept.
+fn status() -> Value {
+    json!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {
+            "conditions": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "x-kubernetes-preserve-unknown-fields": true,
+                    "properties": {
+                        "type": {"type": "string"},
+                        "status": {"type": "string"},
+                        "reason": {"type": "string"},
+                        "message": {"type": "string"},
+                        "lastTransitionTime": {"type": "string", "format": "date-time"},
+                        "observedGeneration": {
+                            "anyOf": [{"type": "integer"}, {"type": "string"}],
+                            "x-kubernetes-int-or-string": true,
+                        },
+                    },
+                },
+            },
+            "observedGeneration": {
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "x-kubernetes-int-or-string": true,
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_definitions_are_those_of_the_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/base/files/crds.gen.yaml");
+        let made = generate().expect("the table can be read");
+        if std::env::var_os("ADIT_UPDATE").is_some() {
+            std::fs::write(&path, &made).expect("the chart can be written");
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            made == committed,
+            "crds.gen.yaml is out of date: ADIT_UPDATE=1 writes it"
+        );
+    }
+
+    #[test]
+    fn plurals_are_istios() {
+        for (singular, expected) in [
+            ("authorizationpolicy", "authorizationpolicies"),
+            ("gateway", "gateways"),
+            ("serviceentry", "serviceentries"),
+            ("telemetry", "telemetries"),
+            ("proxyconfig", "proxyconfigs"),
+        ] {
+            assert_eq!(plural(singular), expected);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! `adit check --pre` for a cluster, and the look that `adit install` takes before it begins.
+
+use anyhow::Context as _;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::ResourceExt as _;
+use kube::api::{Api, PostParams};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::access::{Access, ask, id_of};
+use super::object::ObjectId;
+use super::spec::Spec;
+use super::state::OWNED;
+
+/// The oldest Kubernetes that the charts are for.
+const MIN_KUBERNETES: (u32, u32) = (1, 30);
+/// The oldest kernel that capture works on.
+const MIN_KERNEL: (u32, u32) = (5, 17);
+/// The oldest Gateway API that waypoints can be made of (GRPCRoute, HTTPRoute v1).
+const MIN_GATEWAY_API: (u32, u32) = (1, 1);
+const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Findings {
+    /// The API server's version.
+    pub kubernetes: String,
+    /// The Gateway API's, if its definitions are there.
+    pub gateway_api: Option<String>,
+    /// Nodes that are looked at.
+    pub nodes: usize,
+    /// Sentences: with these the mesh does not work.
+    pub problems: Vec<String>,
+    /// Sentences: something does not work as well as it could.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at a cluster.
+///
+/// # Errors
+/// Only if it cannot be reached.
+pub async fn check(access: &Access, spec: &Spec, installs: bool) -> anyhow::Result<Findings> {
+    let mut findings = Findings::default();
+    let version = ask(
+        &access.name,
+        "ask for the version of",
+        access.client().apiserver_version(),
+    )
+    .await
+    .context("the cluster cannot be reached")?;
+    findings.kubernetes = version.git_version.clone();
+    if version_of(&version.git_version).is_some_and(|found| found < MIN_KUBERNETES) {
+        let (major, minor) = MIN_KUBERNETES;
+        findings.problems.push(format!(
+            "The API server is {}; {major}.{minor} or newer is needed.",
+            version.git_version
+        ));
+    }
+    if installs {
+        permissions(access, spec, &mut findings).await?;
+    }
+    nodes(access, &mut findings).await?;
+    gateway_api(access, &mut findings).await?;
+    other_mesh(access, spec, &mut findings).await?;
+    network(access, &mut findings).await?;
+    pod_security(access, spec, &mut findings).await?;
+    Ok(findings)
+}
+
+/// `v1.31.2-gke.1` is 1.31, `6.1.0-13-amd64` is 6.1.
+fn version_of(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text
+        .trim_start_matches('v')
+        .split(|c: char| !c.is_ascii_digit());
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next()?.parse().ok()?;
+    Some((major, minor))
+}
+
+async fn permissions(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
+    let needed = [
+        ("apiextensions.k8s.io", "customresourcedefinitions", ""),
+        ("rbac.authorization.k8s.io", "clusterroles", ""),
+        ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
+        (
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            "",
+        ),
+        ("", "serviceaccounts", spec.namespace()),
+        ("", "services", spec.namespace()),
+        ("", "configmaps", spec.namespace()),
+        ("apps", "deployments", spec.namespace()),
+        ("apps", "daemonsets", spec.namespace()),
+    ];
+    let api: Api<SelfSubjectAccessReview> = Api::all(access.client().clone());
+    let mut refused = Vec::new();
+    for (group, resource, namespace) in needed {
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    group: Some(group.into()),
+                    resource: Some(resource.into()),
+                    namespace: (!namespace.is_empty()).then(|| namespace.into()),
+                    verb: Some("create".into()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let answer = ask(
+            &resource,
+            "ask about",
+            api.create(&PostParams::default(), &review),
+        )
+        .await?;
+        if !answer.status.is_some_and(|status| status.allowed) {
+            refused.push(resource);
+        }
+    }
+    if !refused.is_empty() {
+        findings.problems.push(format!(
+            "You may not create {} in {}: installing needs the rights of a cluster administrator.",
+            refused.join(", "),
+            access.name
+        ));
+    }
+    Ok(())
+}
+
+async fn nodes(access: &Access, findings: &mut Findings) -> anyhow::Result<()> {
+    for node in access.list("v1", "Node", "", "").await? {
+        let info = &node.data["status"]["nodeInfo"];
+        let text = |field: &str| info[field].as_str().unwrap_or_default();
+        if text("operatingSystem") == "windows" {
+            continue;
+        }
+        findings.nodes += 1;
+        let kernel = text("kernelVersion");
+        if version_of(kernel).is_some_and(|found| found < MIN_KERNEL) {
+            let (major, minor) = MIN_KERNEL;
+            findings.problems.push(format!(
+                "Node {} runs Linux {kernel}; capture needs {major}.{minor} or newer.",
+                node.name_any()
+            ));
+        }
+        if !matches!(text("architecture"), "amd64" | "arm64" | "") {
+            findings.warnings.push(format!(
+                "Node {} is {}, for which there may be no images.",
+                node.name_any(),
+                text("architecture")
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn definition(name: &str) -> ObjectId {
+    ObjectId {
+        api_version: "apiextensions.k8s.io/v1".into(),
+        kind: "CustomResourceDefinition".into(),
+        namespace: String::new(),
+        name: name.into(),
+    }
+}
+
+async fn gateway_api(access: &Access, findings: &mut Findings) -> anyhow::Result<()> {
+    const INSTALL: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
+    let Some(there) = access
+        .get(&definition("gateways.gateway.networking.k8s.io"))
+        .await?
+    else {
+        findings.warnings.push(format!(
+            "The Gateway API is not installed: without it there are no waypoints, and so no HTTP routing and policies. What installs it: {INSTALL}"
+        ));
+        return Ok(());
+    };
+    let version = there
+        .annotations()
+        .get(BUNDLE_VERSION)
+        .cloned()
+        .unwrap_or_default();
+    if version_of(&version).is_none_or(|found| found < MIN_GATEWAY_API) {
+        let (major, minor) = MIN_GATEWAY_API;
+        let version = if version.is_empty() {
+            "of an unknown version"
+        } else {
+            version.as_str()
+        };
+        findings.warnings.push(format!(
+            "The Gateway API that is installed is {version}; waypoints need v{major}.{minor} or newer. What brings it up to date: {INSTALL}"
+        ));
+    }
+    findings.gateway_api = Some(version);
+    Ok(())
+}
+
+/// A control plane of Istio's name that is not ours.
+async fn other_mesh(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
+    for (kind, labels) in [("Deployment", "app=istiod"), ("DaemonSet", "app=ztunnel")] {
+        for found in access.list("apps/v1", kind, "", labels).await? {
+            let id = id_of(&found, "apps/v1", kind);
+            let labels = found.labels();
+            let manager = labels
+                .get("app.kubernetes.io/managed-by")
+                .map(String::as_str);
+            let chart = labels
+                .get("helm.sh/chart")
+                .map(String::as_str)
+                .unwrap_or_default();
+            let images = found.data["spec"]["template"]["spec"]["containers"].to_string();
+            let ours = OWNED.contains(&format!("managed-by={}", manager.unwrap_or_default()));
+            let same_revision = labels.get("istio.io/rev").map(String::as_str)
+                == Some(super::state::revision_label(spec.revision()));
+            if ours || (kind == "Deployment" && !same_revision) {
+                continue;
+            }
+            if images.contains("/aditd:") || images.contains("adit/ztunnel") {
+                findings.warnings.push(format!(
+                    "{id} was installed with Helm ({chart}); from now on Helm and `adit` write the same objects."
+                ));
+            } else {
+                findings.problems.push(format!(
+                    "{id} belongs to another mesh, whose place Adit would take. Remove that one first, or install beside it with --revision and another --istioNamespace."
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A CNI that rewrites service addresses before ztunnel sees them, or that removes other
+/// plugins' configuration.
+async fn network(access: &Access, findings: &mut Findings) -> anyhow::Result<()> {
+    let id = ObjectId {
+        api_version: "v1".into(),
+        kind: "ConfigMap".into(),
+        namespace: "kube-system".into(),
+        name: "cilium-config".into(),
+    };
+    let Some(cilium) = access.get_json(&id).await? else {
+        return Ok(());
+    };
+    let is = |key: &str, value: &str| cilium["data"][key] == Value::from(value);
+    if is("cni-exclusive", "true") {
+        findings.problems.push(
+            "Cilium removes the CNI configuration of others from nodes: set cni.exclusive=false in Cilium's Helm values.".into(),
+        );
+    }
+    let socket = is("bpf-lb-sock", "true") || is("kube-proxy-replacement", "true");
+    if socket && !is("bpf-lb-sock-hostns-only", "true") {
+        findings.problems.push(
+            "Cilium's socket load balancer hides from ztunnel which service a pod asks for: set socketLB.hostNamespaceOnly=true in Cilium's Helm values.".into(),
+        );
+    }
+    Ok(())
+}
+
+async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
+    let id = super::install::namespace_id(spec.namespace());
+    let Some(namespace) = access.get(&id).await? else {
+        return Ok(());
+    };
+    let level = namespace.labels().get("pod-security.kubernetes.io/enforce");
+    if let Some(level) = level.filter(|level| *level != "privileged") {
+        findings.problems.push(format!(
+            "{id} admits pods of the level {level} only, and the node's agents mount directories of the host: set its label pod-security.kubernetes.io/enforce=privileged."
+        ));
+    }
+    if let Some(deleted) = &namespace.metadata.deletion_timestamp {
+        findings
+            .problems
+            .push(format!("{id} is being deleted since {}.", deleted.0));
+    }
+    Ok(())
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_whatever_surrounds_them() {
+        for (text, expected) in [
+            ("v1.31.2-gke.1", Some((1, 31))),
+            ("6.1.0-13-amd64", Some((6, 1))),
+            ("5.15.0-1053-aws", Some((5, 15))),
+            ("v1.7.0", Some((1, 7))),
+            ("", None),
+            ("main", None),
+        ] {
+            assert_eq!(version_of(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The plugin in the node's CNI configuration: put in, kept in, taken out.
+//!
+//! A runtime uses the first configuration of its directory, whichever network plugin wrote
+//! it. The plugin goes to the end of that one's list. Its owner may write it anew at any
+//! time (an update, a restart) and then the plugin has to come back before the next pod
+//! starts, so the directory is watched.
+
+mod configuration;
+mod file;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher as _};
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::plugin::PLUGIN_TYPE;
+pub use configuration::ConfigurationError;
+use configuration::Form;
+
+/// Without any sign the directories are looked at so often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// After a sign: what writes a configuration may take some steps.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(1);
+/// A `.conf` that was turned into a list keeps its text under this suffix.
+const SAVED: &str = "adit-saved";
+
+/// Why the plugin is not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A file could not be read, written or moved.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// No network plugin has written a configuration.
+    #[error("{0} has no CNI configuration yet; the plugin joins the first one that comes")]
+    NoConfiguration(PathBuf),
+    /// The first configuration cannot take it.
+    #[error("{path}: {source}")]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ConfigurationError,
+    },
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
+    let path = path.to_owned();
+    move |source| InstallError::Io { what, path, source }
+}
+
+/// Puts the plugin in.
+#[derive(Debug, Clone)]
+pub struct Installer {
+    /// The runtime's directory of plugins.
+    pub bin_dir: PathBuf,
+    /// The runtime's directory of configurations.
+    pub conf_dir: PathBuf,
+    /// The binary that is installed.
+    pub binary: PathBuf,
+    /// The plugin's entry of the list.
+    pub entry: Value,
+    /// The configuration to join, by its file's name; default: the one that a runtime uses.
+    pub conf_name: Option<String>,
+}
+
+impl Installer {
+    /// Brings binary and configuration to where they should be; what had to be changed.
+    ///
+    /// # Errors
+    /// [`InstallError`]; it may be tried again.
+    pub fn reconcile(&self) -> Result<Vec<PathBuf>, InstallError> {
+        let mut changed = Vec::new();
+        // Never a configuration that names a binary which is not there.
+        changed.extend(self.install_binary()?);
+        let files = configurations(&self.conf_dir)?;
+        let is_wanted = |path: &&PathBuf| {
+            let name = self.conf_name.as_ref().map(|name| self.conf_dir.join(name));
+            name.is_none_or(|name| same_stem(path, &name))
+        };
+        let wanted: Vec<PathBuf> = files.iter().filter(is_wanted).cloned().collect();
+        let Some((primary, form)) = primary(&wanted) else {
+            return Err(InstallError::NoConfiguration(self.conf_dir.clone()));
+        };
+        changed.extend(self.join(&primary, form)?);
+        // Only the first one counts; another may have been the first before.
+        for path in files.iter().filter(|path| !same_stem(path, &primary)) {
+            if leave(path)? {
+                changed.push(path.clone());
+            }
+        }
+        Ok(changed)
+    }
+
+    fn install_binary(&self) -> Result<Option<PathBuf>, InstallError> {
+        let target = self.bin_dir.join(PLUGIN_TYPE);
+        let wanted = fs::read(&self.binary).map_err(io_error("read", &self.binary))?;
+        let mode = fs::metadata(&target).map(|file| file.permissions().mode() & 0o777);
+        if fs::read(&target).is_ok_and(|found| found == wanted) && mode.is_ok_and(|m| m == 0o755) {
+            return Ok(None);
+        }
+        file::replace(&target, &wanted, 0o755).map_err(io_error("write", &target))?;
+        Ok(Some(target))
+    }
+
+    /// Adds the entry to a configuration.
+    fn join(&self, path: &Path, form: Form) -> Result<Option<PathBuf>, InstallError> {
+        let refused = |source| InstallError::Configuration {
+            path: path.to_owned(),
+            source,
+        };
+        match form {
+            Form::List => file::update(path, |text| {
+                configuration::join(text, &self.entry).map_err(refused)
+            }),
+            Form::Single => {
+                let text = fs::read(path).map_err(io_error("read", path))?;
+                let list = configuration::to_list(&text, &self.entry).map_err(refused)?;
+                let new = path.with_extension("conflist");
+                file::replace(&new, list.as_bytes(), 0o600).map_err(io_error("write", &new))?;
+                // The list takes force with this: `.conf` comes first.
+                let saved = saved(path);
+                fs::rename(path, &saved).map_err(io_error("move", path))?;
+                Ok(Some(new))
+            }
+        }
+    }
+}
+
+/// Takes the plugin out of every configuration of the directory, and removes its binary.
+///
+/// # Errors
+/// [`InstallError`]; what could be removed is.
+pub fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<(), InstallError> {
+    let mut first = None;
+    match configurations(conf_dir) {
+        Ok(files) => {
+            for path in files {
+                if let Err(error) = leave(&path) {
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        Err(error) => first = Some(error),
+    }
+    // The binary last: no configuration may name one that is not there.
+    if first.is_none() {
+        let binary = bin_dir.join(PLUGIN_TYPE);
+        match fs::remove_file(&binary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                first = Some(io_error("remove", &binary)(error));
+            }
+            _ => {}
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Takes the plugin out of one configuration; whether it was in.
+fn leave(path: &Path) -> Result<bool, InstallError> {
+    if path.extension().is_none_or(|e| e != "conflist") {
+        return Ok(false);
+    }
+    let original = path.with_extension("conf");
+    let saved = saved(&original);
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(io_error("read", path)(error)),
+    };
+    let Some(without) = configuration::leave(&text) else {
+        return Ok(false);
+    };
+    if saved.exists() {
+        // This list was made of a single configuration, which is put back as it was.
+        if original.exists() {
+            fs::remove_file(&saved).map_err(io_error("remove", &saved))?;
+        } else {
+            fs::rename(&saved, &original).map_err(io_error("move", &saved))?;
+        }
+        fs::remove_file(path).map_err(io_error("remove", path))?;
+        return Ok(true);
+    }
+    drop(without);
+    file::update(path, |text| Ok(configuration::leave(text)))?;
+    Ok(true)
+}
+
+fn saved(conf: &Path) -> PathBuf {
+    let mut name = conf.to_owned().into_os_string();
+    name.push(".");
+    name.push(SAVED);
+    name.into()
+}
+
+fn same_stem(one: &Path, other: &Path) -> bool {
+    one.file_stem() == other.file_stem()
+}
+
+/// The configurations of a directory, in the order in which runtimes look at them.
+fn configurations(directory: &Path) -> Result<Vec<PathBuf>, InstallError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("list", directory)(error)),
+    };
+    let is_configuration = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("conf" | "conflist" | "json"))
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = paths.filter(is_configuration).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// The one that a runtime uses: the first that it can read.
+fn primary(files: &[PathBuf]) -> Option<(PathBuf, Form)> {
+    files.iter().find_map(|path| {
+        let text = fs::read(path).ok()?;
+        let form = configuration::form(&text)?;
+        let is_list = path.extension().is_some_and(|e| e == "conflist");
+        // Runtimes go by the name.
+        let fits = is_list == (form == Form::List);
+        fits.then(|| (path.clone(), form))
+    })
+}
+
+/// Keeps the plugin installed until dropped. `installed` says whether it is.
+pub async fn keep(installer: Installer, installed: Arc<AtomicBool>) {
+    let changed = Arc::new(Notify::new());
+    let watch = watch(&installer, changed.clone());
+    if let Err(error) = &watch {
+        warn!("changes of the CNI configuration are noticed late: {error}");
+    }
+    let mut complaint = None;
+    loop {
+        let (worker, failed) = (installer.clone(), "the installer failed".to_owned());
+        let done = spawn_blocking(move || worker.reconcile().map_err(|e| e.to_string()));
+        let done = done.await.unwrap_or(Err(failed));
+        installed.store(done.is_ok(), Ordering::Relaxed);
+        let pause = match done {
+            Ok(paths) => {
+                for path in &paths {
+                    info!(path = %path.display(), "the CNI plugin is installed");
+                }
+                complaint = None;
+                LOOK_INTERVAL
+            }
+            Err(error) => {
+                if complaint.as_ref() != Some(&error) {
+                    warn!("the CNI plugin is not installed: {error}");
+                }
+                complaint = Some(error);
+                RETRY
+            }
+        };
+        if timeout(pause, changed.notified()).await.is_ok() {
+            sleep(SETTLE).await;
+        }
+    }
+}
+
+/// Watches both directories; dropped, it stops.
+fn watch(installer: &Installer, changed: Arc<Notify>) -> notify::Result<impl Sized> {
+    let tell = move |event: notify::Result<notify::Event>| {
+        // Reading is what we do ourselves.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            changed.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(tell)?;
+    for directory in [&installer.bin_dir, &installer.conf_dir] {
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}

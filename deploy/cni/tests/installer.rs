@@ -1,0 +1,234 @@
+//! The installer on directories of this test, among network plugins that do what they like.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use adit_cni::install::{InstallError, Installer, keep, uninstall};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]}"#;
+const OTHER: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "other"}]}"#;
+const SINGLE: &str = r#"{"cniVersion": "0.3.1", "name": "net", "type": "bridge"}"#;
+
+struct Node {
+    directory: tempfile::TempDir,
+    installer: Installer,
+}
+
+impl Node {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        for name in ["bin", "net.d"] {
+            fs::create_dir(at(name)).expect("made");
+        }
+        fs::write(at("binary"), "first version").expect("written");
+        let installer = Installer {
+            bin_dir: at("bin"),
+            conf_dir: at("net.d"),
+            binary: at("binary"),
+            entry: json!({"type": "adit-cni", "agentSocket": "/a"}),
+            conf_name: None,
+        };
+        Self {
+            directory,
+            installer,
+        }
+    }
+
+    fn conf(&self, name: &str) -> PathBuf {
+        self.installer.conf_dir.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.conf(name), text).expect("written");
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.installer.conf_dir).expect("there");
+        let mut names: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("there")
+                    .file_name()
+                    .into_string()
+                    .expect("text")
+            })
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn uninstall(&self) {
+        uninstall(&self.installer.bin_dir, &self.installer.conf_dir).expect("removed");
+        assert_eq!(
+            fs::read_dir(&self.installer.bin_dir)
+                .expect("there")
+                .count(),
+            0
+        );
+    }
+}
+
+fn types(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let conf: Value = serde_json::from_str(&text).unwrap_or_default();
+    let plugins = conf["plugins"].as_array().cloned().unwrap_or_default();
+    let name = |plugin: &Value| plugin["type"].as_str().unwrap_or_default().to_owned();
+    plugins.iter().map(name).collect()
+}
+
+#[test]
+fn the_plugin_joins_the_first_configuration_and_leaves_nothing() {
+    let node = Node::new();
+    node.write("10-net.conflist", LIST);
+    node.write("20-other.conflist", OTHER);
+    node.write("00-readme.txt", "not a configuration");
+    assert_eq!(node.installer.reconcile().expect("installed").len(), 2);
+    assert!(node.installer.reconcile().expect("installed").is_empty());
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge", "adit-cni"]);
+    assert_eq!(types(&node.conf("20-other.conflist")), ["other"]);
+    let binary = node.installer.bin_dir.join("adit-cni");
+    let mode = fs::metadata(&binary).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+
+    fs::write(node.directory.path().join("binary"), "second version").expect("written");
+    node.installer.reconcile().expect("installed");
+    assert_eq!(
+        fs::read_to_string(&binary).expect("there"),
+        "second version"
+    );
+
+    node.uninstall();
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge"]);
+    let names = ["00-readme.txt", "10-net.conflist", "20-other.conflist"];
+    assert_eq!(node.names(), names);
+}
+
+#[test]
+fn it_follows_when_another_configuration_comes_first() {
+    let node = Node::new();
+    node.write("10-net.conflist", LIST);
+    node.installer.reconcile().expect("installed");
+    node.write("05-other.conflist", OTHER);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(
+        types(&node.conf("05-other.conflist")),
+        ["other", "adit-cni"]
+    );
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge"]);
+    // What a runtime cannot read it passes over, and so do we.
+    node.write("00-broken.conflist", "{");
+    assert!(node.installer.reconcile().expect("installed").is_empty());
+}
+
+#[test]
+fn it_joins_the_one_that_it_is_told() {
+    let mut node = Node::new();
+    node.write("10-net.conflist", LIST);
+    node.write("20-other.conflist", OTHER);
+    node.installer.conf_name = Some("20-other.conflist".into());
+    node.installer.reconcile().expect("installed");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge"]);
+    assert_eq!(
+        types(&node.conf("20-other.conflist")),
+        ["other", "adit-cni"]
+    );
+}
+
+#[test]
+fn a_single_plugin_becomes_a_list_and_comes_back_as_it_was() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), ["10-net.conf.adit-saved", "10-net.conflist"]);
+    assert_eq!(types(&node.conf("10-net.conflist")), ["bridge", "adit-cni"]);
+    // Its owner writes it again.
+    let newer = SINGLE.replace("net", "newer");
+    node.write("10-net.conf", &newer);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), ["10-net.conf.adit-saved", "10-net.conflist"]);
+    assert!(node.installer.reconcile().expect("installed").is_empty());
+    node.uninstall();
+    assert_eq!(node.names(), ["10-net.conf"]);
+    assert_eq!(
+        fs::read_to_string(node.conf("10-net.conf")).expect("there"),
+        newer
+    );
+}
+
+#[test]
+fn without_a_configuration_it_waits_and_says_so() {
+    let node = Node::new();
+    let error = node.installer.reconcile().expect_err("nothing there");
+    assert!(matches!(error, InstallError::NoConfiguration(_)), "{error}");
+    node.write("10-net.conflist", &LIST.replace("1.0.0", "0.2.0"));
+    let error = node.installer.reconcile().expect_err("too old");
+    assert!(error.to_string().contains("0.2.0"), "{error}");
+    node.uninstall();
+    assert_eq!(node.names(), ["10-net.conflist"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_comes_back_when_the_configuration_is_rewritten() {
+    let node = Node::new();
+    let installed = Arc::new(AtomicBool::new(false));
+    let keeping = tokio::spawn(keep(node.installer.clone(), installed.clone()));
+    let path = node.conf("10-net.conflist");
+    // First there is none, then in every way in which one is written.
+    for how in 0..6 {
+        match how % 3 {
+            0 => fs::write(&path, LIST).expect("written"),
+            1 => {
+                let new = node.conf(".new");
+                fs::write(&new, LIST).expect("written");
+                fs::rename(&new, &path).expect("moved");
+            }
+            _ => {
+                fs::remove_file(&path).expect("removed");
+                fs::write(&path, LIST).expect("written");
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while types(&path) != ["bridge", "adit-cni"] || !installed.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline, "it did not come back ({how})");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    fs::remove_file(node.installer.bin_dir.join("adit-cni")).expect("removed");
+    let deadline = Instant::now() + PATIENCE;
+    while !node.installer.bin_dir.join("adit-cni").exists() {
+        assert!(Instant::now() < deadline, "the binary did not come back");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    keeping.abort();
+}
+
+/// An owner that writes all the time always has its last word in the file, with ours behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_text_of_the_owner_is_lost() {
+    let node = Node::new();
+    let installed = Arc::new(AtomicBool::new(false));
+    let keeping = tokio::spawn(keep(node.installer.clone(), installed));
+    let path = node.conf("10-net.conflist");
+    let last = 300;
+    for number in 0..=last {
+        let new = node.conf(".owner");
+        let text = LIST.replace("bridge", &format!("bridge-{number}"));
+        fs::write(&new, text).expect("written");
+        fs::rename(&new, &path).expect("moved");
+        tokio::time::sleep(Duration::from_micros(700)).await;
+    }
+    let expected = [format!("bridge-{last}"), "adit-cni".to_owned()];
+    let deadline = Instant::now() + PATIENCE;
+    while types(&path) != expected {
+        assert!(Instant::now() < deadline, "{:?}", types(&path));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    keeping.abort();
+}
