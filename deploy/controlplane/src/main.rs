@@ -139,7 +139,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let authenticator = JwtAuthenticator::from_file(&args.token_key, args.token_issuer.as_deref())?;
     let ca = LocalCa::load_or_generate(&args.ca_dir, &args.trust_domain)
         .context("certificate authority")?;
-    let mut control_plane = ControlPlane::start(options(&args))
+    let mut options = options(&args);
+    // Of the authority's key: replicas and restarts agree without anything that has to be kept.
+    options.mesh.shared_secret = Some(ca.derive_secret("adit waypoints"));
+    let mut control_plane = ControlPlane::start(options)
         .await
         .context("status directory")?;
     let issuer = CertificateIssuer::new(
@@ -200,6 +203,7 @@ fn options(args: &Args) -> Options {
                 .map(|namespace| namespace.as_str().into())
                 .collect(),
             waypoint_fail_open: args.waypoint_fail_open,
+            shared_secret: None,
         },
         ..Options::default()
     };

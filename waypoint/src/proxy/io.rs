@@ -11,6 +11,7 @@ use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
 use adit_shared::net::socket::reset_on_close;
 use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -32,6 +33,8 @@ enum Kind {
     Tunnel(Tunnel),
     Tcp(TokioIo<TcpStream>),
     Tls(Box<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>>),
+    /// A stream of HTTP/2 that carries another protocol (RFC 8441).
+    Stream(Box<Upgraded>),
 }
 
 impl Io {
@@ -50,6 +53,11 @@ impl Io {
         Self::new(Kind::Tls(Box::new(TokioIo::new(stream))))
     }
 
+    /// Over a stream of HTTP/2 that hyper has handed over.
+    pub fn stream(stream: Upgraded) -> Self {
+        Self::new(Kind::Stream(Box::new(stream)))
+    }
+
     fn new(kind: Kind) -> Self {
         Self {
             kind,
@@ -61,7 +69,7 @@ impl Io {
     /// Our address, where there is one.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.kind {
-            Kind::Tunnel(_) => None,
+            Kind::Tunnel(_) | Kind::Stream(_) => None,
             Kind::Tcp(io) => io.inner().local_addr().ok(),
             Kind::Tls(io) => io.inner().get_ref().0.local_addr().ok(),
         }
@@ -151,6 +159,8 @@ impl Io {
             Kind::Tunnel(tunnel) => tunnel.reset(ResetReason::CONNECT_ERROR),
             Kind::Tcp(io) => reset_on_close(io.inner()),
             Kind::Tls(io) => reset_on_close(io.inner().get_ref().0),
+            // hyper can only end it. WebSocket has an end of its own (RFC 6455 7.1.4).
+            Kind::Stream(_) => {}
         }
     }
 
@@ -161,14 +171,14 @@ impl Io {
                 TunnelError::Reset(ResetReason::NO_ERROR) => Poll::Pending,
                 error => Poll::Ready(error.into()),
             },
-            Kind::Tcp(_) | Kind::Tls(_) => Poll::Pending,
+            Kind::Tcp(_) | Kind::Tls(_) | Kind::Stream(_) => Poll::Pending,
         }
     }
 
     fn counted(&self, n: usize) -> usize {
         match self.kind {
             Kind::Tunnel(_) => n,
-            Kind::Tcp(_) | Kind::Tls(_) => 0,
+            Kind::Tcp(_) | Kind::Tls(_) | Kind::Stream(_) => 0,
         }
     }
 
@@ -177,6 +187,7 @@ impl Io {
             Kind::Tunnel(tunnel) => Poll::Ready(Ok(ready!(tunnel.poll_read_chunk(cx))?)),
             Kind::Tcp(io) => poll_socket_chunk(Pin::new(io), cx),
             Kind::Tls(io) => poll_socket_chunk(Pin::new(&mut **io), cx),
+            Kind::Stream(io) => poll_socket_chunk(Pin::new(&mut **io), cx),
         }
     }
 }
@@ -212,6 +223,7 @@ impl Read for Io {
                 },
                 Kind::Tcp(io) => return Pin::new(io).poll_read(cx, buf),
                 Kind::Tls(io) => return Pin::new(&mut **io).poll_read(cx, buf),
+                Kind::Stream(io) => return Pin::new(&mut **io).poll_read(cx, buf),
             }
         }
         let n = this.unread.len().min(buf.remaining());
@@ -242,6 +254,7 @@ impl Write for Io {
             }
             Kind::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Kind::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
+            Kind::Stream(io) => Pin::new(&mut **io).poll_write(cx, buf),
         }
     }
 
@@ -250,6 +263,7 @@ impl Write for Io {
             Kind::Tunnel(_) => Poll::Ready(Ok(())),
             Kind::Tcp(io) => Pin::new(io).poll_flush(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
+            Kind::Stream(io) => Pin::new(&mut **io).poll_flush(cx),
         }
     }
 
@@ -261,6 +275,7 @@ impl Write for Io {
             }),
             Kind::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
+            Kind::Stream(io) => Pin::new(&mut **io).poll_shutdown(cx),
         }
     }
 }

@@ -5,9 +5,14 @@
 mod external;
 mod http1;
 mod http2;
+mod interim;
 mod limits;
 mod policies;
+mod recheck;
 mod routes;
+mod sessions;
 mod support;
 mod tcp;
+mod tls;
+mod websocket;
 mod workers;

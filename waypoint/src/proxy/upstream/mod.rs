@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 
 pub use connect::{ConnectError, Connected, open_tcp};
 pub use pool::{Lease, Upgraded, Upstreams};
-pub use tls::Originate;
+pub use tls::{ClientIdentity, Originate};
 
 use super::body::RequestBody;
 use super::reply::Reply;
@@ -133,6 +133,8 @@ pub struct Answer {
     pub lease: Lease,
     /// Our address on it.
     pub local: Option<SocketAddr>,
+    /// How long it took to have the connection, which is not the endpoint's own time.
+    pub connecting: Duration,
 }
 
 /// How an attempt failed.
