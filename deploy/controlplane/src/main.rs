@@ -227,6 +227,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
+    // Of the authority's key: replicas and restarts agree without anything that has to be kept.
+    options.mesh.shared_secret = Some(ca.get().derive_secret("adit waypoints"));
     let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
@@ -445,6 +447,7 @@ fn options(args: &Args, input: Input) -> Options {
                 .map(|namespace| namespace.as_str().into())
                 .collect(),
             waypoint_fail_open: args.waypoint_fail_open,
+            shared_secret: None,
         },
         ..Options::default()
     };
