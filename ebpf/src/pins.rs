@@ -126,12 +126,17 @@ impl Pins {
         self.create()
     }
 
-    /// Removes everything of the node.
+    /// Removes everything of the node, and the directory of all nodes if it was the last.
     pub(crate) fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir_all(&self.node) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        if let Some(nodes) = self.node.parent() {
+            // Another node may have its own there.
+            let _ = std::fs::remove_dir(nodes);
+        }
+        Ok(())
     }
 
     /// Directories that ztunnels of other layouts left.

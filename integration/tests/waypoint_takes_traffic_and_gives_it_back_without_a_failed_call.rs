@@ -110,6 +110,18 @@ fn a_waypoint_that_is_killed_fails_closed_and_one_that_is_restarted_loses_nothin
     );
     let counted = mesh.requests(client, "http://reviews.shop:9000", &["--grpc", "-n", "10"])?;
     assert_eq!(counted.status("14"), 10, "{counted:?}");
+    let node = mesh.node_of(client)?;
+    let failures = mesh.metrics(&node)?;
+    let of = |told| failures.sum("adit_waypoint_failures_total", &[("told", told)]);
+    assert!(of("http1") >= 51.0, "{}", of("http1"));
+    assert!(of("http2") >= 1.0, "{}", of("http2"));
+    let status = |mesh: &TestMesh| -> anyhow::Result<String> {
+        let dump = mesh.config_dump(&node)?;
+        let all = dump["waypoints"].as_array().context("no waypoints")?;
+        let shown = all.iter().map(|of| of["status"].as_str().unwrap_or("?"));
+        Ok(shown.collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(status(&mesh)?, "Unhealthy");
     // What has no waypoint is not touched.
     let direct = format!("http://{}:8080/", mesh.address(pod("shop/web-b"))?);
     let call = mesh.call(client, &direct)?;
@@ -119,6 +131,7 @@ fn a_waypoint_that_is_killed_fails_closed_and_one_that_is_restarted_loses_nothin
     mesh.eventually("answers", || {
         let counted = mesh.requests(client, URL, &["-n", "20"])?;
         ensure!(counted.status("200") == 20, "{counted:?}");
+        ensure!(status(&mesh)? == "Healthy", "{}", status(&mesh)?);
         Ok(())
     })?;
     Ok(())

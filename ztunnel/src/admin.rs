@@ -71,6 +71,7 @@ impl Admin {
         let dump = json!({
             "workloads": dump::workloads(&snapshot),
             "services": dump::services(&snapshot),
+            "waypoints": dump::waypoints(&snapshot, &self.shared.failing_waypoints),
             "policies": dump::policies(&snapshot),
             "stagedServices": {},
             "staticConfig": Value::Null,

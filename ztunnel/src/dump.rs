@@ -7,10 +7,11 @@ use adit_shared::model::{
     GatewayAddress, GatewayDestination, Health, IpFamilies, LoadBalancingMode, ServiceEntry,
     Snapshot, TunnelProtocol, Workload,
 };
-use adit_shared::policy::{Action, Policy, Scope};
+use adit_shared::policy::{Action, Group, Policy, Scope};
 use serde_json::{Value, json};
 
 use crate::connections::ConnectionView;
+use crate::waypoints::FailingWaypoints;
 
 /// All workloads, by uid.
 pub fn workloads(snapshot: &Snapshot) -> Value {
@@ -53,6 +54,8 @@ fn workload(workload: &Workload) -> Value {
         "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
         "capacity": workload.capacity,
         "authorizationPolicies": workload.authorization_policies.iter().map(|p| &**p).collect::<Vec<_>>(),
+        "servedBy": workload.served_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "requireWaypoint": workload.require_waypoint,
         "services": workload.services.iter().map(|m| m.service.to_string()).collect::<Vec<_>>(),
     })
 }
@@ -135,6 +138,69 @@ fn service(entry: &ServiceEntry) -> Value {
     })
 }
 
+/// The waypoints that services and workloads have, with their instances: which of them may be
+/// used, and which have failed since they were last reached.
+pub fn waypoints(snapshot: &Snapshot, failing: &FailingWaypoints) -> Value {
+    let failing = failing.snapshot(|uid| snapshot.workload(uid).is_some());
+    let of_services = snapshot.services().flat_map(|entry| {
+        let service = entry.service();
+        let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+        service.waypoint.iter().chain(weighted)
+    });
+    let of_workloads = snapshot.workloads().filter_map(|w| w.waypoint.as_ref());
+    let mut found = BTreeMap::new();
+    for waypoint in of_services.chain(of_workloads) {
+        let shown = gateway(waypoint);
+        let name = shown["destination"].to_string();
+        if found.contains_key(&name) {
+            continue;
+        }
+        let instances: Vec<&Workload> = match &waypoint.destination {
+            GatewayDestination::Hostname(name) => snapshot
+                .service(name)
+                .into_iter()
+                .flat_map(|entry| entry.endpoints().iter().map(|w| &**w))
+                .collect(),
+            GatewayDestination::Address(at) => snapshot
+                .workload_at(&at.network, at.address)
+                .into_iter()
+                .map(|w| &**w)
+                .collect(),
+        };
+        let is_up = |w: &&Workload| w.health == Health::Healthy && !failing.contains_key(&w.uid);
+        let status = match instances.iter().any(is_up) {
+            true => "Healthy",
+            false if instances.is_empty() => "Unknown",
+            false => "Unhealthy",
+        };
+        let instances: Vec<Value> = instances
+            .iter()
+            .map(|workload| {
+                let failing = failing.get(&workload.uid).map(|failing| {
+                    json!({
+                        "since": humantime::format_rfc3339_millis(failing.since).to_string(),
+                        "failures": failing.failures,
+                        "error": failing.error,
+                    })
+                });
+                json!({
+                    "workloadUid": *workload.uid,
+                    "status": match workload.health {
+                        Health::Healthy => "Healthy",
+                        Health::Unhealthy => "Unhealthy",
+                    },
+                    "failing": failing,
+                })
+            })
+            .collect();
+        let mut shown = shown;
+        shown["status"] = status.into();
+        shown["instances"] = instances.into();
+        found.insert(name, shown);
+    }
+    found.into_values().collect()
+}
+
 /// All policies, by `namespace/name`.
 pub fn policies(snapshot: &Snapshot) -> Value {
     let mut all: Vec<&Policy> = snapshot.policies().map(|p| &**p).collect();
@@ -147,16 +213,15 @@ fn policy(policy: &Policy) -> Value {
         .key
         .split_once('/')
         .map_or(&*policy.key, |(_, name)| name);
-    let rules: Vec<Vec<Vec<Value>>> = policy
-        .groups
-        .iter()
-        .map(|group| {
+    let rules = |groups: &[Group]| -> Vec<Vec<Vec<Value>>> {
+        let groups = groups.iter().map(|group| {
             let clauses = group.clauses.iter();
             clauses
                 .map(|clause| clause.matches.iter().map(policy_match).collect())
                 .collect()
-        })
-        .collect();
+        });
+        groups.collect()
+    };
     json!({
         "name": name,
         "namespace": *policy.namespace,
@@ -171,7 +236,9 @@ fn policy(policy: &Policy) -> Value {
         },
         "dryRun": policy.dry_run,
         "invalid": policy.invalid.as_deref(),
-        "rules": rules,
+        "rules": rules(&policy.groups),
+        // Where its waypoint enforces the rest.
+        "rulesBehindWaypoint": policy.waypoint_groups.as_deref().map(rules),
     })
 }
 

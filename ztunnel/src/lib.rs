@@ -6,7 +6,7 @@
 //!   [`discovery`]: where they are.
 //! * [`worker`]: the threads that carry connections; [`proxy`]: what happens to one;
 //!   [`connections`]: those that are open.
-//! * [`admin`], [`dump`]: what it tells operators.
+//! * [`admin`], [`dump`]: what it tells operators; [`waypoints`]: those that fail.
 
 pub mod admin;
 pub mod app;
@@ -20,4 +20,5 @@ pub mod listeners;
 pub mod pod;
 pub mod process;
 pub mod proxy;
+pub mod waypoints;
 pub mod worker;

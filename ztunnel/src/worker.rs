@@ -32,6 +32,7 @@ use crate::connections::{Closed, ConnectionView, Connections};
 use crate::listeners::PodListeners;
 use crate::pod::Pod;
 use crate::proxy;
+use crate::waypoints::FailingWaypoints;
 
 /// Commands that may wait for a worker. Only the enrolment and the admin endpoint send
 /// any, one pod or one request at a time.
@@ -61,6 +62,8 @@ pub struct Shared {
     /// the ports that another has in use, and could not know a client's own ports that another
     /// holds.
     pub ports: PortRotor,
+    /// Waypoints that connections fail at.
+    pub failing_waypoints: FailingWaypoints,
     /// Says when to stop.
     pub drain: DrainWatcher,
 }

@@ -1,30 +1,37 @@
 //! `adit analyze`: what is wrong with manifests before, or while, they are in force.
 
+mod live;
+
 use std::io::Write;
 use std::path::PathBuf;
 
-use adit_controlplane::analyze::{Finding, Severity, analyze_paths};
+use adit_controlplane::analyze::{Finding, Severity, analyze_over};
 use adit_controlplane::compile::MeshConfig;
+use adit_controlplane::model::Kind;
 use adit_shared::identity::TrustDomain;
 use anyhow::Context as _;
-use clap::ValueEnum;
+use clap::{ArgAction, ValueEnum};
 
-use crate::output::{self, Outcome, Output};
-use crate::ztunnel::target;
+use crate::cluster::{Cluster, ClusterArgs};
+use crate::output::{self, Outcome, Output, UsageError};
 
 /// Look for mistakes in the mesh's configuration
 ///
-/// Reads manifests as the control plane does and says what is invalid, ineffective or leads
-/// nowhere, with file, line and field. Without a path it reads the manifests of the local
-/// mesh that runs.
+/// Reads objects as the control plane does and says what is invalid, ineffective or leads
+/// nowhere, with file, line and field. Without a path it looks at what is in force: in the
+/// cluster, or in the local mesh that runs. Paths are looked at as if they were applied to
+/// the cluster, or for themselves with --use-kube=false.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  # everything in a folder
-  adit analyze deploy/samples/mesh
+  # what is in the cluster
+  adit analyze -A
 
-  # two files, as JSON, for a program
-  adit analyze -f shop.yaml -f policies.yaml -o json
+  # what would be wrong if this were applied
+  adit analyze -n shop shop.yaml
+
+  # two files by themselves, as JSON, for a program
+  adit analyze --use-kube=false -f shop.yaml -f policies.yaml -o json
 
   # in a pipeline: warnings fail it, one check is off
   adit analyze k8s/ --failure-threshold warning --suppress 'IST0118=Service shop/*'
@@ -38,9 +45,13 @@ pub struct Args {
     /// File or folder of manifests; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     files: Vec<PathBuf>,
-    /// The manifests of this local mesh
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["paths", "files"])]
-    mesh: Option<String>,
+    /// Look at the cluster too
+    #[arg(short = 'k', long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value_t = true, default_missing_value = "true", value_name = "BOOL")]
+    use_kube: bool,
+    /// Everything in the cluster, not only one namespace
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
     /// How findings are printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -53,21 +64,15 @@ pub struct Args {
     /// Leave out a code, for all objects or for one: CODE or 'CODE=KIND NAMESPACE/NAME', with *
     #[arg(short = 'S', long, value_name = "CODE[=OBJECT]")]
     suppress: Vec<Suppression>,
-    /// Only what concerns objects of this namespace
-    #[arg(short, long)]
-    namespace: Option<String>,
-    /// Trust domain of the mesh
-    #[arg(long, default_value = TrustDomain::DEFAULT, value_parser = TrustDomain::new)]
-    trust_domain: TrustDomain,
-    /// Namespace whose policies cover the whole mesh
-    #[arg(
-        short = 'i',
-        long = "istioNamespace",
-        visible_alias = "root-namespace",
-        value_name = "NAMESPACE",
-        default_value = "istio-system"
-    )]
-    root_namespace: String,
+    /// Trust domain of the mesh [default: what the cluster's mesh configuration says, else
+    /// cluster.local]
+    #[arg(long, value_parser = TrustDomain::new)]
+    trust_domain: Option<TrustDomain>,
+    /// Namespace whose policies cover the whole mesh [default: that of the control plane]
+    #[arg(long, value_name = "NAMESPACE")]
+    root_namespace: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -97,29 +102,33 @@ impl From<Level> for Severity {
     }
 }
 
+/// What is looked at.
+struct Subject {
+    /// Of the API server.
+    documents: Vec<serde_json::Value>,
+    paths: Vec<PathBuf>,
+    mesh: MeshConfig,
+    /// Findings are told of this namespace only; those of files always.
+    namespace: Option<String>,
+    /// For people.
+    name: String,
+}
+
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let mut paths = args.paths;
-    paths.extend(args.files);
-    if paths.is_empty() {
-        paths.push(target::mesh(args.mesh.as_deref())?.status()?.manifests);
-    }
-    for path in &paths {
-        path.metadata()
-            .with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-    let mesh = MeshConfig {
-        trust_domain: args.trust_domain,
-        root_namespace: args.root_namespace.into(),
-        ..MeshConfig::default()
-    };
-    let mut findings = analyze_paths(paths, &mesh);
+    let subject = subject(&args)?;
+    let mut findings = analyze_over(&subject.documents, subject.paths, &subject.mesh);
     findings.retain(|finding| {
         let of_namespace = |namespace: &String| {
             let object = finding.object.as_ref();
-            object.is_none_or(|o| *o.namespace == **namespace)
+            object.is_none_or(|object| match (object.kind, &*object.namespace) {
+                (Kind::Namespace, _) => *object.name == **namespace,
+                // Of the whole cluster.
+                (_, "") => true,
+                (_, of) => of == namespace,
+            })
         };
-        args.namespace.as_ref().is_none_or(of_namespace)
+        let from_file = finding.file.is_some() && args.cluster.namespace.is_none();
+        (from_file || subject.namespace.as_ref().is_none_or(of_namespace))
             && !args.suppress.iter().any(|s| s.covers(finding))
     });
     let fails = Severity::from(args.failure_threshold);
@@ -127,13 +136,79 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let shown = Severity::from(args.output_threshold);
     findings.retain(|finding| finding.severity >= shown);
     let text = match args.output {
-        Format::Log => log(&findings, &names.join(", ")),
+        Format::Log => log(&findings, &subject.name),
         Format::Json => output::json(&findings)?,
         Format::Yaml => output::yaml(&findings)?,
     };
     out.write_all(text.as_bytes())
         .context("cannot write the findings")?;
     Ok(outcome)
+}
+
+fn subject(args: &Args) -> anyhow::Result<Subject> {
+    let mut paths = [args.paths.as_slice(), &args.files].concat();
+    for path in &paths {
+        path.metadata()
+            .with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let cluster = match (args.use_kube, paths.is_empty()) {
+        (true, true) => Some(args.cluster.open()?),
+        // Paths can be looked at for themselves where nothing runs.
+        (true, false) => args.cluster.find()?,
+        (false, false) => None,
+        (false, true) => return Err(no_paths()),
+    };
+    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let mut name = names.join(", ");
+    let mut namespace = args.cluster.namespace.clone();
+    let mut documents = Vec::new();
+    let mut mesh = MeshConfig {
+        root_namespace: args.cluster.kubernetes.istio_namespace.as_str().into(),
+        ..MeshConfig::default()
+    };
+    match cluster {
+        Some(Cluster::Kubernetes(cluster)) => {
+            documents = live::objects(&cluster)?;
+            if let Some(found) = live::trust_domain(&documents, &mesh.root_namespace) {
+                mesh.trust_domain = found;
+            }
+            if !args.all_namespaces {
+                let default = || cluster.default_namespace().to_owned();
+                namespace.get_or_insert_with(default);
+            }
+            let place = match &namespace {
+                Some(namespace) => format!("namespace {namespace} of {}", cluster.name()),
+                None => cluster.name().to_owned(),
+            };
+            name = match name.is_empty() {
+                true => place,
+                false => format!("{name} and {place}"),
+            };
+        }
+        Some(Cluster::Local(running)) if paths.is_empty() => {
+            let manifests = running.status()?.manifests;
+            name = manifests.display().to_string();
+            paths.push(manifests);
+        }
+        Some(Cluster::Local(_)) | None => {}
+    }
+    if let Some(trust_domain) = &args.trust_domain {
+        mesh.trust_domain = trust_domain.clone();
+    }
+    if let Some(root) = &args.root_namespace {
+        mesh.root_namespace = root.as_str().into();
+    }
+    Ok(Subject {
+        documents,
+        paths,
+        mesh,
+        namespace,
+        name,
+    })
+}
+
+fn no_paths() -> anyhow::Error {
+    UsageError("with --use-kube=false name the files to look at".into()).into()
 }
 
 fn log(findings: &[Finding], paths: &str) -> String {

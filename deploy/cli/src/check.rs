@@ -1,5 +1,7 @@
-//! `adit check`: whether this machine can carry a node of the mesh, and whether the mesh on
-//! it is well.
+//! `adit check`: whether a cluster or this machine can carry the mesh, and whether the mesh
+//! in it is well.
+
+mod cluster;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,63 +13,73 @@ use adit_local::Running;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::install::options::ClusterArgs;
-use crate::install::precheck;
-use crate::output::{self, Format, Outcome, Output};
+use crate::cluster::{Cluster, ClusterArgs, running_meshes};
+use crate::kubernetes::{self, Found};
+use crate::output::{self, Format, Outcome, Output, UsageError};
 use crate::table::{Table, printable};
-use crate::ztunnel::target;
 
 /// Capability that stands for [`foreign_programs`], which get a table of their own.
 const NO_FOREIGN_PROGRAMS: &str = "no other socket load balancer";
 
-/// Check that this machine can capture traffic, and that the mesh on it is well
+/// Check that the mesh can run, and that it is well
 ///
-/// Every kernel feature is tried, not guessed from a version: programs that let everything
-/// pass are loaded and attached for a moment. Run it as root.
+/// Of a Kubernetes cluster: versions, kernels of the nodes, rights (--pre), the parts of the
+/// mesh. Of this machine, where there is no kubeconfig or --machine says so: every kernel
+/// feature is tried, not guessed from a version, by programs that let everything pass and are
+/// attached for a moment; run it as root.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   # before anything is installed
   adit check --pre
 
+  # the mesh in a cluster
+  adit check --context production
+
   # the machine, and the local mesh that runs on it
-  adit check
+  adit check --machine
 
-  # a cluster, before the mesh is installed in it
-  adit check --pre --kubeconfig ~/.kube/config
-
-  # a Kubernetes node, whose pods run below the kubepods slice
+  # on a Kubernetes node, whose pods run below the kubepods slice
   adit check --pre --cgroup /sys/fs/cgroup/kubepods.slice
 
 Exit status: 1 if something that is needed is missing.")]
 pub struct Args {
-    /// Only the machine, not the mesh that may run on it; of a cluster, whether the mesh can
-    /// be installed in it
+    /// Only what the mesh needs, not the mesh that may run
     #[arg(long)]
     pre: bool,
-    #[command(flatten)]
-    cluster: ClusterArgs,
-    /// The local mesh to look at; without it, every one that runs
-    #[arg(long, value_name = "NAME", conflicts_with = "pre")]
-    mesh: Option<String>,
-    /// The cgroup v2 directory below which the node's pods run
-    #[arg(long, value_name = "PATH")]
+    /// This machine, also where there is a kubeconfig
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"])]
+    machine: bool,
+    /// The cgroup v2 directory below which the pods of this machine run
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context"])]
     cgroup: Option<PathBuf>,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    at: ClusterArgs,
 }
 
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    if args.pre && args.cgroup.is_none() && args.cluster.is_named() {
-        return precheck::run(&args.cluster, args.output, out);
+    if args.pre && args.at.mesh.is_some() {
+        let text = "--pre is about what a mesh needs: give --mesh or --pre";
+        return Err(UsageError(text.into()).into());
     }
-    let config = node_config(args.cgroup)?;
-    let meshes = match (args.pre, args.mesh) {
-        (true, _) => Vec::new(),
-        (false, Some(name)) => vec![Running::open(&name)?],
-        (false, None) => target::running_meshes()?,
+    let named = args.at.names_one();
+    let machine = args.machine || args.cgroup.is_some();
+    let nearby = !named && (machine || kubernetes::find()? == Found::Nothing);
+    let meshes = match nearby {
+        // Several may run.
+        true if args.pre => Vec::new(),
+        true => running_meshes()?,
+        false => match args.at.open()? {
+            Cluster::Kubernetes(found) => {
+                return cluster::run(&found, args.pre, args.output, out);
+            }
+            Cluster::Local(mesh) => vec![mesh],
+        },
     };
+    let config = node_config(args.cgroup)?;
     let report = Report::new(
         capabilities(&config),
         // A cgroup that cannot be asked is a finding of the capabilities already.

@@ -10,6 +10,7 @@ mod check;
 mod cluster;
 mod completion;
 mod install;
+mod kubernetes;
 mod local;
 mod output;
 mod proxy;
@@ -24,6 +25,7 @@ mod ztunnel;
 mod ztunnel_config;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,8 +38,29 @@ use crate::output::{Outcome, Output, UsageError};
 #[command(after_help = "\
 Exit status: 0 all is well, 1 something was found or failed, 2 the command line is wrong.")]
 struct Cli {
+    #[command(flatten)]
+    _anywhere: Anywhere,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Flags that istioctl and kubectl take before the subcommand too. Commands have them by the
+/// same names, and get their values from here as well.
+#[derive(Debug, clap::Args)]
+struct Anywhere {
+    // Its short form, -c, is a container to `adit local logs`.
+    #[arg(long = "kubeconfig", id = "kubeconfig", global = true, hide = true)]
+    _kubeconfig: Option<PathBuf>,
+    #[arg(long = "context", id = "context", global = true, hide = true)]
+    _context: Option<String>,
+    #[arg(
+        short = 'n',
+        long = "namespace",
+        id = "namespace",
+        global = true,
+        hide = true
+    )]
+    _namespace: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -22,6 +22,11 @@ impl Outcome {
     pub fn of(well: bool) -> Self {
         if well { Self::Well } else { Self::Findings }
     }
+
+    /// Well if both are.
+    pub fn and(self, other: Self) -> Self {
+        Self::of(self == Self::Well && other == Self::Well)
+    }
 }
 
 /// The command line cannot be obeyed as it stands: exit status 2.

@@ -2,17 +2,21 @@
 //! along it is. Columns are those of `istioctl proxy-status`.
 
 use anyhow::Context as _;
+use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cluster::{Cluster, ClusterArgs};
+use crate::kubernetes::{Kubernetes, Role};
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::Table;
-use crate::ztunnel::target::mesh;
 
 /// Port of the control plane's readiness, metrics and debug pages.
 const MONITORING: u16 = 15014;
-/// The only cluster of a local mesh.
+/// The cluster of a mesh that has only one.
 const CLUSTER: &str = "Kubernetes";
+/// Where a replica of the control plane is named.
+const REPLICA: &str = "istiod";
 
 /// Show the proxies that are connected to the control plane
 ///
@@ -21,21 +25,24 @@ const CLUSTER: &str = "Kubernetes";
 pub struct Args {
     /// Only this one, as NAME[.NAMESPACE]
     proxy: Option<String>,
-    /// Local mesh [default: the only one that runs]
-    #[arg(long, value_name = "NAME")]
-    mesh: Option<String>,
     /// Every type with its state
     #[arg(short, long)]
     verbose: bool,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 #[derive(Debug, Deserialize)]
 struct Proxy {
     proxy: String,
     id: String,
+    #[serde(default)]
+    istiod: String,
+    #[serde(default)]
+    version: String,
     #[serde(default)]
     types: Vec<Type>,
 }
@@ -49,11 +56,15 @@ struct Type {
 }
 
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let mesh = mesh(args.mesh.as_deref())?;
-    let answer = mesh
-        .get_control_plane(MONITORING, "/debug/syncz")
-        .context("aditd does not answer")?;
-    let mut raw: Vec<Value> = serde_json::from_slice(&answer.body).context("aditd's answer")?;
+    let (mut raw, heard) = match args.cluster.open()? {
+        Cluster::Local(mesh) => {
+            let answer = mesh
+                .get_control_plane(MONITORING, "/debug/syncz")
+                .context("aditd does not answer")?;
+            (connected(&answer.body, "aditd")?, Outcome::Well)
+        }
+        Cluster::Kubernetes(cluster) => of_replicas(&cluster)?,
+    };
     if let Some(wanted) = &args.proxy {
         raw.retain(|proxy| {
             let name = proxy["proxy"].as_str().unwrap_or_default();
@@ -65,7 +76,45 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
         serde_json::from_value(Value::Array(raw.clone())).context("aditd's answer")?;
     output::print(out, args.output, &raw, || table(&proxies, args.verbose))?;
     let mut types = proxies.iter().flat_map(|proxy| &proxy.types);
-    Ok(Outcome::of(types.all(|kind| kind.status != "ERROR")))
+    Ok(heard.and(Outcome::of(types.all(|kind| kind.status != "ERROR"))))
+}
+
+/// The proxies of every replica of the control plane; each knows its own.
+fn of_replicas(cluster: &Kubernetes) -> anyhow::Result<(Vec<Value>, Outcome)> {
+    let pods = cluster.running_mesh_pods(Role::ControlPlane)?;
+    let ports: Vec<_> = pods.iter().map(|pod| pod.port(MONITORING)).collect();
+    let answers = cluster.http_to_all(&ports, &Method::GET, "/debug/syncz");
+    let (mut all, mut silent) = (Vec::new(), 0);
+    for (pod, answer) in pods.iter().zip(answers) {
+        match answer.and_then(|(_, body)| connected(&body, &pod.name)) {
+            Ok(proxies) => all.extend(proxies),
+            Err(error) => {
+                let trouble = pod.trouble.clone();
+                let why = trouble.unwrap_or_else(|| output::sentence(&error));
+                output::complain(format_args!("Error: {} does not answer: {why}", pod.name));
+                silent += 1;
+            }
+        }
+    }
+    anyhow::ensure!(
+        silent < pods.len(),
+        "no control plane of {} has answered",
+        cluster.name()
+    );
+    Ok((all, Outcome::of(silent == 0)))
+}
+
+/// The proxies that are connected to a replica, with its name.
+fn connected(answer: &[u8], replica: &str) -> anyhow::Result<Vec<Value>> {
+    let answer: Vec<Value> =
+        serde_json::from_slice(answer).with_context(|| format!("{replica}'s answer"))?;
+    let named = |mut proxy: Value| {
+        if let Some(proxy) = proxy.as_object_mut() {
+            proxy.insert(REPLICA.into(), replica.into());
+        }
+        proxy
+    };
+    Ok(answer.into_iter().map(named).collect())
 }
 
 fn table(proxies: &[Proxy], verbose: bool) -> String {
@@ -92,9 +141,7 @@ fn table(proxies: &[Proxy], verbose: bool) -> String {
         if !lagging.is_empty() {
             types += &format!("; {}", lagging.join(", "));
         }
-        // Programs of one mesh are of one version.
-        let version = env!("CARGO_PKG_VERSION");
-        table.row([&proxy.proxy, CLUSTER, "aditd", version, &types]);
+        table.row([&proxy.proxy, CLUSTER, &proxy.istiod, &proxy.version, &types]);
     }
     table.render()
 }
@@ -132,6 +179,8 @@ mod tests {
         let proxies = [Proxy {
             proxy: "ztunnel-n1.istio-system".into(),
             id: "ztunnel~1".into(),
+            istiod: "aditd".into(),
+            version: "0.1.0".into(),
             types: vec![kind("Address", "SYNCED"), kind("Authorization", "ERROR")],
         }];
         let text = table(&proxies, false);

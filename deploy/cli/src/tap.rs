@@ -4,20 +4,17 @@ use std::io::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use adit_local::MeshStatus;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::output::{self, Outcome, Output};
-use crate::proxy::target::{TargetArgs, Waypoint, waypoint, waypoints};
+use crate::proxy::target::{TargetArgs, Waypoint, get_all, waypoint, waypoints};
 use crate::table::printable;
-use crate::ztunnel::target::mesh;
 
-/// Between rounds of several waypoints: each is asked without waiting.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Before waypoints that are all silent are asked again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Watch requests at waypoints as they end
 #[derive(Debug, clap::Args)]
@@ -77,33 +74,65 @@ struct Tapped {
     events: Vec<Value>,
 }
 
+/// A waypoint that is watched.
+struct Watched {
+    waypoint: Waypoint,
+    /// The first event that has not been seen; `None`: from now on.
+    since: Option<u64>,
+    /// It did not answer, and that was told.
+    silent: bool,
+}
+
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let mut watched: Vec<(Waypoint, Option<u64>)> = Vec::new();
+    let mut watched = Vec::new();
     for waypoint in targets(args)? {
-        // From now on.
-        let begin = ask(&waypoint, None)?;
-        watched.push((waypoint, Some(begin.next)));
+        watched.push(Watched {
+            waypoint,
+            since: None,
+            silent: false,
+        });
     }
     let until = args.duration.map(|duration| Instant::now() + duration);
-    let mut seen = 0;
     let several = watched.len() > 1;
+    let mut seen = 0;
     loop {
-        for (waypoint, since) in &mut watched {
-            let tapped = match ask(waypoint, *since) {
+        let asked: Vec<_> = watched
+            .iter()
+            .map(|watched| (&watched.waypoint, path(watched.since)))
+            .collect();
+        let answers = get_all(&asked);
+        let mut all_silent = true;
+        for (watched, answer) in watched.iter_mut().zip(answers) {
+            let name = &watched.waypoint.name;
+            let tapped = answer.and_then(|answer| {
+                serde_json::from_slice::<Tapped>(&answer)
+                    .with_context(|| format!("the answer of {name}"))
+            });
+            let tapped = match tapped {
                 Ok(tapped) => tapped,
                 // The others go on; it may come back.
                 Err(error) if several => {
-                    output::complain_of(&error);
-                    *since = None;
+                    if !watched.silent {
+                        output::complain_of(&error);
+                    }
+                    watched.silent = true;
+                    watched.since = None;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            *since = Some(tapped.next);
+            all_silent = false;
+            watched.silent = false;
+            // What was before the first answer is not shown.
+            let begun = watched.since.is_some();
+            watched.since = Some(tapped.next);
+            if !begun {
+                continue;
+            }
             if tapped.missed > 0 {
                 output::complain(format_args!(
-                    "{}: {} requests were too many to be shown",
-                    waypoint.name, tapped.missed
+                    "{name}: {} requests were too many to be shown",
+                    tapped.missed
                 ));
             }
             for event in tapped.events.iter().filter(|event| args.takes(event)) {
@@ -122,34 +151,36 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(Outcome::Well);
         }
-        if several {
+        // Those that answer take their time for it.
+        if all_silent {
             sleep(PAUSE);
         }
     }
 }
 
-fn targets(args: &Args) -> anyhow::Result<Vec<Waypoint>> {
-    if args.target.is_some() || args.at.namespace.is_some() || args.at.admin_address.is_some() {
-        return Ok(vec![waypoint(&args.at, args.target.as_deref())?]);
+fn path(since: Option<u64>) -> String {
+    match since {
+        Some(since) => format!("/debug/tap?since={since}"),
+        None => "/debug/tap".to_owned(),
     }
-    let status: MeshStatus = mesh(args.at.mesh.as_deref())?.status()?;
-    let all = waypoints(&status);
+}
+
+fn targets(args: &Args) -> anyhow::Result<Vec<Waypoint>> {
+    let at = &args.at;
+    if args.target.is_some() || at.admin_address.is_some() {
+        return Ok(vec![waypoint(at, args.target.as_deref())?]);
+    }
+    let cluster = at.cluster.open()?;
+    let namespace = at.cluster.namespace.as_deref();
+    let all = waypoints(&cluster, namespace, at.proxy_admin_port)?;
     if all.is_empty() {
+        let place = namespace.map_or_else(String::new, |name| format!(" in namespace {name}"));
         bail!(
-            "mesh {} has no waypoint; `adit waypoint apply` makes one",
-            status.name
+            "{} has no waypoint{place} that runs; `adit waypoint apply` makes one",
+            cluster.name()
         );
     }
     Ok(all)
-}
-
-fn ask(waypoint: &Waypoint, since: Option<u64>) -> anyhow::Result<Tapped> {
-    let path = match since {
-        Some(since) => format!("/debug/tap?since={since}"),
-        None => "/debug/tap".to_owned(),
-    };
-    let answer = waypoint.request(&Method::GET, &path)?;
-    serde_json::from_slice(&answer).with_context(|| format!("the answer of {}", waypoint.name))
 }
 
 impl Args {

@@ -10,17 +10,22 @@ use http::Method;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cluster::Cluster;
+use crate::kubernetes::{Kubernetes, PodView, Role};
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::printable;
-use crate::ztunnel::target::{self, TargetArgs, Ztunnel, targets};
+use crate::ztunnel::target::{TargetArgs, Ztunnel, targets, targets_in};
 
 /// Where the control plane has its metrics.
 const MONITORING_PORT: u16 = 15014;
+/// Where proxies in a cluster have theirs. A dump says the version too, and is as large as
+/// the mesh.
+const METRICS_PORT: u16 = 15020;
 
-/// Show the version of this program, the control plane and the ztunnels
+/// Show the versions of this program, the control plane and the proxies
 ///
-/// Control plane and ztunnels are asked where there are any: in the local mesh that runs, or
-/// at --admin-address.
+/// Control plane and proxies are asked where there are any: in the cluster, in the local mesh
+/// that runs, or at --admin-address.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +36,9 @@ pub struct Args {
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// Only the number of this program's version, where nothing is asked
+    #[arg(short, long)]
+    short: bool,
     /// Ask what runs
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
         default_value_t = true, default_missing_value = "true", value_name = "BOOL")]
@@ -47,31 +55,14 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         mesh_version: Vec::new(),
         data_plane_version: Vec::new(),
     };
-    let mut outcome = Outcome::Well;
-    if args.remote {
-        let named = args.at.mesh.is_some() || args.at.node.is_some();
-        let named = named || args.at.admin_address.is_some();
-        // Nothing runs here, and nobody said that something should.
-        let quiet = !named && target::running_meshes()?.is_empty();
-        match targets(&args.at, None) {
-            Err(_) if quiet => {}
-            Err(error) => return Err(error),
-            Ok(targets) => {
-                if args.at.admin_address.is_none()
-                    && let Ok(mesh) = target::mesh(args.at.mesh.as_deref())
-                {
-                    outcome = versions.ask_control_plane(&mesh);
-                }
-                for ztunnel in targets.ztunnels {
-                    if let Err(error) = versions.ask(ztunnel) {
-                        output::complain_of(&error);
-                        outcome = Outcome::Findings;
-                    }
-                }
-            }
-        }
-    }
-    output::print(out, args.output, &versions, || versions.text())?;
+    let outcome = match args.remote {
+        true => versions.ask_what_runs(&args.at)?,
+        false => Outcome::Well,
+    };
+    output::print(out, args.output, &versions, || match args.short {
+        true if !args.remote => versions.client_version.version.clone() + "\n",
+        _ => versions.text(),
+    })?;
     Ok(outcome)
 }
 
@@ -107,6 +98,40 @@ struct Proxy {
 }
 
 impl Versions {
+    fn ask_what_runs(&mut self, at: &TargetArgs) -> anyhow::Result<Outcome> {
+        if at.admin_address.is_some() {
+            return Ok(self.ask_all(targets(at, None)?.ztunnels));
+        }
+        match at.cluster.find()? {
+            Some(Cluster::Kubernetes(cluster)) => self.ask_cluster(&cluster),
+            Some(cluster @ Cluster::Local(_)) => {
+                let targets = targets_in(&cluster, at.wanted(None))?;
+                let control_plane = match &cluster {
+                    Cluster::Local(mesh) => self.ask_control_plane(mesh),
+                    Cluster::Kubernetes(_) => Outcome::Well,
+                };
+                Ok(control_plane.and(self.ask_all(targets.ztunnels)))
+            }
+            None => match targets(at, None) {
+                Ok(targets) => Ok(self.ask_all(targets.ztunnels)),
+                // Nothing runs here, and nobody said that something should.
+                Err(_) if at.node.is_none() => Ok(Outcome::Well),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    fn ask_all(&mut self, ztunnels: Vec<Ztunnel>) -> Outcome {
+        let mut outcome = Outcome::Well;
+        for ztunnel in ztunnels {
+            if let Err(error) = self.ask(ztunnel) {
+                output::complain_of(&error);
+                outcome = Outcome::Findings;
+            }
+        }
+        outcome
+    }
+
     fn ask(&mut self, ztunnel: Ztunnel) -> anyhow::Result<()> {
         let text = ztunnel.request(&Method::GET, "/config_dump")?;
         let dump: Value = serde_json::from_slice(&text)
@@ -117,6 +142,41 @@ impl Versions {
             version: version.unwrap_or("unknown").to_owned(),
         });
         Ok(())
+    }
+
+    fn ask_cluster(&mut self, cluster: &Kubernetes) -> anyhow::Result<Outcome> {
+        let control_plane = cluster.mesh_pods(Role::ControlPlane)?;
+        let mut proxies = cluster.mesh_pods(Role::Ztunnel)?;
+        if control_plane.is_empty() && proxies.is_empty() {
+            // No failure: nobody said that it should be there.
+            output::complain(format_args!(
+                "Adit is not in namespace {} of {}: `adit install` puts it there.",
+                cluster.istio_namespace(),
+                cluster.name()
+            ));
+            return Ok(Outcome::Well);
+        }
+        proxies.extend(cluster.waypoint_pods(None)?);
+        let mut outcome = Outcome::Well;
+        for (pod, tag) in build_tags(cluster, &control_plane, MONITORING_PORT) {
+            match tag {
+                Ok(version) => self.mesh_version.push(Component {
+                    component: "aditd",
+                    info: Build { version },
+                }),
+                Err(error) => outcome = not_told(pod, &error),
+            }
+        }
+        for (pod, tag) in build_tags(cluster, &proxies, METRICS_PORT) {
+            match tag {
+                Ok(version) => self.data_plane_version.push(Proxy {
+                    id: pod.full_name(),
+                    version,
+                }),
+                Err(error) => outcome = not_told(pod, &error),
+            }
+        }
+        Ok(outcome)
     }
 
     fn ask_control_plane(&mut self, mesh: &Running) -> Outcome {
@@ -164,7 +224,34 @@ impl Versions {
     }
 }
 
-/// The version in the control plane's metric `istio_build`.
+/// What each pod says of its build.
+fn build_tags<'a>(
+    cluster: &Kubernetes,
+    pods: &'a [PodView],
+    port: u16,
+) -> Vec<(&'a PodView, anyhow::Result<String>)> {
+    let ports: Vec<_> = pods.iter().map(|pod| pod.port(port)).collect();
+    let answers = cluster.http_to_all(&ports, &Method::GET, "/metrics");
+    let tag = |answer: anyhow::Result<(_, bytes::Bytes)>| {
+        let (_, body) = answer?;
+        Ok(build_tag(&String::from_utf8_lossy(&body)).unwrap_or_else(|| "unknown".into()))
+    };
+    pods.iter().zip(answers.into_iter().map(tag)).collect()
+}
+
+fn not_told(pod: &PodView, error: &anyhow::Error) -> Outcome {
+    let name = pod.full_name();
+    match &pod.trouble {
+        Some(trouble) => output::complain(format_args!("Error: {name} does not run: {trouble}")),
+        None => output::complain(format_args!(
+            "Error: {name} does not answer: {}",
+            output::sentence(error)
+        )),
+    }
+    Outcome::Findings
+}
+
+/// The version in a program's metric `istio_build`.
 fn build_tag(metrics: &str) -> Option<String> {
     let line = metrics.lines().find(|l| l.starts_with("istio_build{"))?;
     let (_, rest) = line.split_once("tag=\"")?;

@@ -6,18 +6,22 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use adit_local::{PodStatus, Running};
 use anyhow::{Context as _, bail};
 use http::Method;
 use serde_json::{Value, json};
 
+use crate::cluster::{Cluster, ClusterArgs};
 use crate::output::{self, Format, Outcome, Output, UsageError};
-use crate::proxy::target::{TargetArgs, waypoint};
+use crate::proxy::target::waypoint_in;
 use crate::table::printable;
 use crate::ztunnel::admin::encode;
 use crate::ztunnel::dump::{Dump, Gateway, Service, Workload};
-use crate::ztunnel::target::mesh;
+use crate::ztunnel::names::leads_nowhere;
+use crate::ztunnel::target::{Wanted, targets_in};
 
+/// What becomes of a request whose waypoint cannot be reached.
+const NO_WAYPOINT: &str = "refused: the waypoint is not there, and nothing goes past it";
+/// Port of the admin endpoints.
 const ADMIN: u16 = 15000;
 
 /// Explain what becomes of a request: hops, route, policy, rule
@@ -45,12 +49,11 @@ pub struct Args {
     /// Request header, `name: value`; may be repeated
     #[arg(long = "header", short = 'H')]
     headers: Vec<String>,
-    /// Local mesh [default: the only one that runs]
-    #[arg(long, value_name = "NAME")]
-    mesh: Option<String>,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// What is asked about, as the client's ztunnel knows it.
@@ -68,10 +71,10 @@ enum Found {
 }
 
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let mesh = mesh(args.mesh.as_deref())?;
-    let (asked, dump) = find(args, &mesh)?;
+    let cluster = args.cluster.open()?;
+    let (asked, dump) = find(args, &cluster)?;
     let mut steps = Vec::new();
-    let verdict = explain(args, &mesh, &asked, &dump, &mut steps)?;
+    let verdict = explain(args, &cluster, &asked, &dump, &mut steps)?;
     let value = json!({"steps": steps, "verdict": verdict.1, "answered": verdict.0});
     output::print(out, args.output, &value, || {
         text(args, &asked, &steps, &verdict.1)
@@ -105,7 +108,7 @@ fn text(args: &Args, asked: &Asked, steps: &[Value], verdict: &str) -> String {
 
 fn explain(
     args: &Args,
-    mesh: &Running,
+    cluster: &Cluster,
     asked: &Asked,
     dump: &Dump,
     steps: &mut Vec<Value>,
@@ -136,9 +139,16 @@ fn explain(
     };
     if let Some(gateway) = through {
         let name = waypoint_name(gateway);
+        if leads_nowhere(gateway) {
+            says.push(format!(
+                "it should pass waypoint {name}, which is not ready"
+            ));
+            steps.push(json!({"hop": hop, "says": says}));
+            return Ok((false, NO_WAYPOINT.into()));
+        }
         says.push(format!("ztunnel sends it to waypoint {name}"));
         steps.push(json!({"hop": hop, "says": says}));
-        return through_waypoint(args, mesh, asked, dump, &name, steps);
+        return through_waypoint(args, cluster, asked, dump, &name, steps);
     }
     if captured {
         says.push("no waypoint: ztunnel picks the endpoint".into());
@@ -158,18 +168,12 @@ fn explain(
 
 fn through_waypoint(
     args: &Args,
-    mesh: &Running,
+    cluster: &Cluster,
     asked: &Asked,
     dump: &Dump,
     name: &str,
     steps: &mut Vec<Value>,
 ) -> anyhow::Result<(bool, String)> {
-    let at = TargetArgs {
-        mesh: Some(mesh.name().to_owned()),
-        namespace: None,
-        admin_address: None,
-        proxy_admin_port: ADMIN,
-    };
     let hop = format!("waypoint {name}");
     let (Found::Service(_, ip) | Found::Workload(_, ip) | Found::Unknown(ip)) = &asked.destination;
     let destination = SocketAddr::new(*ip, asked.port);
@@ -194,16 +198,14 @@ fn through_waypoint(
         encode(&args.path),
         encode(headers.trim_end()),
     );
-    let answer = waypoint(&at, Some(name)).and_then(|w| w.request(&Method::GET, &path));
+    let answer = waypoint_in(cluster, Some(name), None, ADMIN);
+    let answer = answer.and_then(|waypoint| waypoint.request(&Method::GET, &path));
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
             let says = vec![output::sentence(&error)];
             steps.push(json!({"hop": hop, "says": says}));
-            return Ok((
-                false,
-                "refused: the waypoint is not there, and nothing goes past it".into(),
-            ));
+            return Ok((false, NO_WAYPOINT.into()));
         }
     };
     let decision: Value = serde_json::from_slice(&answer).context("the waypoint's answer")?;
@@ -381,50 +383,36 @@ fn waypoint_name(gateway: &Gateway) -> String {
     format!("{name}.{namespace}")
 }
 
-fn find(args: &Args, mesh: &Running) -> anyhow::Result<(Asked, Dump)> {
-    let status = mesh.status()?;
-    let (name, namespace) = split(&args.source);
-    let pods = status.pods.iter().filter(|pod| !pod.terminating);
-    let is_it = |pod: &&PodStatus| pod.name == name && namespace.is_none_or(|n| n == pod.namespace);
-    let found: Vec<&PodStatus> = pods.filter(is_it).collect();
-    let pod = match found.as_slice() {
-        [one] => *one,
-        [] => bail!("mesh {} has no pod {}", status.name, args.source),
-        several => {
-            let names = several
-                .iter()
-                .map(|pod| format!("{}.{}", pod.name, pod.namespace));
-            let names: Vec<String> = names.collect();
-            let text = format!("{} may be any of {}", args.source, names.join(", "));
-            return Err(UsageError(text).into());
-        }
+fn find(args: &Args, cluster: &Cluster) -> anyhow::Result<(Asked, Dump)> {
+    let wanted = Wanted {
+        positional: Some(&args.source),
+        node: None,
+        namespace: args.cluster.namespace.as_deref(),
+        port: ADMIN,
     };
-    let answer = mesh.get(&pod.node, ADMIN, "/config_dump")?;
-    let dump = Dump::parse(&answer.body).with_context(|| format!("ztunnel of {}", pod.node))?;
+    let targets = targets_in(cluster, wanted)?;
+    let [ztunnel] = targets.ztunnels.as_slice() else {
+        bail!("{} is not on one node", args.source);
+    };
+    let Some(pod) = targets.pod else {
+        let text = format!("{} is a ztunnel: name the pod that asks", args.source);
+        return Err(UsageError(text).into());
+    };
+    let dump = ztunnel.request(&Method::GET, "/config_dump")?;
+    let dump = Dump::parse(&dump).with_context(|| ztunnel.name.clone())?;
     let mut workloads = dump.workloads.iter().map(|entry| &entry.view);
     let source = workloads
         .find(|w| w.name == pod.name && w.namespace == pod.namespace)
-        .with_context(|| format!("ztunnel of {} does not know {}", pod.node, args.source))?
+        .with_context(|| format!("{} does not know the workload {pod}", ztunnel.name))?
         .clone();
     let (destination, port) = destination(&args.destination, &source.namespace, &dump)?;
     let asked = Asked {
-        node: pod.node.clone(),
+        node: source.node.clone(),
         source,
         destination,
         port,
     };
     Ok((asked, dump))
-}
-
-fn split(text: &str) -> (&str, Option<&str>) {
-    let text = text.strip_prefix("pod/").unwrap_or(text);
-    if let Some((namespace, name)) = text.split_once('/') {
-        return (name, Some(namespace));
-    }
-    match text.split_once('.') {
-        Some((name, namespace)) => (name, Some(namespace)),
-        None => (text, None),
-    }
 }
 
 fn destination(text: &str, own: &str, dump: &Dump) -> anyhow::Result<(Found, u16)> {

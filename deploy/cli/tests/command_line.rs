@@ -18,6 +18,9 @@ const GOOD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../samples/mesh");
 fn adit(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_adit"))
         .args(args)
+        // What the tests' user has configured is not what they are about.
+        .env_remove("KUBECONFIG")
+        .env("HOME", "/nonexistent")
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -50,10 +53,10 @@ fn tables_of_a_stored_dump() {
         ),
         (
             &["services"],
-            "NAMESPACE   SERVICE NAME   SERVICE VIP   WAYPOINT   ENDPOINTS\n\
-             legacy      server         None          NA         1/1\n\
-             shop        waypoint       10.96.0.3     None       0/0\n\
-             shop        web            10.96.0.2     waypoint   1/2\n"
+            "NAMESPACE   SERVICE NAME   SERVICE VIP   WAYPOINT         ENDPOINTS\n\
+             legacy      server         None          gone (unknown)   1/1\n\
+             shop        waypoint       10.96.0.3     None             1/1\n\
+             shop        web            10.96.0.2     waypoint         1/2\n"
                 .into(),
         ),
         (

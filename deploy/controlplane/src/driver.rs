@@ -22,7 +22,7 @@ use crate::compile::l7::gateway_of_pod;
 use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
 use crate::kubernetes::Kubernetes;
 use crate::model::{Finding, Objects};
-use crate::serve::{EnrolmentSink, ResourceSnapshot};
+use crate::serve::{EnrolmentSink, ResourceSnapshot, WriteMetrics};
 use crate::source::{
     DirectorySource, KubernetesOptions, KubernetesSource, SourceState, WatchOptions,
 };
@@ -86,6 +86,7 @@ pub struct ControlPlane {
     pods: Arc<Pods>,
     reports: Arc<Reports>,
     faults: Option<Faults>,
+    write_metrics: Option<Arc<WriteMetrics>>,
     writers: Option<Writers>,
     task: JoinHandle<()>,
 }
@@ -111,9 +112,13 @@ impl ControlPlane {
             (_, _, Some(directory)) => StatusBackend::Directory(StatusStore::open(directory)?),
             (_, _, None) => StatusBackend::Directory(StatusStore::in_memory()),
         };
-        let (faults, written) = match &status {
-            StatusBackend::Kubernetes(status) => (Some(status.faults()), status.written()),
-            StatusBackend::Directory(_) => (None, Arc::default()),
+        let (faults, write_metrics, written) = match &status {
+            StatusBackend::Kubernetes(status) => (
+                Some(status.faults()),
+                Some(status.metrics()),
+                status.written(),
+            ),
+            StatusBackend::Directory(_) => (None, None, Arc::default()),
         };
         let source = match options.input {
             Input::Directories { roots, watch } => {
@@ -166,6 +171,7 @@ impl ControlPlane {
             pods,
             reports,
             faults,
+            write_metrics,
             writers,
             task,
         })
@@ -204,6 +210,11 @@ impl ControlPlane {
     /// In a cluster: where it is told what is wrong with objects that are generated.
     pub fn faults(&self) -> Option<Faults> {
         self.faults.clone()
+    }
+
+    /// In a cluster: what is counted of writing to it.
+    pub fn write_metrics(&self) -> Option<Arc<WriteMetrics>> {
+        self.write_metrics.clone()
     }
 
     /// Ends the tasks that write to the API server, and waits until they have ended.

@@ -222,7 +222,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
         Input::Directories { .. } => None,
     };
-    let elector = kubernetes.as_ref().map(Elector::start);
+    let elector = kubernetes
+        .as_ref()
+        .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
     let mesh = options.mesh.clone();
@@ -267,6 +269,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         },
     )
     .await?;
+    if let Some(writes) = control_plane.write_metrics() {
+        // Nobody else has set it.
+        let _ = serving.metrics().writes.set(writes);
+    }
 
     let failed = tokio::select! {
         _ = terminate.recv() => false,

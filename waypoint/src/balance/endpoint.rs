@@ -23,9 +23,9 @@ const AVERAGE_MS: f32 = 2_000.0;
 /// was slow is tried again. Longer than [`AVERAGE_MS`]: a good answer after a pause must
 /// not make the endpoint look worse than the pause has.
 const FORGET_MS: f32 = 5_000.0;
-/// By how much one answer can raise the latency: one hiccup is forgotten within seconds,
-/// a slow endpoint is known after a handful of requests.
-const LATENCY_RISE: f32 = 4.0;
+/// By how much one answer can raise the latency: not beyond what counts as equally fast, so that
+/// one hiccup turns nobody away. A slow endpoint is known after a handful of requests.
+const LATENCY_RISE: f32 = LATENCY_MARGIN;
 /// What a failure without an answer counts at least; otherwise an endpoint that fails
 /// fast would be the most attractive one.
 const FAILURE_LATENCY_US: f32 = 10_000.0;
@@ -207,7 +207,8 @@ impl EndpointState {
         let (before, at) = unpack(self.latency.load(Relaxed));
         let keep = fade(now_ms.wrapping_sub(at), AVERAGE_MS);
         let after = if before == 0.0 {
-            sample
+            // The first answer of an app says little of the next ones.
+            sample.min(LATENCY_FLOOR_US * LATENCY_RISE)
         } else if sample > before {
             // A failure says nothing of how slow the endpoint is, but all of its kind
             // should soon count the same.

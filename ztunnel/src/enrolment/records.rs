@@ -96,6 +96,13 @@ impl EarlyRecords {
         }
     }
 
+    /// Removes all of them: no process follows.
+    pub fn clear(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            warn!(target: "enrolment", directory = %self.directory.display(), "not removed: {error}");
+        }
+    }
+
     fn load(&self) -> BTreeMap<String, SandboxPod> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
         let mut pods = BTreeMap::new();

@@ -161,6 +161,9 @@ async fn connect(
                     );
                 match open_tunnel(worker, pod, source, client, &way).await {
                     Ok(tunnel) => {
+                        if way.via != Via::Direct {
+                            worker.shared.failing_waypoints.reached(&way.peer.uid);
+                        }
                         return Ok(Connected {
                             peer: Peer::Tunnel(tunnel),
                             actual: way.gateway,
@@ -169,6 +172,12 @@ async fn connect(
                         });
                     }
                     Err(attempt) => {
+                        // One that has answered lives.
+                        if way.via != Via::Direct && attempt.cause == Cause::Unreachable {
+                            let error = attempt.failed.to_string();
+                            let failing = &worker.shared.failing_waypoints;
+                            failing.failed(&way.peer.uid, &error);
+                        }
                         let elsewhere = attempt.elsewhere;
                         let unopened = attempt.unopened(&way, described);
                         if !elsewhere {

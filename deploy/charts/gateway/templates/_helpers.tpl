@@ -54,7 +54,7 @@ spec:
           {{- with .env }}
           env:
             {{- range $key, $value := . }}
-            - name: {{ $key }}
+            - name: {{ $key | quote }}
               value: {{ $value | quote }}
             {{- end }}
           {{- end }}

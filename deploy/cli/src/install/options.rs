@@ -89,12 +89,6 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// A cluster has been named, by a flag or by KUBECONFIG.
-    pub fn is_named(&self) -> bool {
-        let variable = std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty());
-        self.kubeconfig.is_some() || self.context.is_some() || variable
-    }
-
     /// A client of the cluster's API server, and how the cluster is called.
     pub async fn connect(&self) -> anyhow::Result<(Client, String)> {
         // Refused if there is one already, which is then as good.

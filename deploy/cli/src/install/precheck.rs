@@ -11,10 +11,8 @@ use serde_json::Value;
 
 use super::access::{Access, ask, id_of};
 use super::object::ObjectId;
-use super::options::ClusterArgs;
 use super::spec::Spec;
 use super::state::OWNED;
-use crate::output::{self, Format, Outcome, Output};
 
 /// The oldest Kubernetes that the charts are for.
 const MIN_KUBERNETES: (u32, u32) = (1, 30);
@@ -38,20 +36,6 @@ pub struct Findings {
     pub problems: Vec<String>,
     /// Sentences: something does not work as well as it could.
     pub warnings: Vec<String>,
-}
-
-/// `adit check --pre` with a cluster.
-///
-/// # Errors
-/// The cluster cannot be reached.
-pub fn run(cluster: &ClusterArgs, format: Format, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(async {
-        let (client, name) = cluster.connect().await?;
-        let access = Access::new(client, name);
-        let findings = check(&access, &Spec::default(), true).await?;
-        output::print(out, format, &findings, || findings.text(&access.name))?;
-        Ok(Outcome::of(findings.problems.is_empty()))
-    })
 }
 
 /// Looks at a cluster.
@@ -293,31 +277,6 @@ async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> 
             .push(format!("{id} is being deleted since {}.", deleted.0));
     }
     Ok(())
-}
-
-impl Findings {
-    /// For people.
-    pub fn text(&self, cluster: &str) -> String {
-        let mut text = format!(
-            "Kubernetes {} at {cluster}, {} Linux nodes",
-            self.kubernetes, self.nodes
-        );
-        if let Some(version) = &self.gateway_api {
-            text += &format!(", Gateway API {version}");
-        }
-        text += "\n";
-        for problem in &self.problems {
-            text += problem;
-            text += "\n";
-        }
-        for warning in &self.warnings {
-            text += &format!("Warning: {warning}\n");
-        }
-        if self.problems.is_empty() {
-            text += "The mesh can be installed: adit install --set profile=ambient\n";
-        }
-        text
-    }
 }
 
 #[cfg(test)]

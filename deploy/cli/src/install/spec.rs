@@ -280,7 +280,7 @@ impl Spec {
         let schema = component.chart().schema();
         let own = match component {
             // Its values stand below base in the chart too.
-            Component::Base => json!({"base": values["base"]}),
+            Component::Base if values["base"].is_object() => json!({"base": values["base"]}),
             _ => values[component.key()].clone(),
         };
         let mut merged = json!({});
@@ -290,7 +290,7 @@ impl Spec {
                 _ => format!("values.{}", component.key()),
             };
             schema::check(&schema, &own, &path).map_err(SpecError::Field)?;
-            merge(&mut merged, &without_nulls(own));
+            merge(&mut merged, &own);
         }
         let mut global = json!({"istioNamespace": self.namespace()});
         if values["global"].is_object() {
@@ -308,7 +308,7 @@ impl Spec {
             &mut merged,
             &json!({"global": global, "profile": self.profile()}),
         );
-        let mut mesh = without_nulls(values["meshConfig"].clone());
+        let mut mesh = values["meshConfig"].clone();
         if self.0["meshConfig"].is_object() {
             match mesh.is_object() {
                 true => merge(&mut mesh, &self.0["meshConfig"]),
@@ -482,20 +482,6 @@ fn scalar(text: &str) -> Value {
     }
 }
 
-/// Nothing given is nothing said.
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let kept = map.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(
-                kept.map(|(key, value)| (key, without_nulls(value)))
-                    .collect(),
-            )
-        }
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,6 +512,20 @@ mod tests {
             let planned = plan(sets).expect("a plan");
             let names: Vec<_> = planned.iter().map(|p| p.component.key()).collect();
             assert_eq!(names.join(" "), expected, "{sets:?}");
+        }
+    }
+
+    #[test]
+    fn every_profile_renders() {
+        for (name, components) in PROFILES {
+            let spec = spec(&[&format!("profile={name}")]).expect("a profile");
+            let objects = crate::install::objects(&spec);
+            let objects = objects.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(objects.len(), components.len(), "{name}");
+            assert!(
+                objects.iter().all(|(_, objects)| !objects.is_empty()),
+                "{name}"
+            );
         }
     }
 

@@ -85,7 +85,7 @@ struct Common {
     #[arg(value_name = "WAYPOINT")]
     target: Option<String>,
     /// Read a stored dump (- is standard input)
-    #[arg(short, long, value_name = "PATH", conflicts_with_all = ["target", "mesh", "namespace", "admin_address"])]
+    #[arg(short, long, value_name = "PATH", conflicts_with_all = ["target", "mesh", "namespace", "admin_address", "kubeconfig", "context"])]
     file: Option<PathBuf>,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use adit_local::Labels;
 use anyhow::{Context as _, bail};
 
-use super::gateway::{self, gateway, is_programmed};
-use super::{Common, POLL, TrafficType, done, warn};
+use super::gateway::{self, CLASS, gateway, is_programmed};
+use super::{Common, TrafficType, done, warn};
 use crate::cluster::{Cluster, label_of};
 use crate::output::{self, Outcome, Output};
 
@@ -59,7 +59,7 @@ pub(super) fn generate(
 ) -> anyhow::Result<Outcome> {
     let object = gateway(
         common.checked_name()?,
-        common.namespace.as_deref(),
+        common.cluster.namespace.as_deref(),
         args.gateway.traffic,
         args.gateway.revision.as_deref(),
     );
@@ -68,15 +68,17 @@ pub(super) fn generate(
 }
 
 pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Result<Outcome> {
-    let (namespace, name) = (common.namespace(), common.checked_name()?);
+    let name = common.checked_name()?;
     let cluster = common.cluster.open()?;
+    let namespace = common.namespace(&cluster);
     let found = cluster
         .get("namespace", namespace, namespace)?
-        .with_context(|| format!("namespaces {namespace:?} not found"))?;
+        .with_context(|| format!("there is no namespace {namespace}"))?;
     if label_of(&found, DATAPLANE_MODE) != Some("ambient") {
+        let advice = format!("{DATAPLANE_MODE}=ambient");
         output::complain(format_args!(
-            "Warning: namespace is not enrolled in ambient. Consider running\t\n\
-             \"adit local label namespace {namespace} {DATAPLANE_MODE}=ambient\""
+            "Warning: namespace is not enrolled in ambient. Consider running\t\n\"{}\"",
+            cluster.label_command("namespace", namespace, &advice)
         ));
     }
     let taken = label_of(&found, USE_WAYPOINT).filter(|other| *other != name);
@@ -94,6 +96,9 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
         args.gateway.revision.as_deref(),
     );
     cluster.apply(vec![object])?;
+    if let Some(control_plane) = missing_control_plane(&cluster) {
+        warn(format_args!("{control_plane}"));
+    }
     done(out, format_args!("waypoint {namespace}/{name} applied"))?;
     // First the waypoint, then those who use it: until it is ready they are refused.
     if args.wait {
@@ -111,6 +116,22 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
     Ok(Outcome::Well)
 }
 
+/// Why nobody will carry the waypoint out, if that is so. A class that may not be looked at
+/// is taken for granted.
+fn missing_control_plane(cluster: &Cluster) -> Option<String> {
+    const KIND: &str = "gatewayclass.gateway.networking.k8s.io";
+    match cluster {
+        Cluster::Kubernetes(_) if matches!(cluster.get(KIND, "", CLASS), Ok(None)) => {
+            Some(format!(
+                "{} has no GatewayClass {CLASS}, so nobody makes the waypoint run: `adit install` \
+                 installs the control plane.",
+                cluster.name()
+            ))
+        }
+        _ => None,
+    }
+}
+
 fn wait(cluster: &Cluster, namespace: &str, name: &str, limit: Duration) -> anyhow::Result<()> {
     let until = Instant::now() + limit;
     loop {
@@ -125,6 +146,6 @@ fn wait(cluster: &Cluster, namespace: &str, name: &str, limit: Duration) -> anyh
                 gateway::why_not(&found)
             );
         }
-        sleep(POLL);
+        sleep(cluster.poll_interval());
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Result<Outcome> {
     let cluster = common.cluster.open()?;
-    let namespace = common.namespace();
+    let namespace = common.namespace(&cluster);
     let names: Vec<String> = match (args.all, args.waypoints.is_empty()) {
         (true, _) => {
             let gateways = cluster.list("gateway.gateway.networking.k8s.io", Some(namespace))?;

@@ -24,7 +24,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Result<Outcome> {
     let cluster = common.cluster.open()?;
-    let namespace = (!args.all_namespaces).then(|| common.namespace());
+    let namespace = (!args.all_namespaces).then(|| common.namespace(&cluster));
     let gateways = cluster.list("gateway.gateway.networking.k8s.io", namespace)?;
     let all = waypoints(gateways, args.revision.as_deref());
     if all.is_empty() && args.output == Format::Short {

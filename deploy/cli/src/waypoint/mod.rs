@@ -8,15 +8,11 @@ mod list;
 mod status;
 
 use std::io::Write as _;
-use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::{Cluster, ClusterArgs};
 use crate::output::{self, Outcome, Output, UsageError};
-
-/// How often a status that is waited for is looked at.
-const POLL: Duration = Duration::from_millis(50);
 
 /// Make, look at and remove waypoints
 #[derive(Debug, clap::Args)]
@@ -43,9 +39,6 @@ struct Common {
     /// Name of the waypoint
     #[arg(long, default_value = "waypoint", global = true)]
     name: String,
-    /// Namespace of the waypoint [default: default]
-    #[arg(short, long, global = true)]
-    namespace: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -80,8 +73,10 @@ impl TrafficType {
 }
 
 impl Common {
-    fn namespace(&self) -> &str {
-        self.namespace.as_deref().unwrap_or("default")
+    /// The namespace of the waypoint.
+    fn namespace<'a>(&'a self, cluster: &'a Cluster) -> &'a str {
+        let named = self.cluster.namespace.as_deref();
+        named.unwrap_or_else(|| cluster.default_namespace())
     }
 
     /// `istio.io/use-waypoint: none` means no waypoint.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use serde_json::Value;
 
+use super::Common;
 use super::gateway::{is_programmed, path, waypoints, why_not};
-use super::{Common, POLL};
 use crate::cluster::{Cluster, name_of, namespace_of};
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::Table;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
         if !waiting || all.iter().all(is_programmed) {
             break all;
         }
-        sleep(POLL);
+        sleep(cluster.poll_interval());
     };
     if all.is_empty() {
         if let Some(name) = &args.waypoint {
@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
 }
 
 fn find(cluster: &Cluster, args: &Args, common: &Common) -> anyhow::Result<Vec<Value>> {
-    let namespace = (!args.all_namespaces).then(|| common.namespace());
+    let namespace = (!args.all_namespaces).then(|| common.namespace(cluster));
     let gateways = cluster.list("gateway.gateway.networking.k8s.io", namespace)?;
     let mut all = waypoints(gateways, None);
     if let Some(name) = &args.waypoint {

@@ -214,6 +214,11 @@ impl Dump {
     }
 }
 
+/// Whether an endpoint takes traffic. Old dumps held healthy ones only, without status.
+pub fn is_healthy(status: &str) -> bool {
+    matches!(status, "" | "Healthy")
+}
+
 /// All that the entries came with.
 pub fn list<'a, T: 'a>(entries: impl IntoIterator<Item = &'a Entry<T>>) -> Value {
     entries.into_iter().map(|entry| entry.raw.clone()).collect()

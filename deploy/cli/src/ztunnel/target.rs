@@ -1,5 +1,5 @@
 //! Which ztunnels a command is about, and how they are reached: a local mesh's through
-//! their node's network namespace, any other by address.
+//! their node's network namespace, a cluster's through its API server, any other by address.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 
 use super::admin;
+use crate::cluster::{Cluster, ClusterArgs};
+use crate::kubernetes::{Kubernetes, PodPort, PodView, Role, no_cluster};
 use crate::output::UsageError;
 
 /// Name of a node's ztunnel, before the node's name.
@@ -20,24 +22,48 @@ const COMPONENT_PREFIX: &str = "ztunnel-";
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which ztunnels")]
 pub struct TargetArgs {
-    /// Local mesh [default: the only one that runs]
-    #[arg(long, value_name = "NAME")]
-    pub mesh: Option<String>,
     /// Node of the mesh [default: all, merged]
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
-    /// Admin endpoint of a ztunnel, for one that is in no local mesh
-    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["mesh", "node"])]
+    /// Admin endpoint of a ztunnel, for one that is in no mesh
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["mesh", "node", "kubeconfig", "context"])]
     pub admin_address: Option<String>,
     /// Port of the admin endpoint on each node
     #[arg(long, value_name = "PORT", default_value_t = 15000)]
     pub proxy_admin_port: u16,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+impl TargetArgs {
+    /// What the flags and a positional argument choose.
+    pub fn wanted<'a>(&'a self, positional: Option<&'a str>) -> Wanted<'a> {
+        Wanted {
+            positional,
+            node: self.node.as_deref(),
+            namespace: self.cluster.namespace.as_deref(),
+            port: self.proxy_admin_port,
+        }
+    }
+}
+
+/// Which ztunnels of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// A ztunnel or a pod.
+    pub positional: Option<&'a str>,
+    /// A node.
+    pub node: Option<&'a str>,
+    /// Namespace of a pod that names none.
+    pub namespace: Option<&'a str>,
+    /// Port of the admin endpoint.
+    pub port: u16,
 }
 
 /// A ztunnel that can be asked.
 #[derive(Debug, Clone)]
 pub struct Ztunnel {
-    /// `ztunnel-<node>`, or its address.
+    /// `ztunnel-<node>`, its pod's name, or its address.
     pub name: String,
     reach: Reach,
 }
@@ -50,7 +76,14 @@ enum Reach {
         node: String,
         port: u16,
     },
+    Pod {
+        cluster: Kubernetes,
+        pod: PodView,
+        port: u16,
+    },
 }
+
+type Answer = anyhow::Result<(StatusCode, Bytes)>;
 
 impl Ztunnel {
     /// Sends a request to the admin endpoint.
@@ -69,8 +102,13 @@ impl Ztunnel {
                         Bytes::from(answer.body),
                     ))
                 }),
+            Reach::Pod { cluster, pod, port } => cluster.http(&pod.port(*port), method, path),
         };
-        let (status, body) = answer.with_context(|| format!("{} does not answer", self.name))?;
+        self.judge(answer, method, path)
+    }
+
+    fn judge(&self, answer: Answer, method: &Method, path: &str) -> anyhow::Result<Bytes> {
+        let (status, body) = answer.map_err(|error| self.does_not_answer(error))?;
         if !status.is_success() {
             let text = String::from_utf8_lossy(&body);
             bail!(
@@ -80,6 +118,52 @@ impl Ztunnel {
             );
         }
         Ok(body)
+    }
+
+    /// The pod's state says more than a connection that failed.
+    fn does_not_answer(&self, error: anyhow::Error) -> anyhow::Error {
+        if let Reach::Pod { pod, .. } = &self.reach
+            && let Some(trouble) = &pod.trouble
+        {
+            return anyhow::anyhow!("{} of node {} does not run: {trouble}", self.name, pod.node);
+        }
+        error.context(format!("{} does not answer", self.name))
+    }
+}
+
+/// Sends the same request to several; those in a cluster at the same time. Answers are in
+/// their order.
+pub fn request_all(
+    ztunnels: &[Ztunnel],
+    method: &Method,
+    path: &str,
+) -> Vec<anyhow::Result<Bytes>> {
+    let mut cluster = None;
+    let ports: Vec<PodPort> = ztunnels
+        .iter()
+        .filter_map(|ztunnel| match &ztunnel.reach {
+            Reach::Pod {
+                cluster: of,
+                pod,
+                port,
+            } => {
+                cluster = Some(of);
+                Some(pod.port(*port))
+            }
+            _ => None,
+        })
+        .collect();
+    match cluster {
+        Some(cluster) if ports.len() == ztunnels.len() => {
+            let answers = cluster.http_to_all(&ports, method, path);
+            let each = ztunnels.iter().zip(answers);
+            each.map(|(ztunnel, answer)| ztunnel.judge(answer, method, path))
+                .collect()
+        }
+        _ => ztunnels
+            .iter()
+            .map(|ztunnel| ztunnel.request(method, path))
+            .collect(),
     }
 }
 
@@ -105,39 +189,48 @@ pub struct Targets {
     pub pod: Option<PodName>,
 }
 
-/// The ztunnels that the flags choose. `positional` is `ztunnel-<node>`, or a pod whose
-/// node's ztunnel is meant, as `[pod/]name[.namespace]`.
+/// The ztunnels that the flags choose. `positional` is `ztunnel-<node>`, the pod of a ztunnel,
+/// or a pod whose node's ztunnel is meant, as `[pod/]name[.namespace]`.
 ///
 /// # Errors
 /// When there is none, with the ways to name one.
 pub fn targets(args: &TargetArgs, positional: Option<&str>) -> anyhow::Result<Targets> {
     if let Some(address) = &args.admin_address {
         if positional.is_some() {
-            let text = "a pod is looked up in a local mesh: name it without --admin-address";
+            let text = "a pod is looked up in a mesh: name it without --admin-address";
             return Err(UsageError(text.into()).into());
         }
         return Ok(Targets::at(address));
     }
-    let mesh = match &args.mesh {
-        Some(name) => Running::open(name)?,
-        None => match the_running_mesh()? {
-            Some(mesh) => mesh,
-            None if positional.is_none() && args.node.is_none() => {
-                return this_machine(args.proxy_admin_port);
-            }
-            None => return Err(no_mesh()),
-        },
-    };
+    if positional.is_some() && args.node.is_some() {
+        let text = "at most one of --file, --node and a pod can be given";
+        return Err(UsageError(text.into()).into());
+    }
+    match args.cluster.find()? {
+        Some(cluster) => targets_in(&cluster, args.wanted(positional)),
+        None if positional.is_none() && args.node.is_none() => this_machine(args.proxy_admin_port),
+        None => Err(no_cluster()),
+    }
+}
+
+/// [`targets`] of a cluster that was chosen already.
+///
+/// # Errors
+/// As there.
+pub fn targets_in(cluster: &Cluster, wanted: Wanted<'_>) -> anyhow::Result<Targets> {
+    match cluster {
+        Cluster::Local(mesh) => in_local_mesh(mesh, wanted),
+        Cluster::Kubernetes(cluster) => in_kubernetes(cluster, wanted),
+    }
+}
+
+fn in_local_mesh(mesh: &Running, wanted: Wanted<'_>) -> anyhow::Result<Targets> {
     let status = mesh.status()?;
     if !status.data_plane {
         bail!("mesh {} was made without ztunnels", status.name);
     }
-    let (node, pod) = match positional {
-        None => (args.node.clone(), None),
-        Some(_) if args.node.is_some() => {
-            let text = "at most one of --file, --node and a pod can be given";
-            return Err(UsageError(text.into()).into());
-        }
+    let (node, pod) = match wanted.positional {
+        None => (wanted.node.map(str::to_owned), None),
         Some(text) => {
             let (node, pod) = resolve(&status, text)?;
             (Some(node), pod)
@@ -161,13 +254,69 @@ pub fn targets(args: &TargetArgs, positional: Option<&str>) -> anyhow::Result<Ta
         reach: Reach::Node {
             mesh: mesh.clone(),
             node: node.to_owned(),
-            port: args.proxy_admin_port,
+            port: wanted.port,
         },
     };
     Ok(Targets {
         ztunnels: chosen.into_iter().map(ztunnel).collect(),
         pod,
     })
+}
+
+fn in_kubernetes(cluster: &Kubernetes, wanted: Wanted<'_>) -> anyhow::Result<Targets> {
+    let all = cluster.running_mesh_pods(Role::Ztunnel)?;
+    let (chosen, pod) = match (wanted.positional, wanted.node) {
+        (None, None) => (all, None),
+        (None, Some(node)) => (vec![of_node(cluster, all, node)?], None),
+        (Some(text), _) => match all.iter().find(|ztunnel| is_named(ztunnel, text)) {
+            Some(ztunnel) => (vec![ztunnel.clone()], None),
+            None => {
+                let pod = cluster.pod(text, wanted.namespace)?;
+                if pod.node.is_empty() {
+                    bail!("pod {}/{} is on no node yet", pod.namespace, pod.name);
+                }
+                let ztunnel = of_node(cluster, all, &pod.node)?;
+                let name = PodName {
+                    namespace: pod.namespace,
+                    name: pod.name,
+                };
+                (vec![ztunnel], Some(name))
+            }
+        },
+    };
+    let ztunnel = |pod: PodView| Ztunnel {
+        name: pod.name.clone(),
+        reach: Reach::Pod {
+            cluster: cluster.clone(),
+            pod,
+            port: wanted.port,
+        },
+    };
+    Ok(Targets {
+        ztunnels: chosen.into_iter().map(ztunnel).collect(),
+        pod,
+    })
+}
+
+/// While one is replaced by another there are two: the one that runs is meant.
+fn of_node(cluster: &Kubernetes, all: Vec<PodView>, node: &str) -> anyhow::Result<PodView> {
+    let mut on_it: Vec<PodView> = all.into_iter().filter(|pod| pod.node == node).collect();
+    on_it.sort_by_key(|pod| (pod.trouble.is_some(), !pod.ready));
+    on_it.into_iter().next().with_context(|| {
+        format!(
+            "no ztunnel runs on node {node} of {}: it is not in the mesh",
+            cluster.name()
+        )
+    })
+}
+
+fn is_named(pod: &PodView, text: &str) -> bool {
+    let name = match text.split_once('/') {
+        Some(("pod" | "pods" | "po", name)) => name,
+        Some(_) => return false,
+        None => text,
+    };
+    name == pod.name || name == pod.full_name()
 }
 
 impl Targets {
@@ -182,44 +331,6 @@ impl Targets {
     }
 }
 
-/// The local mesh `name`, or the only one that runs.
-///
-/// # Errors
-/// When there is none, or there are several.
-pub fn mesh(name: Option<&str>) -> anyhow::Result<Running> {
-    match name {
-        Some(name) => Ok(Running::open(name)?),
-        None => the_running_mesh()?.ok_or_else(no_mesh),
-    }
-}
-
-/// Every local mesh whose supervisor runs. Meshes of tests have to be named.
-pub fn running_meshes() -> anyhow::Result<Vec<Running>> {
-    let names = Running::list().context("cannot list the local meshes")?;
-    // One that goes while we look is as good as gone.
-    let open = names.iter().filter_map(|name| Running::open(name).ok());
-    let kept = |mesh: &Running| mesh.status().is_ok_and(|status| !status.ephemeral);
-    Ok(open.filter(Running::is_supervised).filter(kept).collect())
-}
-
-fn the_running_mesh() -> anyhow::Result<Option<Running>> {
-    let mut meshes = running_meshes()?;
-    if meshes.len() > 1 {
-        let names: Vec<&str> = meshes.iter().map(Running::name).collect();
-        let text = format!(
-            "{} local meshes run ({}): choose one with --mesh",
-            names.len(),
-            names.join(", ")
-        );
-        return Err(UsageError(text).into());
-    }
-    Ok(meshes.pop())
-}
-
-fn no_mesh() -> anyhow::Error {
-    anyhow::anyhow!("no local mesh runs; `adit local up` makes one")
-}
-
 /// Without a mesh, there may be a ztunnel on the machine itself.
 fn this_machine(port: u16) -> anyhow::Result<Targets> {
     let targets = Targets::at(&format!("127.0.0.1:{port}"));
@@ -227,14 +338,19 @@ fn this_machine(port: u16) -> anyhow::Result<Targets> {
     match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
         Ok(_) => Ok(targets),
         Err(error) => bail!(
-            "no local mesh runs, and no ztunnel answers on 127.0.0.1:{port} ({error}): make a mesh \
-             with `adit local up`, or name a ztunnel with --admin-address or a dump with --file"
+            "there is no kubeconfig, no local mesh runs, and no ztunnel answers on 127.0.0.1:{port} \
+             ({error}): name a cluster with --kubeconfig, make a mesh with `adit local up`, or name \
+             a ztunnel with --admin-address or a dump with --file"
         ),
     }
 }
 
 fn resolve(status: &MeshStatus, text: &str) -> anyhow::Result<(String, Option<PodName>)> {
-    let name = text.split_once('/').map_or(text, |(_, name)| name);
+    let (namespace, name) = match text.split_once('/') {
+        Some(("pod" | "pods" | "po", name)) => (None, name),
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
     if let Some(node) = name.strip_prefix(COMPONENT_PREFIX)
         && status.node(node).is_some()
     {
@@ -244,6 +360,7 @@ fn resolve(status: &MeshStatus, text: &str) -> anyhow::Result<(String, Option<Po
         .pods
         .iter()
         .filter(|pod| !pod.terminating)
+        .filter(|pod| namespace.is_none_or(|wanted| wanted == pod.namespace))
         .filter(|pod| pod.name == name || format!("{}.{}", pod.name, pod.namespace) == name)
         .collect();
     let full = |pod: &&adit_local::PodStatus| format!("{}.{}", pod.name, pod.namespace);
@@ -310,6 +427,7 @@ mod tests {
             ("web", "n2", Some("web.shop")),
             ("client.legacy", "n2", Some("client.legacy")),
             ("pod/client.shop", "n1", Some("client.shop")),
+            ("legacy/client", "n2", Some("client.legacy")),
         ] {
             let found = resolve(&status, text).expect(text);
             let found = (found.0.as_str(), found.1.map(|pod| pod.to_string()));

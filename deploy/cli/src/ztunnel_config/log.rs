@@ -8,7 +8,7 @@ use http::Method;
 use crate::output::{self, Outcome, Output};
 use crate::table::printable;
 use crate::ztunnel::admin::encode;
-use crate::ztunnel::target::{TargetArgs, targets};
+use crate::ztunnel::target::{TargetArgs, request_all, targets};
 
 /// Show or set ztunnel's log level
 #[derive(Debug, clap::Args)]
@@ -45,8 +45,9 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let targets = targets(&args.at, args.target.as_deref())?;
     let mut failed = 0;
     let asked = targets.ztunnels.len();
-    for ztunnel in targets.ztunnels {
-        match ztunnel.request(&Method::POST, &path) {
+    let answers = request_all(&targets.ztunnels, &Method::POST, &path);
+    for (ztunnel, answer) in targets.ztunnels.iter().zip(answers) {
+        match answer {
             Ok(answer) => {
                 let answer = String::from_utf8_lossy(&answer);
                 let lines = answer.trim_end().lines().map(printable);

@@ -2,7 +2,7 @@
 
 use crate::output::{self, Outcome, Output};
 use crate::table::Table;
-use crate::ztunnel::dump::{Dump, Entry, list};
+use crate::ztunnel::dump::{Dump, Entry, is_healthy, list};
 use crate::ztunnel::names::{Names, address};
 
 use super::{Common, Loaded, picks};
@@ -60,13 +60,13 @@ pub(super) fn table(dump: &Dump, names: &Names) -> String {
         let healthy = service
             .endpoints
             .values()
-            .filter(|e| matches!(e.status.as_str(), "" | "Healthy"))
+            .filter(|endpoint| is_healthy(&endpoint.status))
             .count();
         table.row([
             &service.namespace,
             &service.name,
             vip,
-            names.waypoint(service.waypoint.as_ref()),
+            &names.waypoint(service.waypoint.as_ref()),
             &format!("{healthy}/{all}"),
         ]);
     }

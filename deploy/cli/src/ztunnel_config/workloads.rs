@@ -69,7 +69,7 @@ pub(super) fn table(dump: &Dump, names: &Names) -> String {
             &workload.name,
             address,
             &workload.node,
-            names.waypoint(workload.waypoint.as_ref()),
+            &names.waypoint(workload.waypoint.as_ref()),
             &workload.protocol,
         ]);
     }

@@ -90,10 +90,8 @@ impl Cluster {
 
         let (namespaces, mut writer) = reflector::store();
         let settings = watcher::Config::default().page_size(PAGE);
-        let all = Api::<Namespace>::all(client.clone());
-        let mut events = watcher::metadata_watcher(all, settings)
-            .default_backoff()
-            .boxed();
+        let all = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+        let mut events = watcher::watcher(all, settings).default_backoff().boxed();
         let done = synced.clone();
         tokio::spawn(async move {
             while let Some(event) = events.next().await {

@@ -9,7 +9,7 @@ use adit_shared::net::handoff::{Answer, Call};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::cluster::{Cluster, Found, Presence};
 use super::decide::{decide, sandbox_pod};
@@ -60,13 +60,13 @@ impl Server {
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/del") => match serde_json::from_slice::<Sandbox>(&call.body) {
-                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox.id).await),
+                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox).await),
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/gc") => self.told(self.ztunnel.retain(call.body.to_vec()).await),
             (&Method::GET, "/leaving") => {
-                let leaving = timeout(LEAVING_WAIT, self.until_leaving()).await;
-                ok(&leaving.is_ok())
+                let leaving = timeout(LEAVING_WAIT, self.is_leaving()).await;
+                ok(&leaving.unwrap_or_default())
             }
             _ => no(StatusCode::NOT_FOUND, "there is no such call"),
         }
@@ -108,17 +108,21 @@ impl Server {
         }
     }
 
-    /// Returns when the mesh is being removed. ztunnel alone is no mesh: without it nothing
+    /// Whether the mesh is being removed. ztunnel alone is not the mesh: without it nothing
     /// passes, which is what its pods were promised.
-    async fn until_leaving(&self) {
-        for name in &self.daemon_sets {
-            while !matches!(
-                self.cluster.daemon_set(&self.namespace, name).await,
-                Presence::Leaving
-            ) {
-                sleep(LEAVING_LOOK).await;
-            }
+    async fn is_leaving(&self) -> bool {
+        let [ztunnel, own] = &self.daemon_sets;
+        let is_leaving = async |name: &str| {
+            let found = self.cluster.daemon_set(&self.namespace, name).await;
+            matches!(found, Presence::Leaving)
+        };
+        if !is_leaving(ztunnel).await {
+            return false;
         }
+        while !is_leaving(own).await {
+            sleep(LEAVING_LOOK).await;
+        }
+        true
     }
 
     async fn check(&self, sandbox: &Sandbox) -> Answer {
@@ -194,7 +198,7 @@ impl Server {
     /// What cannot be told now ends by itself.
     fn told(&self, told: Result<(), ZtunnelError>) -> Answer {
         if let Err(error) = told {
-            info!("not told of sandboxes that ended: {error}");
+            debug!("not told of sandboxes that ended: {error}");
         }
         Answer::new(StatusCode::OK, "")
     }

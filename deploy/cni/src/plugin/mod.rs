@@ -21,7 +21,7 @@ use adit_shared::net::handoff::{self, Answer, CallError};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::protocol::{Added, PLUGIN_DEADLINE, Sandbox};
+use crate::protocol::{Added, PLUGIN_DEADLINE};
 use log::Log;
 pub use spec::{CniError, Code, NetConf, SUPPORTED_VERSIONS};
 use spec::{Environment, Verb};
@@ -211,9 +211,9 @@ impl Called<'_> {
         match answer.status {
             StatusCode::OK => Ok(answer),
             status if status.is_client_error() => {
-                Err(CniError::new(Code::Refused, answer.text(), status))
+                Err(CniError::new(Code::Refused, answer.text(), ""))
             }
-            status => Err(CniError::new(Code::TryAgainLater, answer.text(), status)),
+            _ => Err(CniError::new(Code::TryAgainLater, answer.text(), "")),
         }
     }
 

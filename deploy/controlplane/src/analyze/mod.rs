@@ -9,18 +9,62 @@ mod services;
 mod waypoint_policies;
 mod waypoints;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use serde_json::Value;
 
 use crate::compile::MeshConfig;
 pub use crate::model::{Code, Finding, Severity};
-use crate::model::{FieldPath, Kind, Meta, Objects};
-use crate::source::{Directory, locate_field};
+use crate::model::{FieldError, FieldPath, Kind, Meta, ObjectRef, Objects, Origin};
+use crate::source::{Decoded, Directory, decode, locate_field};
 
 /// Analyzes directories or files of manifests. Blocks on the file system.
 pub fn analyze_paths(paths: Vec<PathBuf>, mesh: &MeshConfig) -> Vec<Finding> {
-    let mut directory = Directory::new(paths);
+    analyze_over(&[], paths, mesh)
+}
+
+/// Analyzes objects as an API server gives them, with manifests laid over them: of two
+/// objects of one name that of the manifest counts. Blocks on the file system.
+pub fn analyze_over(documents: &[Value], paths: Vec<PathBuf>, mesh: &MeshConfig) -> Vec<Finding> {
+    let mut base = BTreeMap::new();
+    let mut wrong: Vec<(ObjectRef, Vec<FieldError>)> = Vec::new();
+    for document in documents {
+        for (_, decoded) in decode(document, &Origin::NONE) {
+            match decoded {
+                Decoded::Object { object, errors } => {
+                    let reference = object.reference();
+                    wrong.push((reference.clone(), errors));
+                    base.insert(reference, object);
+                }
+                Decoded::Invalid {
+                    object: Some(reference),
+                    errors,
+                } => wrong.push((reference, errors)),
+                // An API server has checked that much.
+                Decoded::Invalid { object: None, .. } => {}
+                Decoded::NotOurs | Decoded::Unknown { .. } => {}
+            }
+        }
+    }
+    let mut directory = Directory::new(paths).over(base);
     directory.reload();
     let mut findings = directory.findings().to_vec();
+    wrong.retain(|(reference, _)| {
+        let held = directory.get(reference);
+        held.is_none_or(|object| object.meta().origin.file.is_none())
+    });
+    findings.extend(wrong.into_iter().flat_map(|(reference, errors)| {
+        errors.into_iter().map(move |error| Finding {
+            severity: Severity::Error,
+            code: Code::SchemaValidationError,
+            object: Some(reference.clone()),
+            file: None,
+            line: 0,
+            field: error.path.to_string(),
+            message: error.message,
+        })
+    }));
     findings.extend(analyze(directory.objects(), mesh));
     sort(&mut findings);
     findings

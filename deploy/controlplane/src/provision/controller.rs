@@ -79,7 +79,8 @@ impl Provisioner {
     /// a good way to stop it.
     pub async fn run(self, mut leading: watch::Receiver<bool>) {
         loop {
-            if leading.wait_for(|leading| *leading).await.is_err() {
+            // Without somebody who could take it back, it does not count.
+            if leading.wait_for(|leads| *leads).await.is_err() || leading.has_changed().is_err() {
                 return;
             }
             let mut stopped = leading.clone();

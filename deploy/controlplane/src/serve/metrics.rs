@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -123,6 +124,23 @@ pub struct Metrics {
     pub connection_failures: Counters,
     /// The snapshot that is served.
     pub generation: Gauge,
+    /// In a cluster: what is written to the API server.
+    pub writes: OnceLock<Arc<WriteMetrics>>,
+}
+
+/// What is counted of writing to the API server.
+#[derive(Default, Debug)]
+pub struct WriteMetrics {
+    /// 1 while this replica leads.
+    pub leads: Gauge,
+    /// Objects whose status is to be looked at.
+    pub objects_queued: Gauge,
+    /// Pods whose annotation is to be written.
+    pub pods_queued: Gauge,
+    /// Writes that succeeded, by kind of object.
+    pub written: Counters,
+    /// Writes that failed and are tried again, by kind of object.
+    pub failed: Counters,
 }
 
 impl Metrics {
@@ -223,7 +241,42 @@ impl Metrics {
             "reason",
             &self.connection_failures,
         );
+        if let Some(writes) = self.writes.get() {
+            writes.render(&mut out);
+        }
         out.0
+    }
+}
+
+impl WriteMetrics {
+    fn render(&self, out: &mut Text) {
+        out.gauge(
+            "adit_leader",
+            "Whether this replica writes status and runs the waypoints.",
+            &self.leads,
+        );
+        out.gauge(
+            "adit_status_queue",
+            "Objects whose status is to be looked at.",
+            &self.objects_queued,
+        );
+        out.gauge(
+            "adit_annotation_queue",
+            "Pods whose annotation is to be written.",
+            &self.pods_queued,
+        );
+        out.counters(
+            "adit_status_writes",
+            "Statuses and annotations written.",
+            "kind",
+            &self.written,
+        );
+        out.counters(
+            "adit_status_write_failures",
+            "Statuses and annotations that could not be written and are tried again.",
+            "kind",
+            &self.failed,
+        );
     }
 }
 

@@ -32,7 +32,7 @@ pub use ads::StreamLimits;
 pub use clients::{ClientReport, TypeReport};
 pub use debounce::Debounce;
 pub use listener::ConnectionLimits;
-pub use metrics::{Counter, Counters, Gauge, GaugeGuard, Metrics};
+pub use metrics::{Counter, Counters, Gauge, GaugeGuard, Metrics, WriteMetrics};
 pub use reports::EnrolmentSink;
 pub use snapshot::{NodeView, ResourceSnapshot, SnapshotBuilder};
 pub use tls::ServingError;

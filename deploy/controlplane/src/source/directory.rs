@@ -38,6 +38,8 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Directory {
     roots: Vec<PathBuf>,
+    /// Objects that hold where no file has them.
+    base: BTreeMap<ObjectRef, Object>,
     files: BTreeMap<Arc<Path>, FileState>,
     table: ObjectTable,
     findings: Vec<Finding>,
@@ -97,15 +99,27 @@ impl Directory {
     pub fn new(roots: Vec<PathBuf>) -> Self {
         Self {
             roots,
+            base: BTreeMap::new(),
             files: BTreeMap::new(),
             table: ObjectTable::default(),
             findings: Vec::new(),
         }
     }
 
+    /// Lays the files over other objects: of two of one name that of the file counts.
+    pub fn over(mut self, base: BTreeMap<ObjectRef, Object>) -> Self {
+        self.base = base;
+        self
+    }
+
     /// Everything it holds.
     pub fn objects(&self) -> &Objects {
         self.table.objects()
+    }
+
+    /// The object of that name.
+    pub fn get(&self, reference: &ObjectRef) -> Option<&Object> {
+        self.table.get(reference)
     }
 
     /// What is wrong with it.
@@ -168,6 +182,10 @@ impl Directory {
                     Some(winner) => findings.push(duplicate(&entry.object, winner)),
                 }
             }
+        }
+        for (reference, object) in &self.base {
+            let slot = objects.entry(reference.clone());
+            slot.or_insert_with(|| object.clone());
         }
         self.files = files;
         self.findings = findings;

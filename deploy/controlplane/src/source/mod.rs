@@ -10,6 +10,7 @@ mod document;
 mod kubernetes;
 mod watch;
 
+pub(crate) use decode::{Decoded, decode};
 pub use directory::Directory;
 pub use kubernetes::{KubernetesOptions, KubernetesSource};
 pub use watch::{DirectorySource, SourceState, WatchOptions};

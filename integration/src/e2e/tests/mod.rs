@@ -1,8 +1,11 @@
 //! The tests, by what they are about.
 
+mod command_line;
 mod enrolment;
 mod faults;
 mod policy;
+mod services;
+mod startup;
 mod uninstall;
 mod waypoint;
 
@@ -11,9 +14,12 @@ use super::case::Case;
 /// Every test.
 pub fn all() -> Vec<Case> {
     [
+        command_line::TESTS,
         enrolment::TESTS,
         policy::TESTS,
+        services::TESTS,
         waypoint::TESTS,
+        startup::TESTS,
         faults::TESTS,
         uninstall::TESTS,
     ]

@@ -16,7 +16,7 @@ const TRACES: &str = r#"
     find /sys/fs/bpf -mindepth 1 2>/dev/null | grep -i adit | sed 's/^/bpf pin /'
     grep -li adit /etc/cni/net.d/* 2>/dev/null | sed 's/^/cni configuration /'
     ls /opt/cni/bin | grep -i adit | sed 's/^/cni plugin /'
-    ls -d /run/adit /var/run/adit 2>/dev/null | sed 's/^/directory /'
+    find /run/adit /var/run/adit -mindepth 1 2>/dev/null | sed 's/^/file /'
     pgrep -xl 'ztunnel|adit-cni|aditd|waypoint' | sed 's/^/process /'
     for ns in /run/netns/cni-*; do
       [ -e "$ns" ] || continue

@@ -1,5 +1,7 @@
 //! Least request over smoothed latency.
 
+use rand::Rng as _;
+
 use super::*;
 
 #[test]
@@ -91,17 +93,73 @@ fn a_slow_endpoint_gets_little_and_comes_back_when_it_is_fast_again() {
     );
 }
 
+/// Answers of `pod-0` that take `millis`, whoever would be picked.
+fn slow_answers(fixture: &mut Fixture, count: usize, millis: u64) {
+    for _ in 0..count {
+        let picked = fixture
+            .pick_for(PickRequest {
+                sticky: Some("pod-0"),
+                ..Default::default()
+            })
+            .expect("it");
+        picked.finish(answer(200, millis), fixture.now);
+    }
+}
+
 #[test]
-fn one_hiccup_is_forgotten_in_seconds() {
+fn one_hiccup_turns_nobody_away() {
     let mut fixture = Fixture::new(TrafficSettings::default(), many(2));
     let _ = share_of_first(&mut fixture, 100, answer(200, 2));
-    let picked = fixture
-        .pick_for(PickRequest {
-            sticky: Some("pod-0"),
-            ..Default::default()
-        })
-        .expect("it");
-    picked.finish(answer(200, 5_000), fixture.now);
+    slow_answers(&mut fixture, 1, 5_000);
+    let at_once = share_of_first(&mut fixture, 1_000, answer(200, 2));
+    assert!((0.4..0.6).contains(&at_once), "{at_once}");
+}
+
+/// Calls one after the other, as a person at a terminal makes them: the spread of equal
+/// endpoints is even, however their answers scatter, and no run of calls goes to one alone.
+#[test]
+fn sequential_calls_are_spread_evenly_over_equal_endpoints() {
+    for (count, usual, seed) in [(2, 3, 1), (2, 20, 2), (3, 8, 3), (5, 50, 4)] {
+        let mut fixture = Fixture::new(TrafficSettings::default(), many(count));
+        fixture.rng = SmallRng::seed_from_u64(seed);
+        let mut dice = SmallRng::seed_from_u64(seed + 100);
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let (mut last, mut run, mut longest) = (String::new(), 0, 0);
+        let calls = 4_000;
+        for call in 0..calls {
+            let picked = fixture.pick().expect("one");
+            let uid = picked.uid().to_string();
+            // Half as long to half as long again; one in twenty five times, the first much more.
+            let scatter = dice.random_range(50..150);
+            let peak = if dice.random_ratio(1, 20) { 5 } else { 1 };
+            let first = if call < count { 10 } else { 1 };
+            let micros = usual * 10 * scatter * peak * first;
+            fixture.advance(Duration::from_micros(micros));
+            let outcome = Outcome::new(RequestResult::Status(200), Duration::from_micros(micros));
+            picked.finish(outcome, fixture.now);
+            run = if uid == last { run + 1 } else { 1 };
+            longest = longest.max(run);
+            last.clone_from(&uid);
+            *counts.entry(uid).or_default() += 1;
+        }
+        let even = calls as f64 / count as f64;
+        for (uid, got) in &counts {
+            let share = *got as f64 / even;
+            assert!(
+                (0.85..1.15).contains(&share),
+                "{uid}: {share} of its share: {counts:?}"
+            );
+        }
+        assert_eq!(counts.len(), count);
+        assert!(longest < 40, "{longest} calls in a row to one of {count}");
+    }
+}
+
+#[test]
+fn a_row_of_slow_answers_is_avoided_and_forgotten_in_seconds() {
+    let mut fixture = Fixture::new(TrafficSettings::default(), many(2));
+    let _ = share_of_first(&mut fixture, 100, answer(200, 2));
+    slow_answers(&mut fixture, 3, 5_000);
     let at_once = share_of_first(&mut fixture, 100, answer(200, 2));
     assert!(at_once < 0.1, "{at_once}");
     fixture.advance(Duration::from_secs(4));
@@ -126,10 +184,10 @@ fn dropping_a_pick_ends_its_request() {
     let picked = fixture.pick().expect("one");
     let status = &fixture.balancer.endpoints(fixture.now)[0];
     assert_eq!((status.active, status.requests), (1, 1));
-    picked.report(answer(200, 20), fixture.now);
+    picked.report(answer(200, 1), fixture.now);
     assert_eq!(fixture.balancer.endpoints(fixture.now)[0].active, 1);
     drop(picked);
     let status = &fixture.balancer.endpoints(fixture.now)[0];
     assert_eq!(status.active, 0);
-    assert_eq!(status.latency, Some(Duration::from_millis(20)));
+    assert_eq!(status.latency, Some(Duration::from_millis(1)));
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::yaml::to_yaml;
+
 /// Why a function cannot answer.
 pub(super) struct CallError {
     pub(super) reason: String,
@@ -49,13 +51,6 @@ pub(super) fn text(value: &Value) -> String {
         }
         other => other.to_string(),
     }
-}
-
-/// YAML with sorted keys and without a line end at the end.
-pub fn to_yaml(value: &Value) -> String {
-    // JSON values have no keys that YAML lacks, and writing to memory does not fail.
-    let yaml = serde_yaml_ng::to_string(&sorted(value)).unwrap_or_default();
-    yaml.trim_end_matches('\n').to_owned()
 }
 
 fn sorted(value: &Value) -> Value {

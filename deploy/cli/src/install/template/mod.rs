@@ -9,10 +9,12 @@ mod eval;
 mod functions;
 mod lexer;
 mod parser;
+mod yaml;
 
 pub use eval::render;
-pub use functions::{merge, to_yaml};
+pub use functions::merge;
 pub use parser::{Templates, parse_into};
+pub use yaml::to_yaml;
 
 use std::fmt;
 

@@ -28,6 +28,7 @@ use crate::compile::Redirection;
 use crate::kubernetes::Kubernetes;
 use crate::kubernetes::queue::Queue;
 use crate::model::{Finding, ObjectRef, Objects, Pod};
+use crate::serve::WriteMetrics;
 use crate::status::{CapturedPod, Condition, ObjectStatus, REDIRECTION, REDIRECTION_ENABLED};
 
 /// What is to stand in the API server, as the driver sees it. Belongs to one driver; the
@@ -55,6 +56,7 @@ struct Shared {
     objects_changed: Notify,
     /// There is something to write about pods.
     pods_changed: Notify,
+    metrics: Arc<WriteMetrics>,
     /// An annotation was written, or this replica has begun to lead: the driver has work.
     written: Arc<Notify>,
 }
@@ -156,6 +158,11 @@ impl KubernetesStatus {
     /// Where faults of generated objects go.
     pub fn faults(&self) -> Faults {
         Faults(self.shared.clone())
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> Arc<WriteMetrics> {
+        self.shared.metrics.clone()
     }
 
     /// Told when the driver should make a step: more may be published, or taken away.
@@ -292,6 +299,10 @@ impl Shared {
     /// The next object to write about; otherwise when there will be one.
     fn next_object(&self) -> Result<ObjectRef, Option<Instant>> {
         let mut state = self.state.lock();
+        let queued = state.objects.len();
+        self.metrics
+            .objects_queued
+            .set(queued.try_into().unwrap_or(i64::MAX));
         let next = state.objects.take(Instant::now());
         next.ok_or_else(|| state.objects.next())
     }
@@ -299,6 +310,10 @@ impl Shared {
     /// The next pod to annotate; otherwise when there will be one.
     fn next_pod(&self) -> Result<(Arc<str>, Option<Mark>), Option<Instant>> {
         let mut state = self.state.lock();
+        let queued = state.pods.len();
+        self.metrics
+            .pods_queued
+            .set(queued.try_into().unwrap_or(i64::MAX));
         match state.pods.take(Instant::now()) {
             Some(uid) => {
                 let mark = state.marks.get(&uid).cloned();

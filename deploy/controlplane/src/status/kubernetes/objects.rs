@@ -46,9 +46,11 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// Writes while `leading` says so; ends when nobody can say so any more.
 pub(super) async fn run(client: Client, shared: Arc<Shared>, mut leading: watch::Receiver<bool>) {
     loop {
-        if leading.wait_for(|leading| *leading).await.is_err() {
+        // Without somebody who could take it back, it does not count.
+        if leading.wait_for(|leads| *leads).await.is_err() || leading.has_changed().is_err() {
             return;
         }
+        shared.metrics.leads.set(1);
         // Some annotations are the leader's to remove.
         shared.written.notify_one();
         let mut stopped = leading.clone();
@@ -57,6 +59,8 @@ pub(super) async fn run(client: Client, shared: Arc<Shared>, mut leading: watch:
             never = lead.run() => match never {},
             _ = stopped.wait_for(|leading| !*leading) => {}
         }
+        shared.metrics.leads.set(0);
+        shared.metrics.objects_queued.set(0);
         let mut state = shared.state.lock();
         state.leading = false;
         state.objects = Default::default();
@@ -315,6 +319,7 @@ impl Write<'_> {
                 request(api.replace_status(&reference.name, &params, &object)).await?;
             }
         }
+        self.shared.metrics.written.inc(reference.kind.as_str());
         tracing::debug!(object = %reference, "status written");
         Ok(())
     }
@@ -338,6 +343,7 @@ fn finish(
     };
     state.objects.failed(object, pause, Instant::now());
     drop(state);
+    shared.metrics.failed.inc(object.kind.as_str());
     complain(complained, "update", object.kind, &error);
     tracing::debug!(%object, "status: {error}");
 }

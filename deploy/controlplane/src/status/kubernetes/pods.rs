@@ -84,6 +84,10 @@ async fn annotate(
 }
 
 fn finish(shared: &Shared, uid: Arc<str>, mark: &Mark, result: Result<(), RequestError>) {
+    match &result {
+        Ok(()) => shared.metrics.written.inc("Pod"),
+        Err(_) => shared.metrics.failed.inc("Pod"),
+    }
     let mut state = shared.state.lock();
     match result.map_err(|error| error.failure()) {
         Ok(()) => {

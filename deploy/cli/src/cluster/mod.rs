@@ -1,52 +1,48 @@
-//! Where the objects are that a command reads and changes. Today that is a local mesh;
-//! a Kubernetes API server can stand at the same place.
+//! Where the objects are that a command reads and changes: a local mesh, or a Kubernetes
+//! cluster.
+
+mod choose;
+
+pub use choose::{ClusterArgs, running_meshes};
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use adit_local::{Applied, ApplyOutcome, Labels, Request, Running};
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::local::the_mesh;
-
-/// Flags that choose the cluster.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ClusterArgs {
-    /// Local mesh [default: the only one that runs]
-    #[arg(long, value_name = "NAME", global = true)]
-    pub mesh: Option<String>,
-}
-
-impl ClusterArgs {
-    /// The cluster that the flags choose.
-    ///
-    /// # Errors
-    /// When there is none, or several.
-    pub fn open(&self) -> anyhow::Result<Cluster> {
-        Ok(Cluster::Local(the_mesh(self.mesh.as_deref())?))
-    }
-}
+use crate::kubernetes::Kubernetes;
 
 /// A store of objects.
 #[derive(Debug, Clone)]
 pub enum Cluster {
     /// A mesh of network namespaces on this machine.
     Local(Running),
+    /// A Kubernetes API server.
+    Kubernetes(Kubernetes),
 }
 
 impl Cluster {
     /// Every object of a kind, in one namespace or in all, with its status.
     pub fn list(&self, kind: &str, namespace: Option<&str>) -> anyhow::Result<Vec<Value>> {
-        let Self::Local(mesh) = self;
-        let mut all = mesh.objects(kind)?;
-        if let Some(wanted) = namespace {
-            all.retain(|object| namespace_of(object) == wanted);
+        match self {
+            Self::Local(mesh) => {
+                let mut all = mesh.objects(kind)?;
+                if let Some(wanted) = namespace {
+                    all.retain(|object| namespace_of(object) == wanted);
+                }
+                Ok(all)
+            }
+            Self::Kubernetes(cluster) => cluster.list(kind, namespace),
         }
-        Ok(all)
     }
 
     /// One object with its status.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> anyhow::Result<Option<Value>> {
+        if let Self::Kubernetes(cluster) = self {
+            return cluster.get(kind, namespace, name);
+        }
         let all = self.list(kind, None)?;
         let mut named = all.into_iter().filter(|o| o["metadata"]["name"] == name);
         Ok(named.find(|o| {
@@ -57,18 +53,22 @@ impl Cluster {
 
     /// Creates or changes objects; what became of each.
     pub fn apply(&self, objects: Vec<Value>) -> anyhow::Result<Vec<ApplyOutcome>> {
-        let Self::Local(mesh) = self;
-        Ok(mesh.request_for(&Request::Apply { objects })?)
+        match self {
+            Self::Local(mesh) => Ok(mesh.request_for(&Request::Apply { objects })?),
+            Self::Kubernetes(cluster) => cluster.apply(&objects),
+        }
     }
 
     /// Removes an object.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
-        let Self::Local(mesh) = self;
-        Ok(mesh.request(&Request::Delete {
-            kind: kind.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-        })?)
+        match self {
+            Self::Local(mesh) => Ok(mesh.request(&Request::Delete {
+                kind: kind.into(),
+                namespace: namespace.into(),
+                name: name.into(),
+            })?),
+            Self::Kubernetes(cluster) => cluster.delete(kind, namespace, name),
+        }
     }
 
     /// Sets labels, and removes those without a value.
@@ -80,14 +80,48 @@ impl Cluster {
         labels: Labels,
         overwrite: bool,
     ) -> anyhow::Result<Applied> {
-        let Self::Local(mesh) = self;
-        Ok(mesh.request_for(&Request::Label {
-            kind: kind.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-            labels,
-            overwrite,
-        })?)
+        match self {
+            Self::Local(mesh) => Ok(mesh.request_for(&Request::Label {
+                kind: kind.into(),
+                namespace: namespace.into(),
+                name: name.into(),
+                labels,
+                overwrite,
+            })?),
+            Self::Kubernetes(cluster) => cluster.label(kind, namespace, name, &labels, overwrite),
+        }
+    }
+
+    /// Which it is, for people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Local(mesh) => format!("mesh {}", mesh.name()),
+            Self::Kubernetes(cluster) => cluster.name().to_owned(),
+        }
+    }
+
+    /// How often something that is waited for is looked at.
+    pub fn poll_interval(&self) -> Duration {
+        match self {
+            Self::Local(_) => Duration::from_millis(50),
+            Self::Kubernetes(_) => Duration::from_millis(500),
+        }
+    }
+
+    /// The namespace that is meant where none is named.
+    pub fn default_namespace(&self) -> &str {
+        match self {
+            Self::Local(_) => "default",
+            Self::Kubernetes(cluster) => cluster.default_namespace(),
+        }
+    }
+
+    /// The command that sets a label, for advice.
+    pub fn label_command(&self, kind: &str, name: &str, label: &str) -> String {
+        match self {
+            Self::Local(_) => format!("adit local label {kind} {name} {label}"),
+            Self::Kubernetes(_) => format!("kubectl label {kind} {name} {label}"),
+        }
     }
 }
 

@@ -1,0 +1,505 @@
+//! Whether a Kubernetes cluster can carry the mesh, and whether the mesh in it is well.
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::Api;
+use kube::api::PostParams;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cluster::{name_of, namespace_of};
+use crate::kubernetes::{Kubernetes, Role};
+use crate::output::{self, Format, Outcome, Output};
+use crate::table::{Table, printable};
+
+/// Oldest kernel of a node.
+const KERNEL: (u32, u32) = (5, 17);
+/// Oldest API server: the rules in our CustomResourceDefinitions are stable since then.
+const API_SERVER: (u32, u32) = (1, 29);
+/// Names of nodes or pods in one sentence.
+const MAX_NAMED: usize = 5;
+/// What an installation creates: group and plural.
+const INSTALLED: [(&str, &str); 11] = [
+    ("", "namespaces"),
+    ("", "services"),
+    ("", "serviceaccounts"),
+    ("", "configmaps"),
+    ("", "secrets"),
+    ("apps", "deployments"),
+    ("apps", "daemonsets"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
+    ("rbac.authorization.k8s.io", "clusterrolebindings"),
+    ("apiextensions.k8s.io", "customresourcedefinitions"),
+    (
+        "admissionregistration.k8s.io",
+        "validatingwebhookconfigurations",
+    ),
+];
+
+/// Looks at the cluster. `pre`: before anything is installed.
+pub(super) fn run(
+    cluster: &Kubernetes,
+    pre: bool,
+    format: Format,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    let mut report = Report {
+        cluster: cluster.name().to_owned(),
+        checks: Vec::new(),
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    // Nothing can be told of a cluster that does not answer.
+    report.add("Kubernetes", api_server(&cluster.server_version()?));
+    let nodes = cluster.list("nodes", None);
+    report.try_to("nodes", nodes.map(|nodes| kernels(&nodes)));
+    let definition = cluster.get(
+        "customresourcedefinitions.apiextensions.k8s.io",
+        "",
+        "gateways.gateway.networking.k8s.io",
+    );
+    report.try_to(
+        "Gateway API",
+        definition.map(|found| gateway_api(found.as_ref())),
+    );
+    if pre {
+        report.try_to("rights", rights(cluster));
+        let namespace = cluster.istio_namespace();
+        let found = cluster.get("deployments.apps", namespace, "istiod");
+        report.try_to(
+            "other meshes",
+            found.map(|found| other_mesh(found.as_ref())),
+        );
+    } else {
+        for (role, kind, name) in [
+            (Role::ControlPlane, "deployments.apps", "istiod"),
+            (Role::Ztunnel, "daemonsets.apps", "ztunnel"),
+            (Role::Cni, "daemonsets.apps", "istio-cni-node"),
+        ] {
+            report.try_to(role.name(), ask_component(cluster, role, kind, name));
+        }
+        if let Ok(gateways) = cluster.list("gateways.gateway.networking.k8s.io", None) {
+            report.add("waypoints", waypoints(&gateways));
+        }
+    }
+    output::print(out, format, &report, || report.text(pre))?;
+    Ok(Outcome::of(report.problems.is_empty()))
+}
+
+/// What was found: well or not, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Found {
+    Well(String),
+    /// It works, but not as well as it could.
+    Warning(String, String),
+    /// What, and a sentence.
+    Problem(String, String),
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    cluster: String,
+    checks: Vec<Check>,
+    /// Sentences; empty: all is well.
+    problems: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    check: String,
+    status: &'static str,
+    detail: String,
+}
+
+impl Report {
+    fn add(&mut self, check: &str, found: Found) {
+        let (status, detail) = match found {
+            Found::Well(detail) => ("ok", detail),
+            Found::Warning(detail, sentence) => {
+                self.warnings.push(sentence);
+                ("warning", detail)
+            }
+            Found::Problem(detail, sentence) => {
+                self.problems.push(sentence);
+                ("failed", detail)
+            }
+        };
+        self.checks.push(Check {
+            check: check.to_owned(),
+            status,
+            detail,
+        });
+    }
+
+    /// What may not be looked at keeps nobody from the rest.
+    fn try_to(&mut self, check: &str, found: anyhow::Result<Found>) {
+        let found = found.unwrap_or_else(|error| {
+            Found::Warning(
+                "cannot be told".into(),
+                format!("{check}: {}.", output::sentence(&error)),
+            )
+        });
+        self.add(check, found);
+    }
+
+    fn text(&self, pre: bool) -> String {
+        let mut table = Table::new(["CHECK", "STATUS", "DETAIL"]);
+        for check in &self.checks {
+            table.row([&check.check, check.status, &check.detail]);
+        }
+        let mut text = table.render();
+        text.push('\n');
+        for problem in &self.problems {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{}", printable(problem));
+        }
+        for warning in &self.warnings {
+            let _ = writeln!(text, "Warning: {}", printable(warning));
+        }
+        if self.problems.is_empty() {
+            let _ = match pre {
+                true => writeln!(
+                    text,
+                    "Adit can be installed in {}: adit install --set profile=ambient",
+                    self.cluster
+                ),
+                false => writeln!(text, "The mesh in {} is well.", self.cluster),
+            };
+        }
+        text
+    }
+}
+
+fn api_server(version: &str) -> Found {
+    match numbers(version.trim_start_matches('v')) {
+        Some(found) if found < API_SERVER => Found::Warning(
+            version.to_owned(),
+            format!(
+                "The API server is {version}; Adit is made for {}.{} and newer.",
+                API_SERVER.0, API_SERVER.1
+            ),
+        ),
+        _ => Found::Well(version.to_owned()),
+    }
+}
+
+/// Major and minor of `5.17.3-generic`.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn kernels(nodes: &[Value]) -> Found {
+    let info = |node: &Value, key: &str| -> String {
+        let value = &node["status"]["nodeInfo"][key];
+        value.as_str().unwrap_or_default().to_owned()
+    };
+    let linux = || {
+        nodes
+            .iter()
+            .filter(|n| info(n, "operatingSystem") != "windows")
+    };
+    let old: Vec<String> = linux()
+        .filter(|node| numbers(&info(node, "kernelVersion")).is_some_and(|found| found < KERNEL))
+        .map(|node| format!("{} ({})", name_of(node), info(node, "kernelVersion")))
+        .collect();
+    if !old.is_empty() {
+        return Found::Problem(
+            format!("{} of {} have too old a kernel", old.len(), nodes.len()),
+            format!(
+                "These nodes need Linux {}.{} or newer: {}.",
+                KERNEL.0,
+                KERNEL.1,
+                some_of(&old)
+            ),
+        );
+    }
+    let mut kernels: Vec<String> = linux().map(|node| info(node, "kernelVersion")).collect();
+    kernels.sort();
+    kernels.dedup();
+    Found::Well(format!("{}: Linux {}", nodes.len(), some_of(&kernels)))
+}
+
+fn gateway_api(definition: Option<&Value>) -> Found {
+    let Some(definition) = definition else {
+        return Found::Warning(
+            "not there".into(),
+            "The Gateway API is not installed: waypoints and routes need its \
+             CustomResourceDefinitions."
+                .into(),
+        );
+    };
+    let annotations = &definition["metadata"]["annotations"];
+    let text = |key: &str| annotations[key].as_str().unwrap_or("unknown").to_owned();
+    Found::Well(format!(
+        "{}, {} channel",
+        text("gateway.networking.k8s.io/bundle-version"),
+        text("gateway.networking.k8s.io/channel")
+    ))
+}
+
+fn rights(cluster: &Kubernetes) -> anyhow::Result<Found> {
+    let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client().clone());
+    let namespaced = |plural: &str| {
+        !matches!(
+            plural,
+            "namespaces"
+                | "clusterroles"
+                | "clusterrolebindings"
+                | "customresourcedefinitions"
+                | "validatingwebhookconfigurations"
+        )
+    };
+    let missing = cluster.block_on(async {
+        let mut missing = Vec::new();
+        for (group, plural) in INSTALLED {
+            let namespace = namespaced(plural).then(|| cluster.istio_namespace().to_owned());
+            let review = SelfSubjectAccessReview {
+                spec: SelfSubjectAccessReviewSpec {
+                    resource_attributes: Some(ResourceAttributes {
+                        group: Some(group.to_owned()),
+                        resource: Some(plural.to_owned()),
+                        verb: Some("create".to_owned()),
+                        namespace,
+                        ..ResourceAttributes::default()
+                    }),
+                    ..SelfSubjectAccessReviewSpec::default()
+                },
+                ..SelfSubjectAccessReview::default()
+            };
+            let what = || format!("ask for the right to create {plural}");
+            let parameters = PostParams::default();
+            let answer = cluster.call(what, api.create(&parameters, &review));
+            let answer = answer.await?;
+            let status = answer.status.context("the review has no status")?;
+            if !status.allowed {
+                missing.push(plural.to_owned());
+            }
+        }
+        anyhow::Ok(missing)
+    })?;
+    Ok(match missing.is_empty() {
+        true => Found::Well("everything that an installation needs can be created".into()),
+        false => Found::Problem(
+            format!("{} kinds cannot be created", missing.len()),
+            format!(
+                "An installation creates objects that you have no right to create: {}.",
+                missing.join(", ")
+            ),
+        ),
+    })
+}
+
+fn other_mesh(istiod: Option<&Value>) -> Found {
+    let Some(istiod) = istiod else {
+        return Found::Well("none".into());
+    };
+    let containers = istiod["spec"]["template"]["spec"]["containers"].as_array();
+    let images = containers.into_iter().flatten();
+    let image = images.filter_map(|c| c["image"].as_str()).next();
+    let image = image.unwrap_or_default();
+    match image.contains("aditd") {
+        true => Found::Well(format!("Adit is there already ({image})")),
+        false => Found::Problem(
+            "istiod is there".into(),
+            format!(
+                "Deployment {}/istiod runs {image}: uninstall Istio first, or choose another \
+                 namespace with --istioNamespace.",
+                namespace_of(istiod)
+            ),
+        ),
+    }
+}
+
+fn ask_component(
+    cluster: &Kubernetes,
+    role: Role,
+    kind: &str,
+    name: &str,
+) -> anyhow::Result<Found> {
+    let found = cluster.get(kind, cluster.istio_namespace(), name)?;
+    let pods = cluster.mesh_pods(role)?;
+    let troubles = pods.iter().filter_map(|pod| {
+        let trouble = match &pod.trouble {
+            Some(trouble) => trouble.as_str(),
+            None if pod.ready => return None,
+            None => "it is not ready",
+        };
+        Some(format!("pod {} on node {}: {trouble}", pod.name, pod.node))
+    });
+    let troubles: Vec<String> = troubles.collect();
+    let place = (cluster.istio_namespace(), name);
+    Ok(component(role, place, found.as_ref(), &troubles))
+}
+
+fn component(
+    role: Role,
+    (namespace, name): (&str, &str),
+    object: Option<&Value>,
+    troubles: &[String],
+) -> Found {
+    let Some(object) = object else {
+        return Found::Problem(
+            "not there".into(),
+            format!(
+                "The {} ({name}) is not in namespace {namespace}: `adit install` puts it there.",
+                role.name()
+            ),
+        );
+    };
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let status = &object["status"];
+    let (ready, wanted) = match object["kind"].as_str() {
+        Some("DaemonSet") => (
+            number(&status["numberReady"]),
+            number(&status["desiredNumberScheduled"]),
+        ),
+        _ => (
+            number(&status["readyReplicas"]),
+            object["spec"]["replicas"].as_u64().unwrap_or(1),
+        ),
+    };
+    let detail = format!("{ready} of {wanted} ready");
+    if ready >= wanted && wanted > 0 {
+        return Found::Well(detail);
+    }
+    let reasons = match troubles {
+        [] => "no pod was made yet".to_owned(),
+        troubles => some_of(troubles),
+    };
+    let sentence = format!(
+        "Of the {} ({namespace}/{name}) {ready} of {wanted} are ready: {reasons}.",
+        role.name()
+    );
+    Found::Problem(detail, sentence)
+}
+
+fn waypoints(gateways: &[Value]) -> Found {
+    let all: Vec<&Value> = gateways
+        .iter()
+        .filter(|gateway| gateway["spec"]["gatewayClassName"] == "istio-waypoint")
+        .collect();
+    let programmed = |gateway: &&&Value| {
+        let conditions = gateway["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|c| c["type"] == "Programmed" && c["status"] == "True")
+    };
+    let unready: Vec<String> = all
+        .iter()
+        .filter(|gateway| !programmed(gateway))
+        .map(|gateway| format!("{}/{}", namespace_of(gateway), name_of(gateway)))
+        .collect();
+    let detail = format!("{} of {} programmed", all.len() - unready.len(), all.len());
+    match unready.is_empty() {
+        true => Found::Well(detail),
+        false => Found::Problem(
+            detail,
+            format!(
+                "These waypoints are not ready, and what is bound to them is refused: {}; \
+                 `adit waypoint status -A` says why.",
+                some_of(&unready)
+            ),
+        ),
+    }
+}
+
+/// The first of a list.
+fn some_of(all: &[String]) -> String {
+    let shown = all.get(..MAX_NAMED).unwrap_or(all).join(", ");
+    match all.len().saturating_sub(MAX_NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn problem(found: Found) -> Option<String> {
+        match found {
+            Found::Well(_) => None,
+            Found::Warning(_, sentence) | Found::Problem(_, sentence) => Some(sentence),
+        }
+    }
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, old) in [
+            ("v1.9.0", true),
+            ("v1.29.4", false),
+            ("v1.33.1+k3s1", false),
+        ] {
+            assert_eq!(problem(api_server(version)).is_some(), old, "{version}");
+        }
+        let node = |name: &str, kernel: &str| json!({"metadata": {"name": name}, "status": {"nodeInfo": {"kernelVersion": kernel}}});
+        let nodes = [
+            node("a", "5.9.1"),
+            node("b", "5.17.0-2-amd64"),
+            node("c", "6.8"),
+        ];
+        assert_eq!(
+            problem(kernels(&nodes)).as_deref(),
+            Some("These nodes need Linux 5.17 or newer: a (5.9.1).")
+        );
+        assert_eq!(problem(kernels(&nodes[1..])), None);
+    }
+
+    #[test]
+    fn a_component_that_is_not_ready_says_why() {
+        let place = ("istio-system", "ztunnel");
+        let set = |ready: u32| {
+            json!({"kind": "DaemonSet",
+                "status": {"numberReady": ready, "desiredNumberScheduled": 2}})
+        };
+        let judge = |object: Option<&Value>, troubles: &[String]| {
+            problem(component(Role::Ztunnel, place, object, troubles))
+        };
+        assert_eq!(judge(Some(&set(2)), &[]), None);
+        let trouble = ["pod ztunnel-x on node n2: Pending".to_owned()];
+        assert_eq!(
+            judge(Some(&set(1)), &trouble).as_deref(),
+            Some(
+                "Of the ztunnel (istio-system/ztunnel) 1 of 2 are ready: pod ztunnel-x on node \
+                 n2: Pending."
+            )
+        );
+        assert!(judge(None, &[]).is_some_and(|told| told.contains("`adit install`")));
+    }
+
+    #[test]
+    fn waypoints_that_are_not_ready_are_named() {
+        let gateway = |name: &str, class: &str, status: &str| {
+            json!({"metadata": {"name": name, "namespace": "shop"},
+                "spec": {"gatewayClassName": class},
+                "status": {"conditions": [{"type": "Programmed", "status": status}]}})
+        };
+        let all = [
+            gateway("a", "istio-waypoint", "True"),
+            gateway("b", "istio-waypoint", "False"),
+            gateway("c", "nginx", "False"),
+        ];
+        let told = problem(waypoints(&all));
+        assert!(told.is_some_and(|told| told.contains(": shop/b;")));
+        assert_eq!(problem(waypoints(&all[..1])), None);
+    }
+
+    #[test]
+    fn another_mesh_is_in_the_way() {
+        let istiod = |image: &str| {
+            json!({"metadata": {"namespace": "istio-system"},
+                "spec": {"template": {"spec": {"containers": [{"image": image}]}}}})
+        };
+        assert_eq!(problem(other_mesh(None)), None);
+        let ours = istiod("docker.io/adit/aditd:0.1.0");
+        assert_eq!(problem(other_mesh(Some(&ours))), None);
+        assert!(problem(other_mesh(Some(&istiod("docker.io/istio/pilot:1.27")))).is_some());
+    }
+}

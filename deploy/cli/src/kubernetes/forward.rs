@@ -1,0 +1,183 @@
+//! HTTP to a port of a pod, through the API server (`pods/portforward` over a WebSocket).
+//!
+//! A connection is kept for the next request to the same port: commands that ask again and
+//! again (`tap`) do not bother the API server each time.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use tokio::time::timeout;
+
+use super::Kubernetes;
+use crate::ztunnel::admin::MAX_ANSWER;
+
+/// A dump of a large mesh is some ten megabytes, and a tap waits a while for news.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// What the kubelet has to say about a port comes at once, or it is nothing.
+const REASON_DEADLINE: Duration = Duration::from_secs(1);
+/// Pods that are asked at the same time.
+const CONCURRENCY: usize = 16;
+
+/// A port of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodPort {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Port, which may listen on loopback only.
+    pub port: u16,
+}
+
+impl fmt::Display for PodPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "port {} of pod {}/{}",
+            self.port, self.namespace, self.pod
+        )
+    }
+}
+
+/// A connection that a request can be sent on.
+pub(super) struct Session {
+    sender: SendRequest<Empty<Bytes>>,
+    reason: Pin<Box<dyn Future<Output = Option<String>>>>,
+}
+
+impl Kubernetes {
+    /// Sends a request without body.
+    ///
+    /// # Errors
+    /// When the pod cannot be reached, in one sentence. Every status is an answer.
+    pub fn http(
+        &self,
+        to: &PodPort,
+        method: &Method,
+        path: &str,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        self.block_on(self.request(to, method, path))
+    }
+
+    /// Sends the same request to several, some at a time; answers in their order.
+    pub fn http_to_all(
+        &self,
+        all: &[PodPort],
+        method: &Method,
+        path: &str,
+    ) -> Vec<anyhow::Result<(StatusCode, Bytes)>> {
+        let asked = all.iter().map(|to| self.request(to, method, path));
+        self.block_on(stream::iter(asked).buffered(CONCURRENCY).collect())
+    }
+
+    /// Sends each its own request, all at once; answers in their order.
+    pub fn http_each(
+        &self,
+        method: &Method,
+        all: &[(PodPort, String)],
+    ) -> Vec<anyhow::Result<(StatusCode, Bytes)>> {
+        let asked = all.iter().map(|(to, path)| self.request(to, method, path));
+        self.block_on(join_all(asked))
+    }
+
+    async fn request(
+        &self,
+        to: &PodPort,
+        method: &Method,
+        path: &str,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let kept = self.0.sessions.borrow_mut().remove(to);
+        // One that has ended since is no failure of this request.
+        let kept = match kept {
+            Some(mut session) => session.sender.ready().await.is_ok().then_some(session),
+            None => None,
+        };
+        let mut session = match kept {
+            Some(session) => session,
+            None => self.forward(to).await?,
+        };
+        let answer = timeout(
+            ANSWER_DEADLINE,
+            exchange(&mut session.sender, to, method, path),
+        );
+        match answer.await {
+            Ok(Ok(answer)) => {
+                self.0.sessions.borrow_mut().insert(to.clone(), session);
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                let reason = timeout(REASON_DEADLINE, session.reason).await;
+                Err(match reason.ok().flatten() {
+                    // The kubelet names namespaces, containers and address families here.
+                    Some(reason) if reason.contains("connection refused") => {
+                        anyhow::anyhow!("nobody listens on {to}")
+                    }
+                    Some(reason) => anyhow::anyhow!("{to}: {}", reason.trim_end()),
+                    None => error.context(to.to_string()),
+                })
+            }
+            Err(_) => Err(anyhow::anyhow!(
+                "{to}: no answer within {} s",
+                ANSWER_DEADLINE.as_secs()
+            )),
+        }
+    }
+
+    async fn forward(&self, to: &PodPort) -> anyhow::Result<Session> {
+        let pods: Api<Pod> = Api::namespaced(self.client().clone(), &to.namespace);
+        let ports = [to.port];
+        let what = || format!("forward {to}");
+        let mut forwarder = self.call(what, pods.portforward(&to.pod, &ports)).await?;
+        let stream = forwarder.take_stream(to.port);
+        let stream = stream.context("the port was not forwarded")?;
+        let reason = forwarder.take_error(to.port);
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .with_context(|| to.to_string())?;
+        // Both end with the session: it holds the only sender.
+        tokio::spawn(connection);
+        tokio::spawn(forwarder.join());
+        Ok(Session {
+            sender,
+            reason: match reason {
+                Some(reason) => Box::pin(reason),
+                None => Box::pin(std::future::ready(None)),
+            },
+        })
+    }
+}
+
+async fn exchange(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    to: &PodPort,
+    method: &Method,
+    path: &str,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        // Admin endpoints take no other name, so that no web page can use them.
+        .header(header::HOST, format!("localhost:{}", to.port))
+        .header(header::CONTENT_LENGTH, 0)
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok((status, body.to_bytes()))
+}

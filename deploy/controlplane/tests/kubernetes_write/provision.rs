@@ -1,0 +1,286 @@
+//! Waypoints for Gateways.
+
+use adit_controlplane::driver::ControlPlane;
+use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::cluster::{Cluster, has, leadership};
+
+const GATEWAY: &str = "gateway.networking.k8s.io/v1";
+
+struct Running {
+    _control_plane: ControlPlane,
+    _tasks: JoinSet<()>,
+}
+
+/// A leader whose ROOT_NAMESPACE is the test's own.
+async fn run(cluster: &Cluster) -> Running {
+    let leading = leadership(true);
+    let control_plane = cluster.control_plane(&leading).await;
+    let settings = WaypointSettings {
+        image: "registry/waypoint:1".into(),
+        pull_policy: "IfNotPresent".into(),
+        pull_secrets: Vec::new(),
+        defaults: PodDefaults::default(),
+        control_plane: "https://istiod.istio-system.svc:15012".into(),
+        trust_domain: "cluster.local".into(),
+        cluster_id: "Kubernetes".into(),
+        cluster_domain: "cluster.local".into(),
+        network: String::new(),
+        revision: "default".into(),
+        root_namespace: cluster.namespace.clone(),
+    };
+    let faults = control_plane.faults().expect("a cluster");
+    let provisioner = Provisioner::new(&cluster.handle(), settings, faults);
+    let mut tasks = JoinSet::new();
+    let receiver = leading.subscribe();
+    tasks.spawn(async move {
+        provisioner.run(receiver).await;
+        drop(leading);
+    });
+    Running {
+        _control_plane: control_plane,
+        _tasks: tasks,
+    }
+}
+
+fn gateway(name: &str, more: Value) -> Value {
+    let mut spec = json!({"gatewayClassName": "istio-waypoint",
+        "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]});
+    for (key, value) in more.as_object().expect("a map") {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": GATEWAY, "kind": "Gateway", "metadata": {"name": name}, "spec": spec})
+}
+
+fn made(kind: &str, name: &str) -> Value {
+    let api_version = match kind {
+        "Deployment" => "apps/v1",
+        "HorizontalPodAutoscaler" => "autoscaling/v2",
+        "PodDisruptionBudget" => "policy/v1",
+        _ => "v1",
+    };
+    Cluster::named(api_version, kind, name)
+}
+
+fn any(_: &Value) -> bool {
+    true
+}
+
+#[tokio::test]
+async fn a_waypoint_is_made_repaired_and_removed_with_its_gateway() {
+    let Some((_alone, cluster)) = Cluster::connect("waypoint").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let infrastructure = json!({"labels": {"team": "a"}, "annotations": {"note": "b"}});
+    let gateway = cluster
+        .create(gateway(
+            "waypoint",
+            json!({"infrastructure": infrastructure}),
+        ))
+        .await;
+    let uid = &gateway["metadata"]["uid"];
+    for kind in ["ServiceAccount", "Service", "Deployment"] {
+        let object = cluster.until(kind, &made(kind, "waypoint"), any).await;
+        let meta = &object["metadata"];
+        assert_eq!(meta["ownerReferences"][0]["uid"], *uid, "{kind}");
+        assert_eq!(
+            meta["labels"]["gateway.istio.io/managed"],
+            "istio.io-mesh-controller"
+        );
+        assert_eq!(
+            (&meta["labels"]["team"], &meta["annotations"]["note"]),
+            (&json!("a"), &json!("b"))
+        );
+    }
+    let service = made("Service", "waypoint");
+    let found = cluster.get(&service).await.expect("there");
+    let address = found["spec"]["clusterIP"].clone();
+    // No pod runs here: it has addresses and is not programmed.
+    let told = |gateway: &Value| {
+        let status = &gateway["status"];
+        has(&status["conditions"], "Accepted", "True", "Accepted")
+            && has(&status["conditions"], "Programmed", "False", "Pending")
+            && status["addresses"].as_array().is_some_and(|all| {
+                all.iter().any(|of| of["value"] == address)
+                    && all.iter().any(|of| of["type"] == "Hostname")
+            })
+            && has(
+                &status["listeners"][0]["conditions"],
+                "Accepted",
+                "True",
+                "Accepted",
+            )
+    };
+    cluster.until("its status", &gateway, told).await;
+
+    // Drift is repaired, and what is a person's to say stays.
+    let ports = json!([{"name": "x", "port": 1}]);
+    cluster
+        .patch(&service, json!({"spec": {"ports": ports}}))
+        .await;
+    cluster
+        .until("the ports are back", &service, |of| {
+            let ports = of["spec"]["ports"].as_array().cloned().unwrap_or_default();
+            ports.iter().any(|port| port["port"] == 15008)
+        })
+        .await;
+    let deployment = made("Deployment", "waypoint");
+    let label = json!({"labels": {"gateway.istio.io/managed": null}});
+    cluster
+        .patch(
+            &deployment,
+            json!({"metadata": label, "spec": {"replicas": 3}}),
+        )
+        .await;
+    let repaired = cluster
+        .until("the label is back", &deployment, |of| {
+            of["metadata"]["labels"]["gateway.istio.io/managed"] == "istio.io-mesh-controller"
+        })
+        .await;
+    assert_eq!(repaired["spec"]["replicas"], 3);
+    cluster.delete(&service).await;
+    cluster
+        .until("the Service is back", &service, |of| {
+            of["metadata"]["uid"] != found["metadata"]["uid"]
+        })
+        .await;
+
+    // The API server's garbage collector removes what belonged to it.
+    cluster.delete(&gateway).await;
+    for kind in ["ServiceAccount", "Service", "Deployment"] {
+        cluster.until_gone(&made(kind, "waypoint")).await;
+    }
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn overlays_are_followed_and_a_wrong_one_is_told() {
+    let Some((_alone, cluster)) = Cluster::connect("overlay").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let reference = json!({"group": "", "kind": "ConfigMap", "name": "params"});
+    let gateway = cluster
+        .create(gateway(
+            "w",
+            json!({"infrastructure": {"parametersRef": reference}}),
+        ))
+        .await;
+    let invalid = |gateway: &Value| {
+        has(
+            &gateway["status"]["conditions"],
+            "Accepted",
+            "False",
+            "InvalidParameters",
+        )
+    };
+    cluster.until("the map is missing", &gateway, invalid).await;
+    let map = cluster
+        .create(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "params"},
+            "data": {"deployment": "spec: {replicas: 2}",
+                "horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 4}",
+                "podDisruptionBudget": "spec: {minAvailable: 1}"}}),
+        )
+        .await;
+    let budget = made("PodDisruptionBudget", "w");
+    let scaler = made("HorizontalPodAutoscaler", "w");
+    cluster.until("the budget", &budget, any).await;
+    cluster
+        .until("the autoscaler", &scaler, |of| {
+            of["spec"]["maxReplicas"] == 4
+        })
+        .await;
+    let deployment = made("Deployment", "w");
+    cluster
+        .until("the replicas", &deployment, |of| {
+            of["spec"]["replicas"] == 2
+        })
+        .await;
+    cluster
+        .until("it is accepted", &gateway, |of| {
+            has(&of["status"]["conditions"], "Accepted", "True", "Accepted")
+        })
+        .await;
+
+    cluster
+        .patch(
+            &map,
+            json!({"data": {"podDisruptionBudget": null, "horizontalPodAutoscaler": null}}),
+        )
+        .await;
+    cluster.until_gone(&budget).await;
+    cluster.until_gone(&scaler).await;
+    cluster
+        .patch(&map, json!({"data": {"deploymnet": "spec: {}"}}))
+        .await;
+    cluster.until("the typo is told", &gateway, invalid).await;
+
+    // Defaults of the class, from the root namespace.
+    cluster
+        .patch(&map, json!({"data": {"deploymnet": null}}))
+        .await;
+    cluster
+        .create(json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "all", "labels": {"gateway.istio.io/defaults-for-class": "istio-waypoint"}},
+            "data": {"service": "metadata: {labels: {everywhere: x}}"}}))
+        .await;
+    cluster
+        .until("the defaults", &made("Service", "w"), |of| {
+            of["metadata"]["labels"]["everywhere"] == "x"
+        })
+        .await;
+    cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn a_service_of_somebody_else_is_not_taken_over() {
+    let Some((_alone, cluster)) = Cluster::connect("foreign").await else {
+        return;
+    };
+    let theirs = cluster
+        .create(
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "w"},
+            "spec": {"ports": [{"port": 80}]}}),
+        )
+        .await;
+    let _running = run(&cluster).await;
+    let gateway = cluster.create(gateway("w", json!({}))).await;
+    let told = |gateway: &Value| {
+        let conditions = gateway["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| {
+            all.iter().any(|of| {
+                of["type"] == "Programmed"
+                    && of["reason"] == "Invalid"
+                    && of["message"]
+                        .as_str()
+                        .is_some_and(|text| text.contains("Service"))
+            })
+        })
+    };
+    cluster.until("the condition", &gateway, told).await;
+    let after = cluster.get(&theirs).await.expect("there");
+    assert_eq!(
+        after["metadata"]["resourceVersion"],
+        theirs["metadata"]["resourceVersion"]
+    );
+    assert!(cluster.get(&made("Deployment", "w")).await.is_none());
+
+    cluster.delete(&theirs).await;
+    cluster
+        .until("the waypoint's own", &made("Service", "w"), |of| {
+            of["metadata"]["labels"]["gateway.istio.io/managed"] == "istio.io-mesh-controller"
+        })
+        .await;
+    cluster
+        .until("no fault is told any more", &gateway, |gateway| {
+            !told(gateway)
+        })
+        .await;
+    cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
