@@ -34,7 +34,7 @@ const MENDED: Duration = Duration::from_secs(12);
 /// Lists that become worthless within this time are made more and more slowly.
 const GONE_AGAIN: Duration = Duration::from_secs(30);
 /// A permission that is not needed is not asked for often.
-const PERMISSION_RETRY: Duration = Duration::from_secs(60);
+const PERMISSION_RETRY: Duration = Duration::from_secs(300);
 /// After so many refusals in a row to go on from where we were, the list is made anew.
 const MAX_RESUMES: u32 = 5;
 
