@@ -88,6 +88,66 @@ fn the_kubelets_other_connections_are_not_noted() {
     assert_eq!(probes(&lab), 0);
 }
 
+/// Where the kubelet sits in the root cgroup, its program sees the pods' connections too.
+#[test]
+fn a_kubelet_above_the_pods_is_told_from_them_by_its_network() {
+    let lab = Lab::new();
+    let (pod, other) = (lab.pod(), lab.pod());
+    let config = NodeConfig {
+        kubelet_cgroup: Some(lab.cgroup.clone()),
+        kubelet_netns: Some(lab.outside().fd.cookie().expect("a cookie")),
+        ..lab.config()
+    };
+    let mut redirector = Redirector::open(config).expect("this kernel can");
+    let trap = pod.enrol(&mut redirector);
+    let server = pod.serve(Ipv6Addr::UNSPECIFIED, 8080);
+    for own in pod.addresses() {
+        let to = SocketAddr::new(own, 8080);
+        let mut kubelet = probe(&lab, to).expect("connected");
+        converse(&mut kubelet, &mut accept(&server).stream);
+        let _other = other.app(|| connect(to).expect("captured"));
+        assert_eq!(accept(&trap.plaintext).local, to);
+    }
+    assert!(is_idle(&server));
+}
+
+/// As a service manager does with a service that is started again.
+#[test]
+fn a_kubelet_that_gets_a_new_cgroup_is_followed() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let mut redirector = lab.redirector();
+    let trap = pod.enrol(&mut redirector);
+    let server = pod.serve(Ipv6Addr::UNSPECIFIED, 8080);
+    let to = SocketAddr::new(pod.v4.into(), 8080);
+    let cgroup = lab.cgroup.join("kubelet");
+    std::fs::remove_dir(&cgroup).expect("nobody is in it");
+    let report = redirector.reconcile();
+    assert!(report.failures.is_empty(), "{report:?}");
+    std::fs::create_dir(&cgroup).expect("made");
+    let report = redirector.reconcile();
+    assert_eq!(
+        (report.restored_links, report.failures.len()),
+        (1, 0),
+        "{report:?}"
+    );
+    let mut kubelet = probe(&lab, to).expect("connected");
+    converse(&mut kubelet, &mut accept(&server).stream);
+
+    // It has moved elsewhere.
+    redirector
+        .set_kubelet(&lab.cgroup.join("ztunnel"), None)
+        .expect("attached");
+    let mut elsewhere = lab
+        .outside()
+        .thread(Some(&lab.cgroup.join("ztunnel")), || connect(to))
+        .expect("connected");
+    converse(&mut elsewhere, &mut accept(&server).stream);
+    let _before = probe(&lab, to).expect("captured");
+    assert_eq!(accept(&trap.plaintext).local, to);
+    assert!(redirector.reconcile().failures.is_empty());
+}
+
 #[test]
 fn a_socket_load_balancer_above_us_runs_after_us_and_is_reported() {
     let lab = Lab::new();

@@ -114,7 +114,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         .into();
 
     let wanted = Arc::new(Wanted::default());
-    let discovery = open_discovery(config)?;
+    let discovery = Arc::new(open_discovery(config)?);
     let socket = open_socket(config, &wanted)?;
     let pods = Arc::new(EnrolledPods::default());
     let (reports, report_reader) = watch::channel(EnrolmentReport {
@@ -126,7 +126,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     let after_check = checked.clone();
     let manager = EnrolmentManager {
         node: config.node.clone(),
-        discovery: Arc::new(discovery),
+        discovery: discovery.clone(),
         records: socket.as_ref().map(|(_, records)| records.clone()),
         ipv6: config.ipv6,
         drain_deadline: config.termination_deadline,
@@ -152,6 +152,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         let socket = Arc::new(EnrolmentSocket {
             wanted: wanted.clone(),
             records,
+            discovery,
             pods: pods.clone(),
             redirector: redirector.clone(),
             manager: managing.clone(),

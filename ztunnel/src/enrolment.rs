@@ -18,11 +18,13 @@ use adit_ebpf::{Listeners, PodRedirection, Redirector, Repairs, SteeringChanges}
 use adit_shared::identity::{CertificateCache, SpiffeId};
 use adit_shared::proto::enrolment::{EnrolmentReport, EnrolmentState, PodEnrolment};
 use adit_shared::telemetry::{Event, Telemetry};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tracing::{info, warn};
 
 mod records;
@@ -53,6 +55,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 const LOOK_AGAIN_LIMIT: Duration = Duration::from_secs(1);
 /// An early pod that the control plane has not named for so long, though it could, ends.
 const EARLY_LIMIT: Duration = Duration::from_secs(60);
+/// How often a long series of enrolments is reported.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 /// The least time between two repairs of what somebody else removes.
 const REPAIR_PAUSE: Duration = Duration::from_millis(20);
 
@@ -266,7 +270,9 @@ impl EnrolmentManager {
             }
         }
         for (uid, error) in &repairs.failures {
-            warn!(target: "enrolment", %uid, "capture changed by somebody else: {error}");
+            // So it is with every pod that ends: what tears its network down comes before the
+            // control plane. What persists is a warning of the next look at everything.
+            info!(target: "enrolment", %uid, "capture changed by somebody else: {error}");
         }
     }
 
@@ -297,7 +303,8 @@ impl EnrolmentManager {
                 self.expire();
             }
             let targets = self.wanted.targets();
-            if !targets.synced && targets.by_uid.is_empty() && state.entries.is_empty() {
+            let nothing = targets.by_uid.is_empty() && targets.ended.is_empty();
+            if !targets.synced && nothing && state.entries.is_empty() {
                 continue;
             }
             if targets.synced && !adopted {
@@ -328,6 +335,13 @@ impl EnrolmentManager {
             withdrawing,
             identities,
         } = state;
+        for uid in &targets.ended {
+            // The control plane was faster: nothing is left to be drained.
+            if let Some(withdrawal) = withdrawing.remove(uid) {
+                withdrawal.stop().await;
+                self.remove(uid).await;
+            }
+        }
         let gone: Vec<_> = entries
             .keys()
             .filter(|uid| !wanted.contains_key(*uid))
@@ -338,10 +352,21 @@ impl EnrolmentManager {
                 if self.pods.0.lock().remove(&uid).is_some() {
                     self.telemetry.emit(&Event::ProxyStopped);
                 }
+                if targets.ended.contains(&uid) {
+                    info!(
+                        target: "enrolment",
+                        pod = %entry.spec.name, namespace = %entry.spec.namespace, %uid,
+                        "pod ended"
+                    );
+                    self.remove(&uid).await;
+                    continue;
+                }
                 let withdrawal = self.withdraw(&entry.spec).await;
                 withdrawing.insert(uid, withdrawal);
             }
         }
+
+        self.wanted.removed(&targets.ended);
 
         let wanted_uids: Vec<_> = wanted.keys().cloned().collect();
         let count_pending = |entries: &HashMap<Arc<str>, Entry>| {
@@ -358,26 +383,21 @@ impl EnrolmentManager {
         for target in &open {
             self.certificates.prefetch(&target.spec.identity);
         }
-        // What starts now has a runtime waiting for it; its connections wait for the
-        // certificate by themselves.
-        let (early, others): (Vec<_>, Vec<_>) = self
-            .locate(open)
-            .await
-            .into_iter()
-            .partition(|(target, _)| target.early);
-        let ready = others.iter().filter(|(_, netns)| netns.is_ok());
-        let ready: Vec<SpiffeId> = ready.map(|(t, _)| t.spec.identity.clone()).collect();
-        let mut others = Some(others);
-        let mut open = early.into_iter();
-        loop {
-            let Some((Target { spec, .. }, netns)) = open.next() else {
-                let Some(others) = others.take() else {
-                    break;
-                };
-                self.await_certificates(&ready).await;
-                open = others.into_iter();
-                continue;
-            };
+        let mut published = Instant::now();
+        let until = Instant::now() + CERTIFICATE_WAIT;
+        let coming = self.locate(open).await.into_iter();
+        let mut coming: FuturesUnordered<_> = coming
+            .map(|(target, netns)| async move {
+                // What starts now has a runtime waiting for it; its connections wait for the
+                // certificate by themselves.
+                if !target.early && netns.is_ok() {
+                    self.await_certificate(&target.spec.identity, until).await;
+                }
+                (target.spec, netns)
+            })
+            .collect();
+        // In the order in which their certificates come.
+        while let Some((spec, netns)) = coming.next().await {
             // It would end by taking away what is set up here.
             if let Some(withdrawal) = withdrawing.remove(&spec.uid) {
                 withdrawal.stop().await;
@@ -412,6 +432,11 @@ impl EnrolmentManager {
             }
             entries.insert(spec.uid.clone(), Entry { spec, status });
             count_pending(entries);
+            // The first of many need not wait for the last until peers use HBONE.
+            if published.elapsed() >= PUBLISH_INTERVAL {
+                self.publish(entries);
+                published = Instant::now();
+            }
         }
         for (uid, target) in &wanted {
             let waiter = target.waiter.as_ref().and_then(|w| w.lock().take());
@@ -452,18 +477,13 @@ impl EnrolmentManager {
         }
     }
 
-    /// One deadline for all of them: a certificate service that is away must not delay
-    /// the last pod by the sum of all waits.
-    async fn await_certificates(&self, identities: &[SpiffeId]) {
-        let all = async {
-            for identity in identities {
-                if let Err(e) = self.certificates.get(identity).await {
-                    warn!(%identity, "no certificate yet: {e}");
-                }
-            }
-        };
-        if timeout(CERTIFICATE_WAIT, all).await.is_err() {
-            warn!("certificates are late; pods are captured, their connections wait");
+    /// `until` is the same for all of a series: a certificate service that is away must not
+    /// delay the last pod by the sum of all waits.
+    async fn await_certificate(&self, identity: &SpiffeId, until: Instant) {
+        match timeout_at(until, self.certificates.get(identity)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => warn!(%identity, "no certificate yet: {e}"),
+            Err(_) => warn!(%identity, "no certificate yet; connections of its pods wait"),
         }
     }
 
@@ -517,6 +537,13 @@ impl EnrolmentManager {
         .await
         .map_err(|e| EnrolmentError::Capture(e.to_string()))?
         .map_err(|e| EnrolmentError::Capture(e.to_string()))
+    }
+
+    /// Ends the capture of a pod in which nothing runs any more, and its listeners.
+    async fn remove(&self, uid: &Arc<str>) {
+        self.capture(uid, |redirector, uid| redirector.withdraw(uid))
+            .await;
+        join_all(self.workers.iter().map(|w| w.remove_pod(uid.clone()))).await;
     }
 
     /// New connections of the pod stop being captured at once; the open ones get the

@@ -176,9 +176,10 @@ impl Node {
         );
         let records = Arc::new(records.expect("a directory"));
         let pods = Arc::new(EnrolledPods::default());
+        let discovery = Arc::new(Discovery::Directory(netns_dir));
         let manager = EnrolmentManager {
             node: name.clone(),
-            discovery: Arc::new(Discovery::Directory(netns_dir)),
+            discovery: discovery.clone(),
             records: Some(records.clone()),
             ipv6: false,
             drain_deadline: Duration::ZERO,
@@ -197,6 +198,7 @@ impl Node {
         let socket = Arc::new(EnrolmentSocket {
             wanted: wanted.clone(),
             records,
+            discovery,
             pods,
             redirector: redirector.clone(),
             manager: manager.abort_handle(),
@@ -467,12 +469,33 @@ async fn a_sandbox_that_ends_takes_its_capture_along() {
     assert_eq!(second.listeners(), LISTENERS);
     node.call(Method::POST, "/pods/retain", &["s2"], None).await;
     assert_eq!(node.captured(), [second.fd().inode()]);
+    // Also when the control plane still names it: it is answered when nothing is left.
+    node.want(ADDRESS);
+    node.another_round().await;
     node.call(Method::DELETE, "/sandboxes/s2", &(), None).await;
-    wait_for("the end of the second", || {
-        node.captured().is_empty() && second.listeners() == 0
-    })
-    .await;
+    assert!(node.captured().is_empty());
+    assert_eq!(second.listeners(), 0);
+    node.another_round().await;
+    assert!(node.captured().is_empty(), "it came back");
     assert!(!node.directory.join("pods").join(UID).exists());
+}
+
+/// It joined while it ran, so that nobody has told of its sandbox.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_an_unknown_sandbox_is_the_pods_if_nothing_runs_in_it() {
+    let mut node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    node.set_netns(&netns);
+    node.want(ADDRESS);
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+    let target = format!("/sandboxes/s1?uid={UID}");
+    // One before the last.
+    node.call(Method::DELETE, &target, &(), None).await;
+    assert_eq!(node.captured(), [netns.fd().inode()]);
+    std::fs::remove_file(node.directory.join("netns").join(UID)).expect("a link");
+    node.call(Method::DELETE, &target, &(), None).await;
+    assert!(node.captured().is_empty());
+    assert_eq!(netns.listeners(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

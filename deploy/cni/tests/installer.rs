@@ -200,6 +200,15 @@ async fn it_comes_back_when_the_configuration_is_rewritten() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+    // A directory that is made anew.
+    fs::rename(&node.installer.conf_dir, node.directory.path().join("old")).expect("moved");
+    fs::create_dir(&node.installer.conf_dir).expect("made");
+    fs::write(&path, LIST).expect("written");
+    let deadline = Instant::now() + PATIENCE;
+    while types(&path) != ["bridge", "adit-cni"] {
+        assert!(Instant::now() < deadline, "it did not come back");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     fs::remove_file(node.installer.bin_dir.join("adit-cni")).expect("removed");
     let deadline = Instant::now() + PATIENCE;
     while !node.installer.bin_dir.join("adit-cni").exists() {

@@ -326,6 +326,7 @@ pub fn workload(
         capacity: 1,
         authorization_policies: Vec::new(),
         served_by: Default::default(),
+        require_waypoint: false,
         callers_matter: false,
         services: services
             .iter()

@@ -4,7 +4,7 @@
 //! | call | meaning | answer |
 //! | --- | --- | --- |
 //! | `POST /pods` ([`SandboxPod`], the namespace as a descriptor) | enrol before anything runs | 200 when capture is in place, else why not |
-//! | `DELETE /sandboxes/ID` | it has ended | 200 |
+//! | `DELETE /sandboxes/ID?uid=UID` | it has ended | 200 when its capture is gone, before its network is |
 //! | `GET /pods/UID` | is it enrolled? | 200, 404 |
 //! | `POST /pods/retain` (a list of sandboxes) | no others are left | 200 |
 //! | `POST /leave` | the node leaves the mesh | 200 when nothing of it is left |
@@ -22,6 +22,7 @@ use adit_shared::model::enrolment::SandboxPod;
 use adit_shared::net::handoff::{self, Answer, Call};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -29,12 +30,14 @@ use tracing::{info, warn};
 use super::EnrolledPods;
 use super::records::EarlyRecords;
 use super::wanted::{EarlyPod, Wanted};
-use crate::discovery::{CgroupDiscovery, has_address};
+use crate::discovery::{CgroupDiscovery, Discovery, DiscoveryError, has_address};
 use crate::pod::netns_id;
 
 /// For an enrolment, which takes milliseconds unless an IPv6 address is still being checked.
 /// Below the node agent's own deadline, so that it is told why.
 const ENROL_DEADLINE: Duration = Duration::from_secs(12);
+/// For the capture of a pod that has ended to be removed.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(2);
 /// How long connections may go on when the node leaves the mesh.
 const LEAVE_LINGER: Duration = Duration::from_secs(3);
 /// The node agent's socket, beside ours.
@@ -50,6 +53,8 @@ pub struct EnrolmentSocket {
     pub wanted: Arc<Wanted>,
     /// What is written down of them.
     pub records: Arc<EarlyRecords>,
+    /// Finds namespaces.
+    pub discovery: Arc<Discovery>,
     /// Those that are enrolled.
     pub pods: Arc<EnrolledPods>,
     /// Capture.
@@ -65,7 +70,7 @@ impl EnrolmentSocket {
         match (&call.method, path.as_slice()) {
             (&Method::POST, ["pods"]) => self.admit(call).await,
             (&Method::POST, ["pods", "retain"]) => self.retain(&call),
-            (&Method::DELETE, ["sandboxes", sandbox]) => self.dismiss(sandbox),
+            (&Method::DELETE, ["sandboxes", sandbox]) => self.dismiss(sandbox, &call.query).await,
             (&Method::GET, ["pods", uid]) if self.pods.contains(uid) => ok(),
             (&Method::GET, ["pods", _]) => no(StatusCode::NOT_FOUND, "the pod is not enrolled"),
             (&Method::POST, ["leave"]) => self.leave().await,
@@ -123,11 +128,42 @@ impl EnrolmentSocket {
         no(StatusCode::SERVICE_UNAVAILABLE, failed)
     }
 
-    fn dismiss(&self, sandbox: &str) -> Answer {
-        if let Some(uid) = self.wanted.dismiss(sandbox) {
-            self.records.remove(&uid);
+    async fn dismiss(&self, sandbox: &str, query: &str) -> Answer {
+        let removed = match self.wanted.dismiss(sandbox) {
+            Some((uid, removed)) => {
+                self.records.remove(&uid);
+                Some(removed)
+            }
+            None => match query.strip_prefix("uid=") {
+                Some(uid) => self.end(uid).await,
+                None => None,
+            },
+        };
+        if let Some(removed) = removed {
+            // The network of the sandbox goes with or without us.
+            let _ = timeout(REMOVE_DEADLINE, removed).await;
         }
         ok()
+    }
+
+    /// A sandbox that we never heard of has ended: of a pod that joined while it ran. It may
+    /// be one before the pod's last, so the pod's processes are asked.
+    async fn end(&self, uid: &str) -> Option<oneshot::Receiver<()>> {
+        let known = self.redirector.lock().pods();
+        let pod = known.into_iter().find(|pod| pod.uid == uid)?;
+        if self.wanted.knows_sandbox_of(uid) {
+            return None;
+        }
+        let (discovery, uid) = (self.discovery.clone(), pod.uid);
+        let gone = spawn_blocking(move || {
+            let gone = match discovery.find(&uid, &pod.addresses) {
+                Ok(_) | Err(DiscoveryError::Unreadable { .. }) => false,
+                Err(_) => true,
+            };
+            gone.then_some(uid)
+        });
+        let uid = gone.await.ok().flatten()?;
+        Some(self.wanted.end(&uid))
     }
 
     fn retain(&self, call: &Call) -> Answer {

@@ -9,7 +9,7 @@
 //! One pod may have several sandboxes, one after the other. What is said of one sandbox does
 //! not end another, in whatever order it comes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,8 @@ struct WantedPods {
     named: BTreeMap<Arc<str>, PodSpec>,
     /// By the CNI plugin.
     early: BTreeMap<Arc<str>, Early>,
+    /// Pods whose sandbox has ended, named or not, and who waits for the end of their capture.
+    ended: BTreeMap<Arc<str>, Vec<oneshot::Sender<()>>>,
     /// The first response has come: an empty set now means none.
     synced: bool,
     /// Since when the control plane could name pods; `None` while it cannot be reached.
@@ -86,6 +88,8 @@ pub(super) struct Target {
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     pub(super) by_uid: BTreeMap<Arc<str>, Target>,
+    /// Pods that are not wanted any more, in which nothing runs: nothing has to be drained.
+    pub(super) ended: BTreeSet<Arc<str>>,
     pub(super) synced: bool,
 }
 
@@ -97,6 +101,9 @@ impl Wanted {
             pods.synced = true;
             for uid in removed {
                 pods.named.remove(uid.as_str());
+                if pods.ended.get(uid.as_str()).is_some_and(Vec::is_empty) {
+                    pods.ended.remove(uid.as_str());
+                }
                 match pods.early.get_mut(uid.as_str()) {
                     Some(early) if early.confirmed => {
                         pods.early.remove(uid.as_str());
@@ -110,6 +117,7 @@ impl Wanted {
                 if let Some(early) = pods.early.get_mut(&spec.uid) {
                     early.confirmed = true;
                 }
+                pods.ended.remove(&spec.uid);
                 pods.named.insert(spec.uid.clone(), spec);
             }
         }
@@ -149,6 +157,7 @@ impl Wanted {
                 waiter: Arc::new(Mutex::new(Some(sender))),
                 pod,
             };
+            pods.ended.remove(&early.pod.spec.uid);
             pods.early.insert(early.pod.spec.uid.clone(), early);
         }
         self.changed.notify_one();
@@ -168,9 +177,10 @@ impl Wanted {
         drop(self.admit(pod));
     }
 
-    /// A sandbox has ended; the uid if it was one of an early pod.
-    pub fn dismiss(&self, sandbox: &str) -> Option<Arc<str>> {
-        let uid = {
+    /// A sandbox has ended; the pod's uid if it is the last that the pod had. The receiver is
+    /// told when nothing of its capture is left.
+    pub fn dismiss(&self, sandbox: &str) -> Option<(Arc<str>, oneshot::Receiver<()>)> {
+        let (uid, receiver) = {
             let mut pods = self.pods.lock();
             let found = pods
                 .early
@@ -178,30 +188,50 @@ impl Wanted {
                 .find(|(_, early)| &*early.pod.sandbox == sandbox);
             let uid = found.map(|(uid, _)| uid.clone())?;
             pods.early.remove(&uid);
-            uid
+            let receiver = pods.end(&uid);
+            (uid, receiver)
         };
         self.changed.notify_one();
-        Some(uid)
+        Some((uid, receiver))
     }
 
-    /// Ends early pods of all other sandboxes; their uids.
+    /// Whether sandboxes of the pod are known: what is said of others is not about it.
+    pub fn knows_sandbox_of(&self, uid: &str) -> bool {
+        self.pods.lock().early.contains_key(uid)
+    }
+
+    /// Nothing runs in the pod any more, whose sandbox was never told of. The receiver as of
+    /// [`Wanted::dismiss`].
+    pub fn end(&self, uid: &str) -> oneshot::Receiver<()> {
+        let receiver = self.pods.lock().end(&uid.into());
+        self.changed.notify_one();
+        receiver
+    }
+
+    /// Ends pods of all other sandboxes; their uids.
     pub fn retain(&self, sandboxes: &HashSet<String>) -> Vec<Arc<str>> {
         let mut gone = Vec::new();
-        self.pods.lock().early.retain(|uid, early| {
-            let keep = sandboxes.contains(&*early.pod.sandbox);
-            if !keep {
-                gone.push(uid.clone());
+        {
+            let mut pods = self.pods.lock();
+            pods.early.retain(|uid, early| {
+                let keep = sandboxes.contains(&*early.pod.sandbox);
+                if !keep {
+                    gone.push(uid.clone());
+                }
+                keep
+            });
+            for uid in &gone {
+                drop(pods.end(uid));
             }
-            keep
-        });
+        }
         if !gone.is_empty() {
             self.changed.notify_one();
         }
         gone
     }
 
-    /// Ends early pods that the control plane could have named for `limit`, and forgets those
-    /// that it has taken over; the uids of the former.
+    /// Ends early pods that the control plane could have named for `limit`, and lets go of
+    /// the namespaces of those that it has taken over; the uids of the former.
     pub(super) fn expire(&self, limit: Duration, now: Instant) -> Vec<Arc<str>> {
         let mut pods = self.pods.lock();
         let WantedPods {
@@ -209,18 +239,38 @@ impl Wanted {
             early,
             synced,
             connected,
+            ..
         } = &mut *pods;
         let mut expired = Vec::new();
         early.retain(|uid, early| {
             let since = connected.map(|connected| connected.max(early.since));
             let over = since.is_some_and(|since| now.duration_since(since) >= limit);
-            let unnamed = *synced && !named.contains_key(uid);
-            if over && unnamed {
+            if over && early.confirmed {
+                (early.pod.netns, early.netns_id) = (None, None);
+            }
+            let ends = over && *synced && !named.contains_key(uid);
+            if ends {
                 expired.push(uid.clone());
             }
-            !(over && (unnamed || early.confirmed))
+            !ends
         });
         expired
+    }
+
+    /// The capture of these pods, whose sandboxes had ended, is removed.
+    pub(super) fn removed(&self, ended: &BTreeSet<Arc<str>>) {
+        let mut pods = self.pods.lock();
+        for uid in ended {
+            let waiting = pods.ended.get_mut(uid).map(std::mem::take);
+            for waiting in waiting.into_iter().flatten() {
+                // Who waited may have given up.
+                let _ = waiting.send(());
+            }
+            // What the control plane still names is not wanted until it says something new.
+            if !pods.named.contains_key(uid) {
+                pods.ended.remove(uid);
+            }
+        }
     }
 
     /// The early pods that no process would know of after this one: uid and sandbox.
@@ -241,6 +291,7 @@ impl Wanted {
         let mut by_uid: BTreeMap<Arc<str>, Target> = pods
             .named
             .iter()
+            .filter(|(uid, _)| !pods.ended.contains_key(*uid))
             .map(|(uid, spec)| {
                 let target = Target {
                     spec: spec.clone(),
@@ -265,8 +316,17 @@ impl Wanted {
         }
         Targets {
             by_uid,
+            ended: pods.ended.keys().cloned().collect(),
             synced: pods.synced,
         }
+    }
+}
+
+impl WantedPods {
+    fn end(&mut self, uid: &Arc<str>) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.ended.entry(uid.clone()).or_default().push(sender);
+        receiver
     }
 }
 
@@ -326,13 +386,19 @@ mod tests {
         let _waiting = wanted.admit(sandbox("a", 2, "s2")).expect("room");
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         // The end of the sandbox before it, told late by both.
-        assert_eq!(wanted.dismiss("s1"), None);
+        assert!(wanted.dismiss("s1").is_none());
         wanted.update(Vec::new(), &["a".into()]);
         assert_eq!(target(&wanted, "a"), Some((2, true)));
         wanted.update(vec![spec("a", 2)], &[]);
         assert_eq!(target(&wanted, "a"), Some((2, false)));
-        assert_eq!(wanted.dismiss("s2").as_deref(), Some("a"));
-        assert_eq!(target(&wanted, "a"), Some((2, false)), "it is still named");
+        let (uid, mut removed) = wanted.dismiss("s2").expect("known");
+        assert_eq!(&*uid, "a");
+        assert_eq!(target(&wanted, "a"), None, "named, but nothing runs in it");
+        wanted.removed(&wanted.targets().ended);
+        assert_eq!(removed.try_recv(), Ok(()));
+        assert_eq!(target(&wanted, "a"), None);
+        wanted.update(vec![spec("a", 3)], &[]);
+        assert_eq!(target(&wanted, "a"), Some((3, false)));
     }
 
     #[test]
@@ -361,5 +427,8 @@ mod tests {
         let _two = wanted.admit(sandbox("b", 2, "s2")).expect("room");
         assert!(wanted.retain(&HashSet::from(["s2".to_owned()])) == ["a".into()]);
         assert_eq!(target(&wanted, "b"), Some((2, true)));
+        assert!(wanted.targets().ended.contains("a"));
+        wanted.removed(&wanted.targets().ended);
+        assert!(wanted.targets().ended.is_empty());
     }
 }

@@ -53,49 +53,36 @@ pub(super) fn run(
         problems: Vec::new(),
         warnings: Vec::new(),
     };
-    let version = cluster.server_version()?;
-    report.add("Kubernetes", api_server(&version));
-    let nodes = cluster.list("nodes", None)?;
-    report.add("nodes", kernels(&nodes));
+    // Nothing can be told of a cluster that does not answer.
+    report.add("Kubernetes", api_server(&cluster.server_version()?));
+    let nodes = cluster.list("nodes", None);
+    report.try_to("nodes", nodes.map(|nodes| kernels(&nodes)));
     let definition = cluster.get(
         "customresourcedefinitions.apiextensions.k8s.io",
         "",
         "gateways.gateway.networking.k8s.io",
     );
-    // Nobody but an administrator may look at definitions.
-    if let Ok(definition) = definition {
-        report.add("Gateway API", gateway_api(definition.as_ref()));
-    }
+    report.try_to(
+        "Gateway API",
+        definition.map(|found| gateway_api(found.as_ref())),
+    );
     if pre {
-        report.add("rights", rights(cluster)?);
+        report.try_to("rights", rights(cluster));
         let namespace = cluster.istio_namespace();
-        let found = cluster.get("deployments.apps", namespace, "istiod")?;
-        report.add("other meshes", other_mesh(found.as_ref()));
+        let found = cluster.get("deployments.apps", namespace, "istiod");
+        report.try_to(
+            "other meshes",
+            found.map(|found| other_mesh(found.as_ref())),
+        );
     } else {
         for (role, kind, name) in [
             (Role::ControlPlane, "deployments.apps", "istiod"),
             (Role::Ztunnel, "daemonsets.apps", "ztunnel"),
             (Role::Cni, "daemonsets.apps", "istio-cni-node"),
         ] {
-            let found = cluster.get(kind, cluster.istio_namespace(), name)?;
-            let pods = cluster.mesh_pods(role)?;
-            let troubles = pods.iter().filter_map(|pod| {
-                let trouble = match &pod.trouble {
-                    Some(trouble) => trouble.as_str(),
-                    None if pod.ready => return None,
-                    None => "it is not ready",
-                };
-                Some(format!("pod {} on node {}: {trouble}", pod.name, pod.node))
-            });
-            let troubles: Vec<String> = troubles.collect();
-            let place = (cluster.istio_namespace(), name);
-            report.add(
-                role.name(),
-                component(role, place, found.as_ref(), &troubles),
-            );
+            report.try_to(role.name(), ask_component(cluster, role, kind, name));
         }
-        let gateways = cluster.list("gateways.gateway.networking.k8s.io", None);
-        if let Ok(gateways) = gateways {
+        if let Ok(gateways) = cluster.list("gateways.gateway.networking.k8s.io", None) {
             report.add("waypoints", waypoints(&gateways));
         }
     }
@@ -148,6 +135,17 @@ impl Report {
             status,
             detail,
         });
+    }
+
+    /// What may not be looked at keeps nobody from the rest.
+    fn try_to(&mut self, check: &str, found: anyhow::Result<Found>) {
+        let found = found.unwrap_or_else(|error| {
+            Found::Warning(
+                "cannot be told".into(),
+                format!("{check}: {}.", output::sentence(&error)),
+            )
+        });
+        self.add(check, found);
     }
 
     fn text(&self, pre: bool) -> String {
@@ -317,6 +315,27 @@ fn other_mesh(istiod: Option<&Value>) -> Found {
             ),
         ),
     }
+}
+
+fn ask_component(
+    cluster: &Kubernetes,
+    role: Role,
+    kind: &str,
+    name: &str,
+) -> anyhow::Result<Found> {
+    let found = cluster.get(kind, cluster.istio_namespace(), name)?;
+    let pods = cluster.mesh_pods(role)?;
+    let troubles = pods.iter().filter_map(|pod| {
+        let trouble = match &pod.trouble {
+            Some(trouble) => trouble.as_str(),
+            None if pod.ready => return None,
+            None => "it is not ready",
+        };
+        Some(format!("pod {} on node {}: {trouble}", pod.name, pod.node))
+    });
+    let troubles: Vec<String> = troubles.collect();
+    let place = (cluster.istio_namespace(), name);
+    Ok(component(role, place, found.as_ref(), &troubles))
 }
 
 fn component(

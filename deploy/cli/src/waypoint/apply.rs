@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use adit_local::Labels;
 use anyhow::{Context as _, bail};
 
-use super::gateway::{self, gateway, is_programmed};
+use super::gateway::{self, CLASS, gateway, is_programmed};
 use super::{Common, TrafficType, done, warn};
 use crate::cluster::{Cluster, label_of};
 use crate::output::{self, Outcome, Output};
@@ -96,6 +96,9 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
         args.gateway.revision.as_deref(),
     );
     cluster.apply(vec![object])?;
+    if let Some(control_plane) = missing_control_plane(&cluster) {
+        warn(format_args!("{control_plane}"));
+    }
     done(out, format_args!("waypoint {namespace}/{name} applied"))?;
     // First the waypoint, then those who use it: until it is ready they are refused.
     if args.wait {
@@ -111,6 +114,22 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
         )?;
     }
     Ok(Outcome::Well)
+}
+
+/// Why nobody will carry the waypoint out, if that is so. A class that may not be looked at
+/// is taken for granted.
+fn missing_control_plane(cluster: &Cluster) -> Option<String> {
+    const KIND: &str = "gatewayclass.gateway.networking.k8s.io";
+    match cluster {
+        Cluster::Kubernetes(_) if matches!(cluster.get(KIND, "", CLASS), Ok(None)) => {
+            Some(format!(
+                "{} has no GatewayClass {CLASS}, so nobody makes the waypoint run: `adit install` \
+                 installs the control plane.",
+                cluster.name()
+            ))
+        }
+        _ => None,
+    }
 }
 
 fn wait(cluster: &Cluster, namespace: &str, name: &str, limit: Duration) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use adit_shared::net::handoff::{Answer, Call};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::cluster::{Cluster, Found, Presence};
 use super::decide::{decide, sandbox_pod};
@@ -60,7 +60,7 @@ impl Server {
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/del") => match serde_json::from_slice::<Sandbox>(&call.body) {
-                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox.id).await),
+                Ok(sandbox) => self.told(self.ztunnel.end(&sandbox).await),
                 Err(e) => no(StatusCode::BAD_REQUEST, e),
             },
             (&Method::POST, "/gc") => self.told(self.ztunnel.retain(call.body.to_vec()).await),
@@ -198,7 +198,7 @@ impl Server {
     /// What cannot be told now ends by itself.
     fn told(&self, told: Result<(), ZtunnelError>) -> Answer {
         if let Err(error) = told {
-            info!("not told of sandboxes that ended: {error}");
+            debug!("not told of sandboxes that ended: {error}");
         }
         Answer::new(StatusCode::OK, "")
     }

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use crate::protocol::{ZTUNNEL_DEADLINE, ZTUNNEL_WAIT};
+use crate::protocol::{Sandbox, ZTUNNEL_DEADLINE, ZTUNNEL_WAIT};
 
 /// How often a ztunnel that is not there is tried.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -22,7 +22,7 @@ pub(super) enum ZtunnelError {
     /// It does not run.
     #[error(
         "ztunnel does not run on this node (DaemonSet ztunnel), and pods of the mesh do not start \
-         without it: {0}"
+         without it ({0})"
     )]
     Unreachable(CallError),
     /// It does not answer.
@@ -80,8 +80,14 @@ impl Ztunnel {
     }
 
     /// A sandbox has ended.
-    pub(super) async fn end(&self, sandbox: &str) -> Result<(), ZtunnelError> {
-        let target = format!("/sandboxes/{sandbox}");
+    pub(super) async fn end(&self, sandbox: &Sandbox) -> Result<(), ZtunnelError> {
+        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let uid = sandbox.uid.as_deref().filter(|uid| plain(uid));
+        let uid = uid.map(|uid| format!("?uid={uid}")).unwrap_or_default();
+        if !plain(&sandbox.id) {
+            return Err(ZtunnelError::Internal("the sandbox's id is not one".into()));
+        }
+        let target = format!("/sandboxes/{}{uid}", sandbox.id);
         let answer = self.call(Method::DELETE, target, Vec::new(), None);
         answer.await.map(drop)
     }

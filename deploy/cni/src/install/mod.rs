@@ -10,7 +10,7 @@ mod file;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::plugin::PLUGIN_TYPE;
 pub use configuration::ConfigurationError;
@@ -111,6 +111,7 @@ impl Installer {
     }
 
     fn install_binary(&self) -> Result<Option<PathBuf>, InstallError> {
+        fs::create_dir_all(&self.bin_dir).map_err(io_error("make", &self.bin_dir))?;
         let target = self.bin_dir.join(PLUGIN_TYPE);
         let wanted = fs::read(&self.binary).map_err(io_error("read", &self.binary))?;
         let mode = fs::metadata(&target).map(|file| file.permissions().mode() & 0o777);
@@ -247,12 +248,18 @@ fn primary(files: &[PathBuf]) -> Option<(PathBuf, Form)> {
 /// Keeps the plugin installed until dropped. `installed` says whether it is.
 pub async fn keep(installer: Installer, installed: Arc<AtomicBool>) {
     let changed = Arc::new(Notify::new());
-    let watch = watch(&installer, changed.clone());
-    if let Err(error) = &watch {
-        warn!("changes of the CNI configuration are noticed late: {error}");
-    }
+    let mut watch: Option<Watch> = None;
     let mut complaint = None;
     loop {
+        // Before looking, so that nothing happens unseen in between.
+        if watch
+            .as_ref()
+            .is_none_or(|watch| watch.directories != inodes(&installer))
+        {
+            watch = Watch::new(&installer, changed.clone())
+                .inspect_err(|e| debug!("changes are noticed late: {e}"))
+                .ok();
+        }
         let (worker, failed) = (installer.clone(), "the installer failed".to_owned());
         let done = spawn_blocking(move || worker.reconcile().map_err(|e| e.to_string()));
         let done = done.await.unwrap_or(Err(failed));
@@ -279,17 +286,34 @@ pub async fn keep(installer: Installer, installed: Arc<AtomicBool>) {
     }
 }
 
-/// Watches both directories; dropped, it stops.
-fn watch(installer: &Installer, changed: Arc<Notify>) -> notify::Result<impl Sized> {
-    let tell = move |event: notify::Result<notify::Event>| {
-        // Reading is what we do ourselves.
-        if !event.is_ok_and(|event| event.kind.is_access()) {
-            changed.notify_one();
+/// Both directories, watched; dropped, it stops.
+struct Watch {
+    _watcher: notify::RecommendedWatcher,
+    /// Which directories they were: one that is made anew is not watched.
+    directories: [Option<u64>; 2],
+}
+
+impl Watch {
+    fn new(installer: &Installer, changed: Arc<Notify>) -> notify::Result<Self> {
+        let tell = move |event: notify::Result<notify::Event>| {
+            // Reading is what we do ourselves.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                changed.notify_one();
+            }
+        };
+        let directories = inodes(installer);
+        let mut watcher = notify::recommended_watcher(tell)?;
+        for directory in [&installer.bin_dir, &installer.conf_dir] {
+            watcher.watch(directory, RecursiveMode::NonRecursive)?;
         }
-    };
-    let mut watcher = notify::recommended_watcher(tell)?;
-    for directory in [&installer.bin_dir, &installer.conf_dir] {
-        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+        Ok(Self {
+            _watcher: watcher,
+            directories,
+        })
     }
-    Ok(watcher)
+}
+
+fn inodes(installer: &Installer) -> [Option<u64>; 2] {
+    [&installer.bin_dir, &installer.conf_dir]
+        .map(|directory| Some(fs::metadata(directory).ok()?.ino()))
 }

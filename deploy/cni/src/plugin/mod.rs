@@ -211,9 +211,9 @@ impl Called<'_> {
         match answer.status {
             StatusCode::OK => Ok(answer),
             status if status.is_client_error() => {
-                Err(CniError::new(Code::Refused, answer.text(), status))
+                Err(CniError::new(Code::Refused, answer.text(), ""))
             }
-            status => Err(CniError::new(Code::TryAgainLater, answer.text(), status)),
+            _ => Err(CniError::new(Code::TryAgainLater, answer.text(), "")),
         }
     }
 

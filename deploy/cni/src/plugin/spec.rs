@@ -54,7 +54,7 @@ impl Code {
 
 /// A failure in the specification's form.
 #[derive(Debug, thiserror::Error)]
-#[error("{message} ({details})")]
+#[error("{message}{}{details}", if .details.is_empty() { "" } else { ": " })]
 pub struct CniError {
     code: Code,
     message: String,
@@ -73,12 +73,15 @@ impl CniError {
 
     /// The error of a call with this configuration.
     pub(super) fn to_json(&self, configuration: &[u8]) -> Value {
-        json!({
+        let mut error = json!({
             "cniVersion": version_of(configuration),
             "code": self.code.number(),
             "msg": format!("adit-cni: {}", self.message),
-            "details": self.details,
-        })
+        });
+        if !self.details.is_empty() {
+            error["details"] = json!(self.details);
+        }
+        error
     }
 }
 
