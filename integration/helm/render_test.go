@@ -97,7 +97,7 @@ values:
     volumeMounts: [{name: extra, mountPath: /extra}]
     initContainers: [{name: first, image: busybox}]
   ztunnel: {env: {X: "1"}, volumes: [{name: extra, emptyDir: {}}], volumeMounts: [{name: extra, mountPath: /extra}]}
-  cni: {env: {Y: z, ON: "off"}, cniConfFileName: 10-calico.conflist, excludeNamespaces: [kube-system, other]}`,
+  cni: {env: {Z: z, "ON": "off"}, cniConfFileName: 10-calico.conflist, excludeNamespaces: [kube-system, other]}`,
 	"resources": `
 values:
   pilot: {resources: {requests: {cpu: 2, memory: 4Gi}, limits: {memory: 8Gi}}}
@@ -114,7 +114,7 @@ values:
     serviceAccountAnnotations: {iam: role}
     ipFamilyPolicy: PreferDualStack
     ipFamilies: [IPv6, IPv4]
-  cni: {daemonSetLabels: {x: z}, podLabels: {l: m}, podAnnotations: {n: o}, serviceAccountAnnotations: {p: q}}
+  cni: {daemonSetLabels: {x: z}, podLabels: {l: m}, podAnnotations: {m: o}, serviceAccountAnnotations: {p: q}}
   ztunnel: {labels: {a: b}, annotations: {c: d}, podLabels: {e: f}, podAnnotations: {g: h}}`,
 	"security": `
 values:
@@ -131,7 +131,9 @@ values:
     remotePilotAddress: https://istiod.example:15012
     caAddress: https://ca.example:15012
   pilot: {trustedZtunnelNamespace: kube-system, trustedZtunnelName: tunnel}
-  ztunnel: {network: net-2, dnsCapture: false}`,
+  ztunnel: {network: net-2}`,
+	"network policies": `
+values: {global: {networkPolicy: {enabled: true}, configValidation: false}}`,
 	"monitoring": `
 values:
   pilot: {podMonitor: {enabled: true, interval: 30s}}

@@ -105,7 +105,6 @@ fn a_verdict_allocates_nothing() {
         remote_ip: IpAddr::from([10, 0, 0, 1]),
         destination_ip: IpAddr::from([10, 0, 0, 2]),
         destination_port: 80,
-        origin: None,
         sni: None,
         http: Some(HttpFields {
             method: "GET",

@@ -54,8 +54,8 @@ fn workload(workload: &Workload) -> Value {
         "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
         "capacity": workload.capacity,
         "authorizationPolicies": workload.authorization_policies.iter().map(|p| &**p).collect::<Vec<_>>(),
-        "servedBy": workload.served_by.identities.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "requireWaypoint": workload.served_by.required,
+        "servedBy": workload.served_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "requireWaypoint": workload.require_waypoint,
         "services": workload.services.iter().map(|m| m.service.to_string()).collect::<Vec<_>>(),
     })
 }

@@ -48,13 +48,8 @@ struct Cli {
 /// same names, and get their values from here as well.
 #[derive(Debug, clap::Args)]
 struct Anywhere {
-    #[arg(
-        short = 'c',
-        long = "kubeconfig",
-        id = "kubeconfig",
-        global = true,
-        hide = true
-    )]
+    // Its short form, -c, is a container to `adit local logs`.
+    #[arg(long = "kubeconfig", id = "kubeconfig", global = true, hide = true)]
     _kubeconfig: Option<PathBuf>,
     #[arg(long = "context", id = "context", global = true, hide = true)]
     _context: Option<String>,

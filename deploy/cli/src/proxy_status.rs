@@ -42,6 +42,8 @@ struct Proxy {
     #[serde(default)]
     istiod: String,
     #[serde(default)]
+    version: String,
+    #[serde(default)]
     types: Vec<Type>,
 }
 
@@ -139,9 +141,7 @@ fn table(proxies: &[Proxy], verbose: bool) -> String {
         if !lagging.is_empty() {
             types += &format!("; {}", lagging.join(", "));
         }
-        // Programs of one mesh are of one version.
-        let version = env!("CARGO_PKG_VERSION");
-        table.row([&proxy.proxy, CLUSTER, &proxy.istiod, version, &types]);
+        table.row([&proxy.proxy, CLUSTER, &proxy.istiod, &proxy.version, &types]);
     }
     table.render()
 }
@@ -180,6 +180,7 @@ mod tests {
             proxy: "ztunnel-n1.istio-system".into(),
             id: "ztunnel~1".into(),
             istiod: "aditd".into(),
+            version: "0.1.0".into(),
             types: vec![kind("Address", "SYNCED"), kind("Authorization", "ERROR")],
         }];
         let text = table(&proxies, false);

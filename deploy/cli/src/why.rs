@@ -16,8 +16,11 @@ use crate::proxy::target::waypoint_in;
 use crate::table::printable;
 use crate::ztunnel::admin::encode;
 use crate::ztunnel::dump::{Dump, Gateway, Service, Workload};
+use crate::ztunnel::names::leads_nowhere;
 use crate::ztunnel::target::{Wanted, targets_in};
 
+/// What becomes of a request whose waypoint cannot be reached.
+const NO_WAYPOINT: &str = "refused: the waypoint is not there, and nothing goes past it";
 /// Port of the admin endpoints.
 const ADMIN: u16 = 15000;
 
@@ -136,6 +139,13 @@ fn explain(
     };
     if let Some(gateway) = through {
         let name = waypoint_name(gateway);
+        if leads_nowhere(gateway) {
+            says.push(format!(
+                "it should pass waypoint {name}, which is not ready"
+            ));
+            steps.push(json!({"hop": hop, "says": says}));
+            return Ok((false, NO_WAYPOINT.into()));
+        }
         says.push(format!("ztunnel sends it to waypoint {name}"));
         steps.push(json!({"hop": hop, "says": says}));
         return through_waypoint(args, cluster, asked, dump, &name, steps);
@@ -195,10 +205,7 @@ fn through_waypoint(
         Err(error) => {
             let says = vec![output::sentence(&error)];
             steps.push(json!({"hop": hop, "says": says}));
-            return Ok((
-                false,
-                "refused: the waypoint is not there, and nothing goes past it".into(),
-            ));
+            return Ok((false, NO_WAYPOINT.into()));
         }
     };
     let decision: Value = serde_json::from_slice(&answer).context("the waypoint's answer")?;

@@ -14,7 +14,6 @@ use super::types::{
     ServiceAddress, ServiceName, TunnelProtocol, WeightedWaypoint, Workload,
 };
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::policy::ServedBy;
 use crate::proto::workload as proto;
 
 /// Why a workload or a service is refused. Not retryable: the configuration is at
@@ -194,10 +193,8 @@ fn workload(wire: &proto::Workload) -> Result<Workload, Invalid> {
             .iter()
             .map(|key| key.as_str().into())
             .collect(),
-        served_by: ServedBy {
-            identities: served_by(&wire.served_by)?,
-            required: wire.require_waypoint,
-        },
+        served_by: served_by(&wire.served_by)?,
+        require_waypoint: wire.require_waypoint,
         callers_matter: wire.callers_matter,
         services,
     })

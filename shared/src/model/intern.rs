@@ -50,6 +50,7 @@ impl Interner {
             capacity: _,
             authorization_policies,
             served_by,
+            require_waypoint: _,
             callers_matter: _,
             services,
         } = workload;
@@ -79,7 +80,7 @@ impl Interner {
             share(&mut self.gateways, gateway);
         }
         share(&mut self.identities, identity);
-        share(&mut self.waypoints, &mut served_by.identities);
+        share(&mut self.waypoints, served_by);
         addresses.shrink_to_fit();
         authorization_policies.shrink_to_fit();
         services.shrink_to_fit();

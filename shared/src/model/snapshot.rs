@@ -10,7 +10,7 @@ use super::address::{Claims, NetworkIndex};
 use super::balance::{Balancer, Drawn};
 use super::types::{Service, ServiceName, Workload, WorkloadUid, pod_uid};
 use crate::identity::SpiffeId;
-use crate::policy::{Policy, PolicyKey, PolicySet};
+use crate::policy::{Policy, PolicyKey, PolicySet, ServedBy};
 
 /// One state of the mesh. It never changes; cloning it copies a few pointers.
 #[derive(Debug, Clone, Default)]
@@ -155,7 +155,10 @@ impl Snapshot {
             listed,
             missing,
         )
-        .with_waypoints(workload.served_by.clone())
+        .with_waypoints(ServedBy {
+            identities: workload.served_by.clone(),
+            required: workload.require_waypoint,
+        })
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::identity::SpiffeId;
-use crate::policy::ServedBy;
 
 /// A workload's unique name in the mesh: `<cluster>//Pod/<namespace>/<name>` for pods.
 pub type WorkloadUid = Arc<str>;
@@ -144,7 +143,9 @@ pub struct Workload {
     /// `namespace/name` of selector policies that apply to it.
     pub authorization_policies: Vec<Arc<str>>,
     /// The waypoints that serve it.
-    pub served_by: ServedBy,
+    pub served_by: Arc<[SpiffeId]>,
+    /// Only what has passed one of them is let in.
+    pub require_waypoint: bool,
     /// Some L4 policy depends on who calls: its waypoints keep connections of different
     /// callers apart.
     pub callers_matter: bool,

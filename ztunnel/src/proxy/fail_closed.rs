@@ -33,6 +33,8 @@ const MAX_LINE: usize = 16 << 10;
 /// unread bytes resets it, and takes the answer from a client that has not read it yet.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
+/// An HTTP/2 client that asks nothing more for so long is told to come back on a new connection.
+const QUIET: Duration = Duration::from_millis(250);
 /// Requests that one HTTP/2 client may have at once.
 const MAX_STREAMS: u32 = 100;
 /// Bytes of headers that one of them may have.
@@ -164,18 +166,21 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .serve_connection(io, service);
-    let _ = timeout(LINGER, async {
-        let done = tokio::select! {
-            _ = &mut serving => true,
-            _ = timeout(SILENCE, answered.notified()) => false,
-        };
-        if !done {
-            // GOAWAY: streams that are under way are answered, the client opens no others.
-            Pin::new(&mut serving).graceful_shutdown();
-            let _ = serving.await;
+    // Who sends one request after another gets all of them answered: what a client has just
+    // taken up when it hears GOAWAY is lost with many.
+    let quiet = async {
+        let mut patience = SILENCE;
+        while timeout(patience, answered.notified()).await.is_ok() {
+            patience = QUIET;
         }
-    })
-    .await;
+    };
+    tokio::select! {
+        _ = &mut serving => return,
+        _ = timeout(LINGER, quiet) => {}
+    }
+    // Streams that are under way are answered, the client opens no others.
+    Pin::new(&mut serving).graceful_shutdown();
+    let _ = timeout(LINGER, serving).await;
 }
 
 /// The answer to one request; gRPC has its own form (PROTOCOL-HTTP2.md, Trailers-Only).

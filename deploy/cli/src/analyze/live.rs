@@ -44,6 +44,9 @@ const KINDS: [(&str, &[&str]); 6] = [
     ),
 ];
 
+/// What the node agent writes on the pods that it has captured.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
 /// Every object that findings may be about, or depend on.
 ///
 /// # Errors
@@ -54,6 +57,12 @@ pub(super) fn objects(cluster: &Kubernetes) -> anyhow::Result<Vec<Value>> {
         groups.any(|(_, kinds)| kinds.contains(&kind))
     };
     let mut all = cluster.list_kinds(is_read, None)?;
+    for object in &mut all {
+        // In a manifest it would be a mistake; here it is the mesh that has written it.
+        if let Some(Value::Object(written)) = object.pointer_mut("/metadata/annotations") {
+            written.remove(REDIRECTION);
+        }
+    }
     let mut wanted: Vec<Reference> = all.iter().flat_map(references).collect();
     wanted.push(Reference {
         kind: "configmaps",

@@ -279,7 +279,6 @@ async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> 
     Ok(())
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -522,7 +522,10 @@ mod tests {
             let objects = crate::install::objects(&spec);
             let objects = objects.unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(objects.len(), components.len(), "{name}");
-            assert!(objects.iter().all(|(_, objects)| !objects.is_empty()), "{name}");
+            assert!(
+                objects.iter().all(|(_, objects)| !objects.is_empty()),
+                "{name}"
+            );
         }
     }
 

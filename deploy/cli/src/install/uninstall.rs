@@ -1,8 +1,8 @@
 //! `adit uninstall`: the other way round.
 //!
-//! The node agents go first: when an agent ends and its DaemonSet is gone, it takes itself out
-//! of the node's CNI configuration and has the node's capture removed. The node tunnels are
-//! still there for that; they and the control plane follow.
+//! Node agents and node tunnels go together: when an agent ends and both DaemonSets are gone,
+//! it takes itself out of the node's CNI configuration and has the node tunnel remove the
+//! node's capture. The control plane follows, then the rights of all.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -155,29 +155,32 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Webhooks and control plane, so that nothing is made anew; then node agents, then node
-    /// tunnels, each until its pods have ended.
+    /// What would stand in the way; node agents and node tunnels, until their pods have ended;
+    /// then the control plane.
     async fn workloads(&mut self, objects: &[ObjectId]) -> anyhow::Result<()> {
         let of = |kind: &'static str| objects.iter().filter(move |id| id.kind == kind);
         let budgets = of("HorizontalPodAutoscaler").chain(of("PodDisruptionBudget"));
         for id in of("ValidatingWebhookConfiguration").chain(budgets) {
             self.delete(id).await?;
         }
-        let agents = of("DaemonSet").filter(|id| id.name == "istio-cni-node");
-        let tunnels = of("DaemonSet").filter(|id| id.name != "istio-cni-node");
-        for id in agents.chain(of("Deployment")).chain(tunnels) {
-            let selector = match self.access.get_json(id).await? {
-                Some(workload) => workload["spec"]["selector"]["matchLabels"].clone(),
-                None => continue,
-            };
-            self.delete(id).await?;
-            let selector: Vec<_> = selector
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-                .collect();
-            self.ended(id, &selector.join(",")).await?;
+        for kind in ["DaemonSet", "Deployment"] {
+            let mut ending = Vec::new();
+            for id in of(kind) {
+                if let Some(workload) = self.access.get_json(id).await? {
+                    let labels = workload["spec"]["selector"]["matchLabels"].clone();
+                    self.delete(id).await?;
+                    ending.push((id, labels));
+                }
+            }
+            for (id, labels) in ending {
+                let selector: Vec<_> = labels
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+                    .collect();
+                self.ended(id, &selector.join(",")).await?;
+            }
         }
         Ok(())
     }
@@ -249,7 +252,7 @@ impl Removal<'_> {
             }
         }
         for (api_version, kind, names) in [
-            ("v1", "Secret", &["istio-ca-secret"][..]),
+            ("v1", "Secret", &["istio-ca-secret", "adit-ca-previous"][..]),
             ("v1", "ConfigMap", &[ROOT_CERTIFICATE]),
             (
                 "coordination.k8s.io/v1",

@@ -19,7 +19,6 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::client::UpgradeConnectionError;
 use tokio::time::timeout;
 
 use super::Kubernetes;
@@ -140,15 +139,8 @@ impl Kubernetes {
     async fn forward(&self, to: &PodPort) -> anyhow::Result<Session> {
         let pods: Api<Pod> = Api::namespaced(self.client().clone(), &to.namespace);
         let ports = [to.port];
-        let opening = async {
-            pods.portforward(&to.pod, &ports)
-                .await
-                .map_err(|error| self.not_forwarded(error, to))
-        };
-        let mut forwarder = match timeout(self.0.deadline, opening).await {
-            Ok(opened) => opened?,
-            Err(_) => return Err(self.too_late()),
-        };
+        let what = || format!("forward {to}");
+        let mut forwarder = self.call(what, pods.portforward(&to.pod, &ports)).await?;
         let stream = forwarder.take_stream(to.port);
         let stream = stream.context("the port was not forwarded")?;
         let reason = forwarder.take_error(to.port);
@@ -165,31 +157,6 @@ impl Kubernetes {
                 None => Box::pin(std::future::ready(None)),
             },
         })
-    }
-
-    fn not_forwarded(&self, error: kube::Error, to: &PodPort) -> anyhow::Error {
-        let PodPort { namespace, pod, .. } = to;
-        let refused = match &error {
-            kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
-                *status
-            }
-            _ => return self.explain(error, &format!("forward {to}")),
-        };
-        match refused {
-            StatusCode::FORBIDDEN => anyhow::anyhow!(
-                "cannot forward {to}: there is no right to get and create pods/portforward in \
-                 namespace {namespace}"
-            ),
-            StatusCode::NOT_FOUND => anyhow::anyhow!("there is no pod {namespace}/{pod}"),
-            StatusCode::UNAUTHORIZED => anyhow::anyhow!(
-                "the API server of {} does not accept the credentials",
-                self.name()
-            ),
-            status => anyhow::anyhow!(
-                "cannot forward {to}: the API server answers {status} (is the pod running, and \
-                 its node's kubelet up?)"
-            ),
-        }
     }
 }
 

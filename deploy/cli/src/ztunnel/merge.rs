@@ -9,9 +9,6 @@ use serde_json::{Map, Value};
 
 use super::dump::{Dump, Entry};
 
-/// Disagreements that are told one by one.
-const MAX_TOLD: usize = 5;
-
 /// One dump of several, each with its ztunnel's name; and sentences about where they
 /// disagree.
 pub fn merge(mut dumps: Vec<(String, Dump)>) -> (Dump, Vec<String>) {
@@ -55,11 +52,6 @@ pub fn merge(mut dumps: Vec<(String, Dump)>) -> (Dump, Vec<String>) {
     merged.workloads = workloads.finish(&mut told);
     merged.services = services.finish(&mut told);
     merged.policies = policies.finish(&mut told);
-    if told.len() > MAX_TOLD {
-        let more = told.len() - MAX_TOLD;
-        told.truncate(MAX_TOLD);
-        told.push(format!("the ztunnels disagree in {more} more places"));
-    }
     (merged, told)
 }
 

@@ -8,6 +8,11 @@ use super::dump::{Dump, Gateway, is_healthy};
 /// Where the control plane sends traffic of a waypoint that cannot be used: nowhere.
 const NOT_READY: &str = ".waypoint.invalid";
 
+/// Whether traffic that is sent there fails, for the waypoint cannot be used.
+pub fn leads_nowhere(waypoint: &Gateway) -> bool {
+    waypoint.destination.ends_with(NOT_READY)
+}
+
 /// The names of all services and workloads of a dump.
 #[derive(Debug, Default)]
 pub struct Names {

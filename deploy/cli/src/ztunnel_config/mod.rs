@@ -15,6 +15,8 @@ pub use log::filter as log_filter;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -25,7 +27,12 @@ use crate::ztunnel::admin::MAX_ANSWER;
 use crate::ztunnel::dump::Dump;
 use crate::ztunnel::merge::merge;
 use crate::ztunnel::names::Names;
-use crate::ztunnel::target::{PodName, TargetArgs, request_all, targets};
+use crate::ztunnel::target::{PodName, TargetArgs, Ztunnel, request_all, targets};
+
+/// Disagreements of ztunnels that are told one by one.
+const MAX_TOLD: usize = 5;
+/// A change has reached every node by then.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Show what ztunnels know, and set their log level
 #[derive(Debug, clap::Args)]
@@ -122,34 +129,51 @@ impl Common {
 
     fn ask(&self) -> anyhow::Result<(Dump, Option<PodName>, Outcome)> {
         let targets = targets(&self.at, self.target.as_deref())?;
-        let mut dumps = Vec::new();
-        let mut outcome = Outcome::Well;
-        let several = targets.ztunnels.len() > 1;
-        let answers = request_all(&targets.ztunnels, &Method::GET, "/config_dump");
-        for (ztunnel, answer) in targets.ztunnels.into_iter().zip(answers) {
-            let dump = answer.and_then(|text| {
-                Dump::parse(&text)
-                    .with_context(|| format!("the dump of {} is of no use", ztunnel.name))
-            });
-            match dump {
-                Ok(dump) => dumps.push((ztunnel.name, dump)),
-                // The others still have something to say.
-                Err(error) if several => {
-                    output::complain_of(&error);
-                    outcome = Outcome::Findings;
-                }
-                Err(error) => return Err(error),
-            }
+        let (mut dump, mut told, mut outcome) = merged(&targets.ztunnels)?;
+        if !told.is_empty() {
+            // A change reaches them one after the other: who lags behind has it by now.
+            sleep(SETTLED);
+            let (again, still, ended) = merged(&targets.ztunnels)?;
+            told.retain(|sentence| still.contains(sentence));
+            (dump, outcome) = (again, ended);
         }
-        if dumps.is_empty() {
-            bail!("no ztunnel has answered");
-        }
-        let (dump, told) = merge(dumps);
-        for sentence in told {
+        for sentence in told.iter().take(MAX_TOLD) {
             output::complain(format_args!("Warning: {sentence}."));
+        }
+        let more = told.len().saturating_sub(MAX_TOLD);
+        if more > 0 {
+            output::complain(format_args!(
+                "Warning: the ztunnels disagree in {more} more places."
+            ));
         }
         Ok((dump, targets.pod, outcome))
     }
+}
+
+/// The dumps of all that answer as one, and sentences about where they disagree.
+fn merged(ztunnels: &[Ztunnel]) -> anyhow::Result<(Dump, Vec<String>, Outcome)> {
+    let mut dumps = Vec::new();
+    let mut outcome = Outcome::Well;
+    let answers = request_all(ztunnels, &Method::GET, "/config_dump");
+    for (ztunnel, answer) in ztunnels.iter().zip(answers) {
+        let dump = answer.and_then(|text| {
+            Dump::parse(&text).with_context(|| format!("the dump of {} is of no use", ztunnel.name))
+        });
+        match dump {
+            Ok(dump) => dumps.push((ztunnel.name.clone(), dump)),
+            // The others still have something to say.
+            Err(error) if ztunnels.len() > 1 => {
+                output::complain_of(&error);
+                outcome = Outcome::Findings;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if dumps.is_empty() {
+        bail!("no ztunnel has answered");
+    }
+    let (dump, told) = merge(dumps);
+    Ok((dump, told, outcome))
 }
 
 fn read(path: &Path) -> anyhow::Result<Dump> {

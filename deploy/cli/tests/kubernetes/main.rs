@@ -80,6 +80,11 @@ fn namespace(name: &str, labels: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 }
 
+fn class() -> Value {
+    json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+        "metadata": {"name": "istio-waypoint"}})
+}
+
 fn waypoint(namespace: &str, name: &str, programmed: &str) -> Value {
     json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
         "metadata": {"name": name, "namespace": namespace},
@@ -98,6 +103,7 @@ fn mesh() -> Fake {
         let metrics = "istio_build{component=\"ztunnel\",tag=\"0.1.0\"} 1\n";
         fake.answer(&pod, 15020, "GET /metrics", metrics);
     }
+    fake.put(class());
     fake.put(pod("shop", "web-a", "node1", json!({"app": "web"})));
     fake.put(pod("shop", "client", "node1", json!({})));
     fake
@@ -202,8 +208,8 @@ fn rights_that_are_missing_are_named() {
     assert_eq!(
         told,
         "ztunnel-aaaaa does not answer: cannot forward port 15000 of pod \
-         istio-system/ztunnel-aaaaa: there is no right to get and create pods/portforward in \
-         namespace istio-system"
+         istio-system/ztunnel-aaaaa: User \"u\" cannot GET \
+         /api/v1/namespaces/istio-system/pods/ztunnel-aaaaa/portforward"
     );
     fake.forbid(Method::GET, "/istio-system/pods");
     let told = error(&fake, &["zc", "w"]);
@@ -296,6 +302,13 @@ fn what_keeps_a_waypoint_from_being_applied_is_told() {
     ));
     let ended = expect(&fake, &["waypoint", "apply"], 0);
     assert!(
+        ended.stderr.contains("has no GatewayClass istio-waypoint")
+            && ended.stderr.contains("`adit install`"),
+        "{}",
+        ended.stderr
+    );
+    fake.put(class());
+    assert!(
         ended
             .stderr
             .contains("kubectl label namespace shop istio.io/dataplane-mode=ambient"),
@@ -363,7 +376,7 @@ fn flags_may_stand_before_the_subcommand() {
     let config = fake.kubeconfig();
     let run = |args: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_adit"))
-            .arg("-c")
+            .arg("--kubeconfig")
             .arg(config.path())
             .args(args)
             .env("HOME", "/nonexistent")
@@ -567,9 +580,12 @@ fn a_cluster_is_checked() {
     fake.forbid(Method::POST, "clusterroles");
     fake.put(node("node2", "5.10.0-8"));
     let told = expect(&fake, &["check", "--pre"], 1).stdout;
-    assert!(told.contains("no right to create: clusterroles."), "{told}");
     assert!(
-        told.contains("Linux 5.17 or newer: node2 (5.10.0-8)."),
+        told.contains("You may not create clusterroles in "),
+        "{told}"
+    );
+    assert!(
+        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.17 or newer."),
         "{told}"
     );
 

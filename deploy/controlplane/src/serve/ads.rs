@@ -193,7 +193,7 @@ impl Connection<'_> {
         check_node(self.caller, &node)
             .map_err(|why| failed("node", Status::permission_denied(why)))?;
         info!(caller = %self.caller, peer = self.peer, node = node.id, "xDS client connected");
-        let registration = shared.clients.register(self.caller, self.peer, &node.id);
+        let registration = shared.clients.register(self.caller, self.peer, &node);
 
         let mut snapshots = shared.snapshots.clone();
         let waypoint = match metadata_string(&node, GATEWAY_NAME) {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use adit_shared::proto::xds::Node;
+use adit_shared::xds::client::node::metadata_string;
 use adit_shared::xds::server::TypeStatus;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -24,6 +26,7 @@ struct Client {
     caller: Caller,
     peer: String,
     id: String,
+    version: String,
     since: SystemTime,
     types: Vec<TypeStatus>,
 }
@@ -41,6 +44,8 @@ pub struct ClientReport {
     pub proxy: String,
     /// The node id that it sent.
     pub id: String,
+    /// The version that it says it is of; empty if it says none.
+    pub version: String,
     /// The Kubernetes node.
     pub node: String,
     /// Namespace and name of its service account.
@@ -77,18 +82,21 @@ pub struct TypeReport {
 }
 
 impl Clients {
-    pub(super) fn register(&self, caller: &Caller, peer: &str, id: &str) -> Registration {
+    pub(super) fn register(&self, caller: &Caller, peer: &str, node: &Node) -> Registration {
         let mut registry = self.0.lock();
         registry.last += 1;
         let key = registry.last;
         // What a client says of itself is shown to people: bounded.
-        let id = id.chars().take(512).collect();
+        let id = node.id.chars().take(512).collect();
+        let version = metadata_string(node, "ISTIO_VERSION").unwrap_or_default();
+        let version = version.chars().take(64).collect();
         registry.clients.insert(
             key,
             Client {
                 caller: caller.clone(),
                 peer: peer.to_owned(),
                 id,
+                version,
                 since: SystemTime::now(),
                 types: vec![],
             },
@@ -130,6 +138,7 @@ impl Client {
         ClientReport {
             proxy: format!("{pod_name}.{namespace}"),
             id: self.id.clone(),
+            version: self.version.clone(),
             node: node.clone(),
             service_account: format!("{namespace}/{service_account}"),
             address: self.peer.clone(),

@@ -74,7 +74,10 @@ impl<C: Fn() -> Arc<ServerConfig> + Send + Sync + 'static> Port<C> {
     }
 
     async fn connection(&self, tcp: TcpStream) -> Result<(), String> {
-        let handshake = TlsAcceptor::from((self.tls)()).accept(tcp);
+        // The API server calls webhooks over HTTP/1.1, which xDS and CA do not offer.
+        let mut config = ServerConfig::clone(&(self.tls)());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let handshake = TlsAcceptor::from(Arc::new(config)).accept(tcp);
         let tls = tokio::select! {
             tls = timeout(HANDSHAKE, handshake) => tls
                 .map_err(|_| "no TLS handshake in time".to_owned())?

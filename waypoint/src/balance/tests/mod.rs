@@ -193,6 +193,7 @@ fn endpoint(name: &str) -> Endpoint {
         capacity: 1,
         authorization_policies: vec![],
         served_by: Default::default(),
+        require_waypoint: false,
         callers_matter: false,
         services: vec![],
     };

@@ -199,4 +199,110 @@ mod tests {
             assert_eq!(plural(singular), expected);
         }
     }
+
+    /// An object with every typed field.
+    fn full(kind: &Type) -> Value {
+        match kind {
+            Type::Text => json!("x"),
+            Type::Duration => json!("5s"),
+            Type::Bool => json!(true),
+            Type::Integer => json!(1),
+            Type::Number => json!(1.5),
+            Type::Any => json!({}),
+            Type::Enum(values) => json!(values.first()),
+            Type::List(items) => json!([full(items)]),
+            Type::Map(values) => json!({"1": full(values)}),
+            Type::Object(fields) => fields
+                .iter()
+                .map(|f| (f.name.clone(), full(&f.kind)))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_control_plane_knows_every_field_that_is_typed() {
+        let table = Table::parse(TABLE).expect("the table can be read");
+        // Those that it does not read have no readers to disagree with.
+        let unread = [
+            "ServiceEntry",
+            "WorkloadEntry",
+            "VirtualService",
+            "Gateway",
+            "Sidecar",
+            "WorkloadGroup",
+            "EnvoyFilter",
+            "ProxyConfig",
+            "WasmPlugin",
+            "TrafficExtension",
+        ];
+        for row in table
+            .kinds
+            .iter()
+            .filter(|row| !unread.contains(&row.kind.as_str()))
+        {
+            let document = json!({
+                "apiVersion": format!("{}/{}", row.group, row.versions[0].name),
+                "kind": row.kind,
+                "metadata": {"name": "full", "namespace": "shop"},
+                "spec": full(&row.spec),
+            });
+            let mesh = adit_controlplane::compile::MeshConfig::default();
+            let findings = adit_controlplane::analyze::analyze_over(&[document], Vec::new(), &mesh);
+            // Both spellings at once, which nobody writes.
+            let unknown = findings.iter().map(|finding| format!("{finding:?}"));
+            let unknown: Vec<_> = unknown
+                .filter(|text| text.contains("unknown field") && !text.contains("duplicate field"))
+                .collect();
+            assert!(unknown.is_empty(), "{}: {unknown:?}", row.kind);
+        }
+    }
+
+    /// The path of the first field of a spec that has no type.
+    fn untyped(value: &Value, kind: &Type, path: &str) -> Option<String> {
+        match (value, kind) {
+            (Value::Object(map), Type::Object(fields)) => map.iter().find_map(|(key, value)| {
+                let path = format!("{path}.{key}");
+                match fields.iter().find(|field| field.name == *key) {
+                    Some(field) => untyped(value, &field.kind, &path),
+                    None => Some(path),
+                }
+            }),
+            (Value::Object(map), Type::Map(values)) => map
+                .iter()
+                .find_map(|(key, value)| untyped(value, values, &format!("{path}.{key}"))),
+            (Value::Array(list), Type::List(items)) => {
+                list.iter().find_map(|item| untyped(item, items, path))
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn whatever_the_samples_use_is_typed() {
+        let table = Table::parse(TABLE).expect("the table can be read");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../samples");
+        let mut checked = 0;
+        for directory in ["mesh", "waypoint"] {
+            for entry in std::fs::read_dir(root.join(directory)).expect("samples") {
+                let path = entry.expect("a sample").path();
+                if path.extension().is_none_or(|extension| extension != "yaml") {
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).expect("a sample");
+                for document in serde_yaml_ng::Deserializer::from_str(&text) {
+                    let document: Value = serde::Deserialize::deserialize(document).expect("YAML");
+                    let group = document["apiVersion"].as_str().unwrap_or_default();
+                    let row = table.kinds.iter().find(|row| {
+                        document["kind"] == row.kind.as_str() && group.starts_with(&row.group)
+                    });
+                    if let Some(row) = row {
+                        checked += 1;
+                        let found = untyped(&document["spec"], &row.spec, "spec");
+                        assert_eq!(found, None, "{}", path.display());
+                    }
+                }
+            }
+        }
+        assert!(checked > 3, "only {checked} samples were checked");
+    }
 }
