@@ -200,13 +200,15 @@ async fn analyze_names_mistakes_in_the_cluster(t: Test) -> anyhow::Result<()> {
          spec:\n  targetRefs: [{kind: Service, group: \"\", name: nobody}]\n  action: DENY\n  rules: [{}]\n",
     )
     .await?;
-    let told = t.adit(&[
-        "analyze",
-        "-n",
-        t.namespace(),
-        "--failure-threshold",
-        "error",
-    ]).await;
+    let told = t
+        .adit(&[
+            "analyze",
+            "-n",
+            t.namespace(),
+            "--failure-threshold",
+            "error",
+        ])
+        .await;
     // Whether it is an error or a warning is the analyzer's to say.
     let told = match told {
         Ok(told) => told,
