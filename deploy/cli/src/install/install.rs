@@ -141,6 +141,7 @@ async fn install(args: Common, upgrade: Option<bool>, out: &mut Output) -> anyho
     let mut installation = Installation {
         access: &access,
         deadline,
+        foreign: Vec::new(),
         out,
     };
     let kept = installation.apply(&spec, &plan).await?;
@@ -195,6 +196,8 @@ pub fn confirm(yes: bool, what: &str, out: &mut Output) -> anyhow::Result<()> {
 struct Installation<'a> {
     access: &'a Access,
     deadline: Instant,
+    /// Definitions of others, which were left alone.
+    foreign: Vec<String>,
     out: &'a mut Output,
 }
 
@@ -229,6 +232,15 @@ impl Installation<'_> {
                     changed += 1;
                 }
                 kept.push(object.id.clone());
+            }
+            if !self.foreign.is_empty() {
+                writeln!(
+                    self.out,
+                    "  {} definitions are there already, not from this version of Adit, and are left as they are: {}",
+                    self.foreign.len(),
+                    self.foreign.join(", ")
+                )?;
+                self.foreign.clear();
             }
             let workloads = objects.iter().map(|object| &object.id);
             let workloads =
@@ -275,10 +287,7 @@ impl Installation<'_> {
 
     /// Whether it changed anything.
     async fn apply_one(&mut self, object: &Object) -> anyhow::Result<bool> {
-        if object.id.kind == "CustomResourceDefinition"
-            && let Some(remark) = self.foreign_definition(object).await?
-        {
-            writeln!(self.out, "  {remark}")?;
+        if object.id.kind == "CustomResourceDefinition" && self.is_foreign(object).await? {
             return Ok(false);
         }
         if self.access.dry_run && object.id.kind != "CustomResourceDefinition" {
@@ -295,30 +304,27 @@ impl Installation<'_> {
         Ok(applied != Applied::Unchanged)
     }
 
-    /// Somebody else's definition, or one of a later version, is left alone.
-    async fn foreign_definition(&self, object: &Object) -> anyhow::Result<Option<String>> {
+    /// Somebody else's definition, or one of a later edition, is left alone.
+    async fn is_foreign(&mut self, object: &Object) -> anyhow::Result<bool> {
         let Some(there) = self.access.get(&object.id).await? else {
-            return Ok(None);
+            return Ok(false);
         };
         let edition = there.annotations().get(EDITION_ANNOTATION);
         let edition = edition.and_then(|edition| edition.parse::<u32>().ok());
-        let name = &object.id.name;
-        match edition {
-            Some(edition) if edition <= EDITION => Ok(None),
-            Some(_) => Ok(Some(format!(
-                "{name} is there in a later edition and is left as it is"
-            ))),
-            None => {
-                let missing = missing_versions(&object.manifest, &there.data);
-                Ok(Some(match missing.is_empty() {
-                    true => format!("{name} is there, not from Adit, and is left as it is"),
-                    false => format!(
-                        "{name} is there, not from Adit, and is left as it is; it does not serve {}, which manifests may want",
-                        missing.join(", ")
-                    ),
-                }))
-            }
+        if edition.is_some_and(|edition| edition <= EDITION) {
+            return Ok(false);
         }
+        let name = &object.id.name;
+        self.foreign.push(name.clone());
+        let missing = missing_versions(&object.manifest, &there.data);
+        if !missing.is_empty() {
+            writeln!(
+                self.out,
+                "Warning: {name}, which is not from this version of Adit, does not serve {}: manifests that want that are refused",
+                missing.join(", ")
+            )?;
+        }
+        Ok(true)
     }
 
     async fn established(&self, id: &ObjectId) -> anyhow::Result<()> {
