@@ -21,6 +21,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".adit.waypoint.v1",
         "#[derive(serde::Serialize)] #[serde(rename_all = \"camelCase\")]",
     );
+    // What must not be shown (src/proto.rs).
+    config = config.skip_debug([".adit.waypoint.v1.Secret"]);
+    for field in ["session_key", "certificate_chain", "private_key"] {
+        config = config.field_attribute(
+            format!(".adit.waypoint.v1.Secret.{field}"),
+            "#[serde(skip)]",
+        );
+    }
     for (field, shown) in SHOWN {
         let attribute = format!("#[serde(serialize_with = \"crate::proto::text::{shown}\")]");
         config = config.field_attribute(format!(".adit.waypoint.v1.{field}"), attribute);

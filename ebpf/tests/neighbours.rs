@@ -124,7 +124,7 @@ fn a_kubelet_that_gets_a_new_cgroup_is_followed() {
     std::fs::remove_dir(&cgroup).expect("nobody is in it");
     let report = redirector.reconcile();
     assert!(report.failures.is_empty(), "{report:?}");
-    std::fs::create_dir(&cgroup).expect("made");
+    make_cgroup(&cgroup);
     let report = redirector.reconcile();
     assert_eq!(
         (report.restored_links, report.failures.len()),

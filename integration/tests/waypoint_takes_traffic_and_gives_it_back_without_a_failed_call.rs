@@ -163,3 +163,39 @@ fn a_gateway_in_the_manifests_is_run_and_cannot_be_deleted_from_outside() -> any
     })?;
     Ok(())
 }
+
+/// What `adit waypoint apply --wait` has said is ready is: the first call after it is answered,
+/// by way of the waypoint.
+#[test]
+fn the_first_call_after_apply_is_answered() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let own = mesh.address(pod("shop/client"))?;
+    for round in 0..20 {
+        let limit = format!("{}s", DEADLINE.as_secs());
+        mesh.adit(&[
+            "waypoint",
+            "apply",
+            "-n",
+            "shop",
+            "--enroll-namespace",
+            "--wait",
+            "--waypoint-timeout",
+            &limit,
+        ])?;
+        let by = peer(&mesh).with_context(|| format!("round {round}"))?;
+        assert_ne!(by, own, "round {round}: past the waypoint");
+        mesh.adit(&[
+            "local",
+            "label",
+            "namespace",
+            "shop",
+            "istio.io/use-waypoint-",
+        ])?;
+        mesh.wait_bound(HOST, false)?;
+        mesh.adit(&["waypoint", "delete", "-n", "shop"])?;
+        mesh.wait_for("the waypoint's end", DEADLINE, |status| {
+            status.component("waypoint.shop").is_none().then_some(())
+        })?;
+    }
+    Ok(())
+}

@@ -39,9 +39,10 @@ pub mod waypoint {
 
     /// Type URLs, in the order in which they are subscribed to. They are pushed in
     /// [`WAYPOINT_PUSH_ORDER`](crate::xds::server::WAYPOINT_PUSH_ORDER).
-    pub const TYPES: [&str; 10] = [
+    pub const TYPES: [&str; 11] = [
         SETTINGS_TYPE,
         WAYPOINT_TYPE,
+        SECRET_TYPE,
         PROVIDER_TYPE,
         REQUEST_AUTHENTICATION_TYPE,
         AUTHORIZATION_POLICY_TYPE,
@@ -55,6 +56,8 @@ pub mod waypoint {
     pub const SETTINGS_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Settings";
     /// Type URL of [`Waypoint`].
     pub const WAYPOINT_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Waypoint";
+    /// Type URL of [`Secret`].
+    pub const SECRET_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Secret";
     /// Type URL of [`Provider`].
     pub const PROVIDER_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Provider";
     /// Type URL of [`RequestAuthentication`].
@@ -73,6 +76,13 @@ pub mod waypoint {
     pub const BACKEND_TLS_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.BackendTls";
     /// Type URL of [`Route`].
     pub const ROUTE_TYPE: &str = "type.googleapis.com/adit.waypoint.v1.Route";
+
+    impl std::fmt::Debug for Secret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let mut shown = f.debug_struct("Secret");
+            shown.field("name", &self.name).finish_non_exhaustive()
+        }
+    }
 }
 
 /// Type URL of [`workload::Address`].

@@ -113,7 +113,8 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         requests: requests.clone(),
         log: Some(log.clone()),
         spans: Arc::default(),
-        // Tokens of other replicas mean nothing to this one: their sessions begin anew here.
+        // In place of the control plane's, should it give none: tokens of other replicas mean
+        // nothing then.
         session_key: SessionKey::new(&rand::random()).context("session key")?,
         drain: drain_watcher,
         config,
@@ -215,7 +216,11 @@ fn subscriptions(
             state: state.clone(),
             type_url,
         });
-        let handler = received.keep(type_url, handler);
+        // What is kept is shown.
+        let handler = match type_url {
+            waypoint::SECRET_TYPE => handler,
+            type_url => received.keep(type_url, handler),
+        };
         all.push((type_url, Subscription::Wildcard, handler));
     }
     all

@@ -28,7 +28,7 @@ use adit_shared::telemetry::{Event, LogWriter, Telemetry};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, warn};
@@ -41,6 +41,7 @@ use crate::proxy::dial::Dialer;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::http::{Downstream, SWEEP};
 use crate::proxy::mirror::MAX_MIRRORS;
+use crate::proxy::recheck;
 use crate::proxy::tunnel;
 use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
 use crate::route::SessionKey;
@@ -72,7 +73,7 @@ pub struct Shared {
     pub log: Option<LogWriter>,
     /// What becomes of spans.
     pub spans: Arc<ExportCounters>,
-    /// Seals the tokens of sessions.
+    /// Seals the tokens of sessions, where the control plane gives no key.
     pub session_key: SessionKey,
     /// Says when to stop.
     pub drain: DrainWatcher,
@@ -256,6 +257,8 @@ pub struct Worker {
     pub authenticator: Authenticator,
     /// What is open, to be shown.
     pub live: Live,
+    /// Wakes what is under way when the configuration has changed.
+    pub changed: Arc<Notify>,
     index: usize,
     peers: Vec<Peer>,
     downstreams: Rc<RefCell<Slab<Rc<Downstream>>>>,
@@ -278,6 +281,7 @@ impl Worker {
             tunnels: new_tunnel_pool(&shared.config),
             upstreams: Rc::default(),
             authenticator: Authenticator::new(),
+            changed: Arc::default(),
             index,
             peers,
             downstreams: Rc::default(),
@@ -302,6 +306,7 @@ impl Worker {
         let mut accepting = spawn_local(accept(worker.clone(), listener));
         let sweeping = spawn_local(sweep(worker.clone()));
         let following = spawn_local(follow(worker.clone()));
+        let rechecking = spawn_local(recheck::run(worker.clone()));
         let mut drain = worker.shared.drain.clone();
         let mode = loop {
             tokio::select! {
@@ -326,6 +331,7 @@ impl Worker {
         worker.stop(mode, &mut inbox).await;
         sweeping.abort();
         following.abort();
+        rechecking.abort();
     }
 
     /// The worker that has least to do; this one if no other has less.

@@ -73,9 +73,10 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         true if args.pre => Vec::new(),
         true => running_meshes()?,
         false => match args.at.open()? {
-            Cluster::Kubernetes(found) => {
-                return cluster::run(&found, args.pre, args.output, out);
+            Cluster::Kubernetes(found) if args.pre => {
+                return cluster::before(&found, args.output, out);
             }
+            Cluster::Kubernetes(found) => return cluster::run(&found, args.output, out),
             Cluster::Local(mesh) => vec![mesh],
         },
     };

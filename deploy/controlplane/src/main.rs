@@ -29,6 +29,8 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
+/// What ztunnel and waypoints ask for unless told otherwise (`SECRET_TTL`).
+const PROXY_CERT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// For the last lines of the log.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
 
@@ -129,18 +131,24 @@ struct Args {
     /// Validity of certificates whatever is asked for.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = parse_duration)]
     max_workload_cert_ttl: Duration,
-    /// In a cluster: how long a new certificate authority is announced before it signs. By
-    /// default three fifths of the default validity, so that every proxy has renewed.
+    /// In a cluster: how long a new certificate authority is announced before it signs, so
+    /// that every proxy renews meanwhile. Default: three fifths of a certificate's life.
     #[arg(long, env = "ADIT_CA_ROTATION_ANNOUNCE", value_parser = parse_duration)]
     ca_rotation_announce: Option<Duration>,
+    /// In a cluster: how long the authority before is trusted after that. Default: a little
+    /// more than a certificate's life.
+    #[arg(long, env = "ADIT_CA_ROTATION_RETIRE", value_parser = parse_duration)]
+    ca_rotation_retire: Option<Duration>,
 }
 
 impl Args {
     fn rotation_times(&self) -> RotationTimes {
-        let times = RotationTimes::for_certificates_of(self.default_workload_cert_ttl);
+        // Proxies ask for this much themselves, whatever the default for others is.
+        let life = self.default_workload_cert_ttl.max(PROXY_CERT_TTL);
+        let times = RotationTimes::for_certificates_of(life);
         RotationTimes {
             announce: self.ca_rotation_announce.unwrap_or(times.announce),
-            ..times
+            retire: self.ca_rotation_retire.unwrap_or(times.retire),
         }
     }
 }
@@ -227,6 +235,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
+    // Of the authority's key: replicas and restarts agree without anything that has to be kept.
+    options.mesh.shared_secret = Some(ca.get().derive_secret("adit waypoints"));
     let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
@@ -445,6 +455,7 @@ fn options(args: &Args, input: Input) -> Options {
                 .map(|namespace| namespace.as_str().into())
                 .collect(),
             waypoint_fail_open: args.waypoint_fail_open,
+            shared_secret: None,
         },
         ..Options::default()
     };

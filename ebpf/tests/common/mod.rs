@@ -507,7 +507,7 @@ pub fn cgroup_root() -> PathBuf {
 }
 
 /// Threads of one process may be in different cgroups if these are threaded and the process is in the root.
-fn make_cgroup(path: &Path) {
+pub fn make_cgroup(path: &Path) {
     static MOVE: Once = Once::new();
     MOVE.call_once(|| std::fs::write(cgroup_root().join("cgroup.procs"), "0").unwrap());
     std::fs::create_dir_all(path).unwrap();

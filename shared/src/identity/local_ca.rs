@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 use super::authority::{certificate_pem, pem_block};
+use super::derived::DerivedSecret;
 use super::{
     CertificateAuthority, CertificateFacts, CertificateInvalid, CertificateRequest,
     ControlPlaneIdentity, SignError, SignedChain, SpiffeId, TrustDomain, WorkloadCertificate,
@@ -230,6 +231,11 @@ impl LocalCa {
             chain,
             roots: self.root_pem(),
         }
+    }
+
+    /// A secret for `purpose` that every replica with this authority's key makes alike.
+    pub fn derive_secret(&self, purpose: &str) -> DerivedSecret {
+        DerivedSecret::of(self.issuer.key().serialized_der(), purpose)
     }
 
     /// The roots as PEM: the `root-cert.pem` that clients are given.

@@ -12,6 +12,7 @@ mod cache;
 mod certificate;
 mod control_plane;
 mod control_plane_server;
+mod derived;
 mod dump;
 mod local_ca;
 mod queue;
@@ -33,6 +34,7 @@ pub use control_plane::{
     Connector, ControlPlaneEndpoint, ControlPlaneError, TokenSource, TokenUnreadable,
 };
 pub use control_plane_server::{ControlPlanePeer, ControlPlaneStream, control_plane_incoming};
+pub use derived::DerivedSecret;
 pub use dump::dump_certificates;
 pub use local_ca::{CaFiles, LocalCa, LocalCaError, ServingCertificate};
 pub use queue::{Priority, next_renewal};

@@ -500,6 +500,7 @@ impl Problems {
             ca_certificates: tls.ca_certificates.as_str().into(),
             system_roots: tls.system_roots,
             insecure_skip_verify: tls.insecure_skip_verify,
+            client_secret: tls.client_secret.as_str().into(),
             invalid: (!tls.invalid.is_empty()).then(|| tls.invalid.as_str().into()),
         }
     }

@@ -9,6 +9,9 @@ pub enum PickError {
     /// The service has no endpoints at all.
     #[error("the service has no endpoints")]
     NoEndpoints,
+    /// It has, but of all of them only names are known, and names are not looked up here.
+    #[error("the service's endpoints have names and no addresses")]
+    NoAddresses,
     /// It has, but none is ready.
     #[error("no endpoint is ready")]
     NoHealthyEndpoints,
@@ -64,6 +67,7 @@ impl PickError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoEndpoints => "no_endpoints",
+            Self::NoAddresses => "endpoints_without_address",
             Self::NoHealthyEndpoints => "no_healthy_endpoints",
             Self::AllEjected => "all_ejected",
             Self::SubsetEmpty => "subset_empty",
@@ -83,6 +87,7 @@ impl PickError {
     pub fn response_flag(&self) -> &'static str {
         match self {
             Self::NoEndpoints
+            | Self::NoAddresses
             | Self::NoHealthyEndpoints
             | Self::AllEjected
             | Self::SubsetEmpty

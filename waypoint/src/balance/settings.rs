@@ -285,6 +285,8 @@ pub struct ClientTls {
     pub system_roots: bool,
     /// Any certificate will do.
     pub insecure_skip_verify: bool,
+    /// The secret with the certificate that servers are shown; empty: none.
+    pub client_secret: Arc<str>,
     /// Connections fail, for this reason.
     pub invalid: Option<Arc<str>>,
 }

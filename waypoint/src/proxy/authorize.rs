@@ -9,6 +9,7 @@ use http::HeaderMap;
 use tracing::info;
 
 use super::tunnel::Caller;
+use crate::state::Mesh;
 
 /// A request that was denied.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub struct Asked<'a> {
     pub caller: &'a Caller,
     /// What was dialled, or the endpoint's address where its own policies are asked.
     pub destination: SocketAddr,
+    /// The server that a ClientHello names.
+    pub server_name: Option<&'a str>,
+    /// What holds for the whole mesh.
+    pub mesh: &'a Mesh,
 }
 
 impl<'a> Asked<'a> {
@@ -36,10 +41,12 @@ impl<'a> Asked<'a> {
         HttpRequest {
             source_identity: Some(&self.caller.identity),
             source_ip: peer,
-            remote_ip: headers.map_or(peer, |headers| remote_address(peer, headers, 0)),
+            remote_ip: headers.map_or(peer, |headers| {
+                remote_address(peer, headers, self.mesh.trusted_proxies)
+            }),
             destination_ip: self.destination.ip(),
             destination_port: self.destination.port(),
-            sni: None,
+            sni: self.server_name,
             http,
         }
     }

@@ -19,6 +19,7 @@ use super::exchange::Exchange;
 use super::headers::clean_trailers;
 use super::http::{BODY_DEADLINE, IDLE_TIMEOUT};
 use super::mirror::Piece;
+use super::recheck::Recheck;
 use super::upstream::Lease;
 
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
@@ -42,6 +43,9 @@ pub enum BodyError {
     /// The request's time is over.
     #[error("the request's time is over")]
     Timeout,
+    /// A policy that has changed denies it.
+    #[error("denied by a policy that has changed")]
+    Denied,
 }
 
 /// What the parts of a request's handling know of its body.
@@ -465,6 +469,7 @@ pub struct ResponseBody {
     kind: Kind,
     /// Ends with the body.
     exchange: Option<Box<Exchange>>,
+    recheck: Recheck,
 }
 
 enum Kind {
@@ -487,6 +492,7 @@ impl ResponseBody {
         Self {
             kind: Kind::Empty,
             exchange: None,
+            recheck: Recheck::default(),
         }
     }
 
@@ -495,6 +501,7 @@ impl ResponseBody {
         Self {
             kind: Kind::Full(bytes),
             exchange: None,
+            recheck: Recheck::default(),
         }
     }
 
@@ -513,6 +520,7 @@ impl ResponseBody {
                 deadline,
             },
             exchange: None,
+            recheck: Recheck::default(),
         };
         body.settle();
         body
@@ -574,6 +582,11 @@ impl Body for ResponseBody {
                         && deadline.as_mut().poll(cx).is_ready()
                     {
                         Some(Err(BodyError::Timeout))
+                    } else if let Some(exchange) = &mut this.exchange
+                        && let Poll::Ready(denied) = this.recheck.poll_denied(exchange, cx)
+                    {
+                        exchange.policy = denied.policy;
+                        Some(Err(BodyError::Denied))
                     } else {
                         return Poll::Pending;
                     }

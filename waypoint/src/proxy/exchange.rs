@@ -1,11 +1,13 @@
 //! The record of one request, from its head to the last byte of its response. Whoever holds it
 //! last ends it, and ending it is what telemetry is told.
 
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use adit_shared::model::Workload;
 use adit_shared::policy::http::Claims;
 use adit_shared::telemetry::ServiceLabels;
 use http::header::HOST;
@@ -20,6 +22,7 @@ use super::reply::Reply;
 use super::routing::Routed;
 use crate::balance;
 use crate::external_authorization::HeaderChange;
+use crate::state::{PortView, View};
 use crate::telemetry::{
     Candidate, Followed, Peer, Protocol, RequestEvent, RequestTelemetry, ResponseFlags,
     TelemetrySettings, TraceContext, Traffic,
@@ -41,6 +44,8 @@ pub struct Exchange {
     pub uri: Uri,
     /// The client's headers, as they are sent on.
     pub headers: HeaderMap,
+    /// The same before a route's filters changed them; `None`: none did.
+    pub original: Option<HeaderMap>,
     /// Its body.
     pub request: Rc<RequestProgress>,
     /// What is measured and logged of it; `None`: its destination is not known.
@@ -75,6 +80,12 @@ pub struct Exchange {
     pub endpoint: Option<Peer>,
     /// Counts it as active there.
     pub held: Option<balance::Picked>,
+    /// The workload that it is.
+    pub workload: Option<Arc<Workload>>,
+    /// The version of the view in which policies were asked last.
+    pub judged: Cell<u64>,
+    /// The port in that view.
+    pub judged_by: RefCell<Option<Arc<PortView>>>,
     /// The endpoint's address.
     pub upstream_host: Option<SocketAddr>,
     /// Our address towards it.
@@ -129,6 +140,7 @@ impl Exchange {
             method: head.method.clone(),
             uri: head.uri.clone(),
             headers: HeaderMap::new(),
+            original: None,
             request,
             telemetry: None,
             trace: NO_TRACE,
@@ -146,6 +158,9 @@ impl Exchange {
             service: None,
             endpoint: None,
             held: None,
+            workload: None,
+            judged: Cell::new(0),
+            judged_by: RefCell::new(None),
             upstream_host: None,
             upstream_local: None,
             upstream_failure: None,
@@ -174,9 +189,18 @@ impl Exchange {
         }
     }
 
+    /// The policies of this view have allowed it.
+    pub fn allowed(&self, view: &View, target: &Target) {
+        self.judged.set(view.version());
+        if let Target::Service(port) = target {
+            self.judged_by.replace(Some(port.clone()));
+        }
+    }
+
     /// It is sent to this endpoint.
     pub fn send_to(&mut self, picked: Picked) {
         let Picked { reach, held } = picked;
+        self.workload = Some(reach.workload);
         self.endpoint = Some(reach.peer);
         self.upstream_host = Some(reach.endpoint.address);
         self.held = held;
@@ -241,6 +265,7 @@ impl Exchange {
     pub fn fail_body(mut self: Box<Self>, error: &BodyError) {
         let (flags, details) = match error {
             BodyError::Timeout => (ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout"),
+            BodyError::Denied => (ResponseFlags::NONE, Reply::DENIED.reason),
             _ => (
                 ResponseFlags::UPSTREAM_TERMINATION,
                 "upstream_closed_during_response",

@@ -1,6 +1,7 @@
 //! Sending a request to an endpoint, and to another one when that fails: picks, tries, pauses
 //! and deadlines.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_shared::model::WorkloadUid;
 use adit_shared::policy::http::{HttpFields, normalize};
-use http::header::{HOST, HeaderName, SET_COOKIE, UPGRADE};
+use http::header::{EXPECT, HOST, HeaderName, SET_COOKIE, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Uri, Version};
 use tokio::time::{Sleep, sleep, sleep_until};
@@ -19,13 +20,14 @@ use super::exchange::{Exchange, grpc_status};
 use super::headers;
 use super::mirror::{self, Original};
 use super::pick::{Choice, Picked, dialled};
+use super::recheck::unless_denied;
 use super::reply::Reply;
 use super::routing::Decided;
 use super::steps;
 use super::upstream::{self, Answer, Connecting, HttpVersion, Reached, SendError};
 use crate::balance::{Outcome, Permit, PickRequest, RequestResult, Resource, UpstreamProtocol};
 use crate::route::{
-    Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, format_grpc_timeout,
+    Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, SessionKey, format_grpc_timeout,
     parse_grpc_timeout,
 };
 use crate::state::{Mesh, Protocol, Reach, View};
@@ -102,6 +104,11 @@ impl Plan {
         self.decided.routed.as_ref().map(|routed| &*routed.rule)
     }
 
+    fn session_key<'a>(&'a self, exchange: &'a Exchange) -> &'a SessionKey {
+        let own = &exchange.downstream.worker.shared.session_key;
+        self.mesh.session_key.as_deref().unwrap_or(own)
+    }
+
     fn retry(&self) -> &RetryPolicy {
         let stated = self.rule().and_then(Rule::retry);
         let stated = stated.or(self.mesh.default_retry.as_ref());
@@ -147,7 +154,7 @@ pub async fn forward(
                 biased;
                 answer = sender.run() => answer,
                 () = &mut sleeping => {
-                    sender.observe(RequestResult::Timeout);
+                    sender.observe(RequestResult::Timeout, Duration::ZERO);
                     Err(Reply::REQUEST_TIMEOUT)
                 }
             };
@@ -184,6 +191,8 @@ struct Sender<'a> {
     hash: Option<u64>,
     session: Option<Session>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// A policy that has changed meanwhile denies it.
+    denied: bool,
 }
 
 impl<'a> Sender<'a> {
@@ -210,7 +219,7 @@ impl<'a> Sender<'a> {
         let hash = hash(exchange, &plan, &mut headers);
         let session = plan.rule().and_then(|rule| {
             let persistence = rule.session()?;
-            let key = &exchange.downstream.worker.shared.session_key;
+            let key = plan.session_key(exchange);
             let found = persistence.find(&exchange.headers, key, rule.label(), now());
             found?.ok()
         });
@@ -226,6 +235,7 @@ impl<'a> Sender<'a> {
             hash,
             session,
             headers,
+            denied: false,
         }
     }
 
@@ -244,7 +254,7 @@ impl<'a> Sender<'a> {
                 }
                 _ => Some(Session::begin(held.uid(), now)),
             };
-            let key = &self.exchange.downstream.worker.shared.session_key;
+            let key = self.plan.session_key(self.exchange);
             let header = session.and_then(|session| {
                 let scope = rule.label();
                 let nonce = rand::random();
@@ -322,6 +332,9 @@ impl<'a> Sender<'a> {
         made: u32,
         given_back: bool,
     ) -> Option<Duration> {
+        if self.denied {
+            return None;
+        }
         let exchange = &*self.exchange;
         let whole = !exchange.request.failed.get()
             && match &self.source {
@@ -398,6 +411,8 @@ impl<'a> Sender<'a> {
         let asked = Asked {
             caller: &exchange.downstream.caller,
             destination: reach.endpoint.address,
+            server_name: None,
+            mesh,
         };
         let judged = authorize(policies, &asked.request(Some(fields)), &mesh.trust);
         exchange.note("endpointAuthorization", || steps::authorization(&judged));
@@ -437,6 +452,12 @@ impl<'a> Sender<'a> {
             let value = format_grpc_timeout(left);
             request.headers_mut().insert(GRPC_TIMEOUT, value);
         }
+        // HTTP/1.0 knows nothing that comes before a response (RFC 9110 15.2).
+        if self.version == HttpVersion::Http1 && exchange.version == Version::HTTP_11 {
+            let continued = self.has_body && exchange.headers.contains_key(EXPECT);
+            let downstream = &exchange.downstream;
+            downstream.interim.follow(&mut request, continued);
+        }
         Ok(Some(Box::new(request)))
     }
 
@@ -445,17 +466,33 @@ impl<'a> Sender<'a> {
         reach: &Reach,
         request: Box<Request<RequestBody>>,
     ) -> (Attempt, Result<Answer, SendError>) {
+        let denied_by = Cell::new(None);
         let worker = self.exchange.downstream.worker.clone();
         let connecting = connecting(&self.plan.decided.choice);
         let endpoint = reach.endpoint.of_caller(&self.exchange.downstream.caller);
         let sending = upstream::send(&worker, &endpoint, self.version, *request, &connecting);
+        // It may be a stream whose answer comes when the client has done.
+        let sending = async {
+            match unless_denied(self.exchange, sending).await {
+                Ok(sent) => sent,
+                Err(denied) => {
+                    denied_by.set(Some(denied));
+                    Err(SendError {
+                        reply: Reply::DENIED,
+                        error: "denied by a policy that has changed".to_owned(),
+                        reached: Reached::Sent,
+                        request: None,
+                    })
+                }
+            }
+        };
         let stated = self.plan.retry().per_try_timeout;
         let sent = match self.plan.decided.timeouts.backend_request.or(stated) {
             None => sending.await,
             Some(time) => match tokio::time::timeout(time, sending).await {
                 Ok(sent) => sent,
                 Err(_) => {
-                    self.observe(RequestResult::Timeout);
+                    self.observe(RequestResult::Timeout, Duration::ZERO);
                     let error = SendError {
                         reply: Reply::PER_TRY_TIMEOUT,
                         error: format!("no answer within {time:?}"),
@@ -466,6 +503,10 @@ impl<'a> Sender<'a> {
                 }
             },
         };
+        if let Some(denied) = denied_by.take() {
+            self.exchange.policy = denied.policy;
+            self.denied = true;
+        }
         match sent {
             Ok(answer) => {
                 let status = answer.response.status().as_u16();
@@ -473,7 +514,8 @@ impl<'a> Sender<'a> {
                     true => grpc_status(answer.response.headers()),
                     false => None,
                 };
-                self.observe(grpc.map_or(RequestResult::Status(status), RequestResult::from_grpc));
+                let result = grpc.map_or(RequestResult::Status(status), RequestResult::from_grpc);
+                self.observe(result, answer.connecting);
                 let sent = self.exchange.sent;
                 self.exchange.upstream_time = sent.map(|sent| sent.elapsed());
                 let attempt = Attempt::Response {
@@ -482,11 +524,14 @@ impl<'a> Sender<'a> {
                 };
                 (attempt, Ok(answer))
             }
+            // The endpoint has done nothing wrong.
+            Err(error) if self.denied => (Attempt::Reset, Err(error)),
             Err(error) => {
-                self.observe(match error.reached {
+                let result = match error.reached {
                     Reached::NotConnected => RequestResult::ConnectFailed,
                     Reached::NotProcessed | Reached::Stale | Reached::Sent => RequestResult::Reset,
-                });
+                };
+                self.observe(result, Duration::ZERO);
                 let attempt = match error.reached {
                     Reached::NotConnected => Attempt::ConnectFailed,
                     Reached::NotProcessed if error.request.is_some() => Attempt::ResetBeforeRequest,
@@ -498,14 +543,12 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Tells the balancer how the endpoint did.
-    fn observe(&self, result: RequestResult) {
+    /// Tells the balancer how the endpoint did; `connecting` took so much of the time.
+    fn observe(&self, result: RequestResult, connecting: Duration) {
         if let (Some(held), Some(sent)) = (&self.exchange.held, self.exchange.sent) {
             let now = Instant::now();
-            held.report(
-                Outcome::new(result, now.saturating_duration_since(sent)),
-                now,
-            );
+            let time = now.saturating_duration_since(sent);
+            held.report(Outcome::new(result, time.saturating_sub(connecting)), now);
         }
     }
 
@@ -591,15 +634,19 @@ fn now() -> u64 {
 }
 
 fn upstream_version(plan: &Decided, exchange: &Exchange) -> HttpVersion {
-    if exchange.headers.contains_key(UPGRADE) {
-        return HttpVersion::Http1;
-    }
     let declared = matches!(plan.protocol, Protocol::Http2 | Protocol::Grpc);
     let client = exchange.version == Version::HTTP_2;
     let wanted = match &plan.choice {
         Choice::Backend(backend) => backend.settings.connection_pool.protocol,
         Choice::Workload(_) => UpstreamProtocol::Declared,
     };
+    if exchange.headers.contains_key(UPGRADE) {
+        // Who speaks HTTP/2 takes it there if it says so (RFC 8441), and else over HTTP/1.
+        return match wanted == UpstreamProtocol::Http2 || declared {
+            true => HttpVersion::Http2,
+            false => HttpVersion::Http1,
+        };
+    }
     let http2 = match wanted {
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::DoNotUpgrade => declared,

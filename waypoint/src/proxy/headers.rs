@@ -7,6 +7,7 @@
 
 use std::net::Ipv6Addr;
 
+use adit_shared::policy::http::{HostRejected, request_host};
 use http::header::{
     self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
@@ -43,6 +44,9 @@ pub enum Malformed {
     /// More than one.
     #[error("duplicate_host")]
     DuplicateHost,
+    /// RFC 9113 8.3.1: `:authority` and `host` are not the same.
+    #[error("different_hosts")]
+    DifferentHosts,
     /// Not `host` or `host:port`, or with user information.
     #[error("invalid_host")]
     InvalidHost,
@@ -63,6 +67,16 @@ pub enum Malformed {
     Connect,
 }
 
+impl From<HostRejected> for Malformed {
+    fn from(rejected: HostRejected) -> Self {
+        match rejected {
+            HostRejected::Duplicate => Self::DuplicateHost,
+            HostRejected::Different => Self::DifferentHosts,
+            HostRejected::Malformed => Self::InvalidHost,
+        }
+    }
+}
+
 /// Which other protocol a request asks for, by its `upgrade` header.
 pub fn wants_upgrade(head: &request::Parts) -> bool {
     if head.version != Version::HTTP_11 || !has_token(&head.headers, &CONNECTION, "upgrade") {
@@ -79,8 +93,13 @@ pub fn wants_upgrade(head: &request::Parts) -> bool {
     }
     // What carries further requests would lead them around what is decided for each of them;
     // h2c was abandoned besides (RFC 9113 3.1).
+    !is_http_itself(protocol)
+}
+
+/// Whether a protocol, with or without its version, carries further requests of HTTP.
+pub fn is_http_itself(protocol: &[u8]) -> bool {
     let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
-    !HTTP_ITSELF
+    HTTP_ITSELF
         .iter()
         .any(|other| name.trim_ascii().eq_ignore_ascii_case(other))
 }
@@ -136,11 +155,10 @@ pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malform
 /// RFC 9112 3.2.2: the authority of the request's target wins over `host`; RFC 9113 8.3.1 says
 /// the same of `:authority`.
 fn settle_host(head: &mut request::Parts) -> Result<(), Malformed> {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let named = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Malformed::DuplicateHost);
-    }
+    let http2 = head.version == Version::HTTP_2;
+    // Policies mean by host what this finds.
+    request_host(head.uri.authority(), &head.headers, http2)?;
+    let named = head.headers.get(HOST);
     // The authority-form is for CONNECT alone (RFC 9112 3.2.3). A target without a slash would
     // be taken for one.
     if head.uri.authority().is_some() && head.uri.scheme().is_none() {

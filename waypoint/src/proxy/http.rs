@@ -12,6 +12,7 @@ use std::task::{Poll, Waker, ready};
 use std::time::Duration;
 
 use arc_swap::Guard;
+use http::StatusCode;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -21,7 +22,9 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::destination::{Destination, Target};
+use super::interim::{Interim, Wire};
 use super::io::Io;
+use super::reply::Reply;
 use super::request;
 use super::tunnel::Caller;
 use super::upgrade::Upgrade;
@@ -85,6 +88,12 @@ pub struct Downstream {
     reading: Cell<bool>,
     /// It is one of HTTP/2, which tells its client of a drain without closing.
     http2: bool,
+    /// What comes before the response to the current request of HTTP/1.
+    pub interim: Interim,
+    /// A response is on its way, and not everything of it has been flushed.
+    responding: Cell<bool>,
+    /// hyper has refused what it has read with this status.
+    refused: Cell<Option<StatusCode>>,
     /// Another protocol takes over when the connection's own is done.
     pub upgrade: RefCell<Option<Upgrade>>,
     closing: Cell<Closing>,
@@ -121,6 +130,9 @@ impl Downstream {
             active: Cell::new(0),
             since: Cell::new(Instant::now()),
             reading: Cell::new(false),
+            interim: Interim::default(),
+            responding: Cell::new(false),
+            refused: Cell::new(None),
             upgrade: RefCell::new(None),
             closing: Cell::new(Closing::Open),
             waker: RefCell::new(None),
@@ -230,7 +242,7 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
         // A little more than the headers, so that too many of them are answered.
         .max_buf_size(MAX_HEADER_LIST as usize + (16 << 10))
         .max_headers(MAX_HEADERS);
-    let io = Rc::new(RefCell::new(io));
+    let io = Rc::new(RefCell::new(Wire::new(io, downstream.interim.clone())));
     let waits = Rc::new(Cell::new(false));
     let watched = Watched {
         io: io.clone(),
@@ -240,7 +252,12 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     let serving = downstream.clone();
     let service = service_fn(move |request| {
         let serving = serving.clone();
-        async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
+        async move {
+            let response = request::serve(serving.clone(), request).await;
+            serving.interim.finish().await;
+            serving.responding.set(true);
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut connection = builder.serve_connection(watched, service);
     let served = {
@@ -255,11 +272,20 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
                 }
                 Closing::Now => return Poll::Ready(Ok(())),
             }
-            let served = Pin::new(&mut connection).poll(cx);
+            let mut served = Pin::new(&mut connection).poll(cx);
+            while served.is_pending() {
+                match io.borrow_mut().poll_interim(cx) {
+                    Poll::Pending => break,
+                    // The client is gone; hyper's next read or write says so, too.
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) => {}
+                }
+                served = Pin::new(&mut connection).poll(cx);
+            }
             if served.is_pending() {
                 // Who waits for bytes hears of a reset. An upload that its endpoint does not
                 // read waits for nothing of its client, and would outlive it.
-                if !waits.get() && io.borrow_mut().poll_reset(cx).is_ready() {
+                if !waits.get() && io.borrow_mut().io().poll_reset(cx).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
                 remember(&downstream.waker, cx.waker());
@@ -270,6 +296,11 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     };
     if let Err(error) = &served {
         debug!(client = %downstream.client, "HTTP/1: {error}");
+        let refused = downstream.refused.take();
+        let refused = refused.or(error.is_parse().then_some(StatusCode::BAD_REQUEST));
+        if let Some(status) = refused {
+            request::refused(&downstream, &refusal(status));
+        }
     }
     let upgrade = downstream.upgrade.take();
     if served.is_err() {
@@ -281,7 +312,7 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     let Some(io) = Rc::into_inner(io) else {
         return;
     };
-    let mut io = io.into_inner();
+    let mut io = io.into_inner().into_io();
     match upgrade {
         Some(upgrade) => {
             io.unread(parts.read_buf);
@@ -310,6 +341,8 @@ pub async fn serve_http2(downstream: Rc<Downstream>, io: Io) {
         .auto_date_header(false)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(MAX_STREAMS)
+        // RFC 8441.
+        .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
@@ -346,6 +379,26 @@ pub async fn serve_http2(downstream: Rc<Downstream>, io: Io) {
     }
 }
 
+/// What is said to a client whose request hyper could not read.
+fn refusal(status: StatusCode) -> Reply {
+    let reason = match status {
+        StatusCode::URI_TOO_LONG => "uri_too_long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "headers_too_large",
+        _ => "malformed_request",
+    };
+    Reply {
+        status,
+        ..Reply::bad_request(reason)
+    }
+}
+
+/// The status of a head without a body that refuses a request.
+fn refusing(head: &[u8]) -> Option<StatusCode> {
+    let status = head.strip_prefix(b"HTTP/1.1 ")?.first_chunk::<3>()?;
+    let status = StatusCode::from_bytes(status).ok()?;
+    (status.is_client_error() && head.ends_with(b"\r\n\r\n")).then_some(status)
+}
+
 fn remember(place: &RefCell<Option<Waker>>, waker: &Waker) {
     let mut place = place.borrow_mut();
     if !place.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -370,7 +423,7 @@ where
 
 /// A stream that notices when a head begins to arrive.
 struct Watched {
-    io: Rc<RefCell<Io>>,
+    io: Rc<RefCell<Wire>>,
     /// The last read has found nothing, and its reader is told when there is something.
     waits: Rc<Cell<bool>>,
     downstream: Rc<Downstream>,
@@ -399,13 +452,29 @@ impl hyper::rt::Write for Watched {
         cx: &mut std::task::Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf)
+        let mut io = self.io.borrow_mut();
+        let downstream = &self.downstream;
+        // Nobody has been asked for a response, so that it is hyper's own: in ours it says why.
+        if downstream.active.get() == 0
+            && !downstream.responding.get()
+            && io.is_between()
+            && let Some(status) = refusing(buf)
+        {
+            downstream.refused.set(Some(status));
+            io.replace(refusal(status).head_and_body());
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut *io).poll_write(cx, buf)
     }
 
     fn poll_flush(
         self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<std::io::Result<()>> {
+        // hyper flushes when its buffer is empty.
+        if self.downstream.active.get() == 0 {
+            self.downstream.responding.set(false);
+        }
         Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 

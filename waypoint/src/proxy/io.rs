@@ -12,6 +12,7 @@ use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
 use adit_shared::net::socket::reset_on_close;
 use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -37,6 +38,8 @@ enum Kind {
     Tunnel(Tunnel),
     Tcp(TokioIo<TcpStream>),
     Tls(Box<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>>),
+    /// A stream of HTTP/2 that carries another protocol (RFC 8441).
+    Stream(Box<Upgraded>),
 }
 
 impl Io {
@@ -53,6 +56,11 @@ impl Io {
     /// Over TLS.
     pub fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
         Self::new(Kind::Tls(Box::new(TokioIo::new(stream))))
+    }
+
+    /// Over a stream of HTTP/2 that hyper has handed over.
+    pub fn stream(stream: Upgraded) -> Self {
+        Self::new(Kind::Stream(Box::new(stream)))
     }
 
     fn new(kind: Kind) -> Self {
@@ -84,7 +92,7 @@ impl Io {
     /// Our address, where there is one.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.kind {
-            Kind::Tunnel(_) => None,
+            Kind::Tunnel(_) | Kind::Stream(_) => None,
             Kind::Tcp(io) => io.inner().local_addr().ok(),
             Kind::Tls(io) => io.inner().get_ref().0.local_addr().ok(),
         }
@@ -175,6 +183,8 @@ impl Io {
             Kind::Tunnel(tunnel) => tunnel.reset(ResetReason::CONNECT_ERROR),
             Kind::Tcp(io) => reset_on_close(io.inner()),
             Kind::Tls(io) => reset_on_close(io.inner().get_ref().0),
+            // hyper can only end it. WebSocket has an end of its own (RFC 6455 7.1.4).
+            Kind::Stream(_) => {}
         }
     }
 
@@ -185,14 +195,14 @@ impl Io {
                 TunnelError::Reset(ResetReason::NO_ERROR) => Poll::Pending,
                 error => Poll::Ready(error.into()),
             },
-            Kind::Tcp(_) | Kind::Tls(_) => Poll::Pending,
+            Kind::Tcp(_) | Kind::Tls(_) | Kind::Stream(_) => Poll::Pending,
         }
     }
 
     fn counted(&self, n: usize) -> usize {
         match self.kind {
             Kind::Tunnel(_) => n,
-            Kind::Tcp(_) | Kind::Tls(_) => 0,
+            Kind::Tcp(_) | Kind::Tls(_) | Kind::Stream(_) => 0,
         }
     }
 
@@ -201,6 +211,7 @@ impl Io {
             Kind::Tunnel(tunnel) => ready!(tunnel.poll_read_chunk(cx))?,
             Kind::Tcp(io) => ready!(poll_socket_chunk(Pin::new(io), cx))?,
             Kind::Tls(io) => ready!(poll_socket_chunk(Pin::new(&mut **io), cx))?,
+            Kind::Stream(io) => ready!(poll_socket_chunk(Pin::new(&mut **io), cx))?,
         };
         self.received(chunk.as_ref().map_or(0, Bytes::len));
         Poll::Ready(Ok(chunk))
@@ -240,6 +251,7 @@ impl Read for Io {
                 // hyper's buffer does not tell how much was put into it.
                 Kind::Tcp(io) => return Pin::new(io).poll_read(cx, buf),
                 Kind::Tls(io) => return Pin::new(&mut **io).poll_read(cx, buf),
+                Kind::Stream(io) => return Pin::new(&mut **io).poll_read(cx, buf),
             }
         }
         let n = this.unread.len().min(buf.remaining());
@@ -270,6 +282,7 @@ impl Write for Io {
             }
             Kind::Tcp(io) => ready!(Pin::new(io).poll_write(cx, buf))?,
             Kind::Tls(io) => ready!(Pin::new(&mut **io).poll_write(cx, buf))?,
+            Kind::Stream(io) => ready!(Pin::new(&mut **io).poll_write(cx, buf))?,
         };
         self.sent(n);
         Poll::Ready(Ok(n))
@@ -280,6 +293,7 @@ impl Write for Io {
             Kind::Tunnel(_) => Poll::Ready(Ok(())),
             Kind::Tcp(io) => Pin::new(io).poll_flush(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
+            Kind::Stream(io) => Pin::new(&mut **io).poll_flush(cx),
         }
     }
 
@@ -291,6 +305,7 @@ impl Write for Io {
             }),
             Kind::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
+            Kind::Stream(io) => Pin::new(&mut **io).poll_shutdown(cx),
         }
     }
 }

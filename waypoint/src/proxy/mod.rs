@@ -2,14 +2,18 @@
 //!
 //! * [`tunnel`]: mutual TLS, CONNECT, who calls; [`destination`]: where to; [`sniff`]: what is
 //!   spoken there.
-//! * [`http`]: connections of HTTP on a tunnel ([`io`]); [`tcp`]: what is not HTTP ([`copy`]).
+//! * [`http`]: connections of HTTP on a tunnel ([`io`]), what comes
+//!   before a response ([`interim`]); [`tcp`]: what is not HTTP ([`copy`]).
 //! * [`request`]: one request: [`headers`], [`authorize`], [`routing`], then [`forward`], which
 //!   [`pick`]s an endpoint and sends there by [`upstream`], again where that fails; [`mirror`]:
-//!   copies; [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else.
+//!   copies; [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else
+//!   ([`websocket`]: how that is asked for);
+//!   [`recheck`]: when policies change meanwhile.
 //! * [`reply`]: what we answer ourselves; [`exchange`]: the record of it all.
 
 pub mod authorize;
 pub mod body;
+pub mod client_hello;
 pub mod copy;
 pub mod destination;
 pub mod dial;
@@ -18,9 +22,11 @@ pub mod external;
 pub mod forward;
 pub mod headers;
 pub mod http;
+pub mod interim;
 pub mod io;
 pub mod mirror;
 pub mod pick;
+pub mod recheck;
 pub mod reply;
 pub mod request;
 pub mod routing;
@@ -30,3 +36,4 @@ pub mod tcp;
 pub mod tunnel;
 pub mod upgrade;
 pub mod upstream;
+pub mod websocket;

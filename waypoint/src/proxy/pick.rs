@@ -56,7 +56,11 @@ impl Choice {
             Self::Backend(backend) => {
                 let now = Instant::now();
                 let picked = backend.balancer.pick(request, now, &mut rand::rng());
-                let held = picked.map_err(|error| (reply(&error), error))?;
+                let held = picked.map_err(|error| match error {
+                    PickError::NoEndpoints if backend.only_names => PickError::NoAddresses,
+                    error => error,
+                });
+                let held = held.map_err(|error| (reply(&error), error))?;
                 // It has no address that could be connected to.
                 let unknown = PickError::NoHealthyEndpoints;
                 let reach = backend.reach(held.uid());

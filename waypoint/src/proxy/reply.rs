@@ -178,6 +178,22 @@ impl Reply {
         response
     }
 
+    /// The response as HTTP/1 has it, for a connection that ends with it.
+    pub fn head_and_body(&self) -> Bytes {
+        let Self {
+            status,
+            reason,
+            text,
+            ..
+        } = self;
+        let length = text.len();
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\
+             connection: close\r\n{REASON}: {reason}\r\n\r\n{text}"
+        )
+        .into()
+    }
+
     /// The gRPC status that a gRPC client sees.
     pub fn grpc_code(&self) -> u8 {
         self.grpc.unwrap_or_else(|| grpc_status(self.status))

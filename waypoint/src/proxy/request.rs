@@ -7,9 +7,11 @@ use std::rc::Rc;
 use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Uri, Version, request};
+use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
 use serde_json::json;
+use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::authorize::{Asked, authorize};
@@ -25,6 +27,7 @@ use super::routing::{self, Routing};
 use super::steps;
 use super::upgrade::Upgrade;
 use super::upstream;
+use super::websocket;
 use crate::authentication::{AuthenticationSet, Unauthenticated};
 use crate::external_authorization::Denial;
 use crate::route::Answer;
@@ -36,9 +39,15 @@ pub async fn serve(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let (head, incoming) = request.into_parts();
+    let (mut head, incoming) = request.into_parts();
     let grpc = headers::is_grpc(&head.headers);
-    let upgrade = headers::wants_upgrade(&head);
+    let stream = websocket::from_extended_connect(&mut head);
+    let upgrade = match stream {
+        Some(stream) => Asks::Stream(stream),
+        None if headers::wants_upgrade(&head) => Asks::Connection,
+        None => Asks::Nothing,
+    };
+    let upgrades = !matches!(upgrade, Asks::Nothing);
     let progress = RequestProgress::new(grpc);
     let mut exchange = Exchange::new(downstream, &head, grpc, progress.clone());
     let body = if incoming.is_end_stream() {
@@ -47,7 +56,7 @@ pub async fn serve(
     } else {
         RequestBody::Stream { incoming, progress }
     };
-    let mut response = match handle(&mut exchange, head, body, upgrade).await {
+    let mut response = match handle(&mut exchange, head, body, upgrades).await {
         Ok(Handled::Forwarded(forwarded)) => return pass_on(exchange, forwarded, upgrade),
         Ok(Handled::Answered(answer)) => routing::respond(&mut exchange, *answer),
         Ok(Handled::Denied(denial)) => external::respond(&mut exchange, *denial),
@@ -63,6 +72,32 @@ pub async fn serve(
     };
     say_last(&exchange, &mut response);
     response.map(|body| body.with_exchange(exchange))
+}
+
+/// Counts and logs a request that could not be read, and was refused with `reply`.
+pub fn refused(downstream: &Rc<Downstream>, reply: &Reply) {
+    let mut request = Request::new(());
+    // As Envoy's log has what is not known.
+    if let Ok(unknown) = Method::from_bytes(b"-") {
+        *request.method_mut() = unknown;
+    }
+    let (head, ()) = request.into_parts();
+    let progress = RequestProgress::new(false);
+    let mut exchange = Exchange::new(downstream.clone(), &head, false, progress);
+    if let (_, Some(target)) = downstream.target() {
+        exchange.addressed(&target);
+    }
+    exchange.answer(reply);
+    exchange.finish();
+}
+
+/// What a client wants to become another protocol.
+enum Asks {
+    Nothing,
+    /// Its connection (HTTP/1).
+    Connection,
+    /// Its stream (HTTP/2), which is this one then.
+    Stream(OnUpgrade),
 }
 
 /// What a request has come to.
@@ -226,6 +261,8 @@ fn custom(
     let asked = Asked {
         caller: &caller,
         destination: destination.unwrap_or(caller.peer),
+        server_name: None,
+        mesh: view.mesh(),
     };
     let request = asked.request(Some(fields(exchange, head, &path)));
     let checks = policies.custom(&request, &view.mesh().trust);
@@ -247,6 +284,8 @@ fn decide(
         let asked = Asked {
             caller: &caller,
             destination: destination.unwrap_or(caller.peer),
+            server_name: None,
+            mesh: view.mesh(),
         };
         let request = asked.request(Some(fields(exchange, head, &path)));
         let judged = authorize(policies, &request, &view.mesh().trust);
@@ -256,6 +295,7 @@ fn decide(
             return Err(Reply::DENIED);
         }
     }
+    exchange.allowed(view, target);
     routing::route(exchange, view, target, head, &path)
 }
 
@@ -350,7 +390,7 @@ fn introduce(downstream: &Downstream, head: &mut request::Parts) {
 fn pass_on(
     mut exchange: Box<Exchange>,
     forwarded: Forwarded,
-    upgrade: bool,
+    upgrade: Asks,
 ) -> Response<ResponseBody> {
     let Forwarded {
         answer,
@@ -361,28 +401,47 @@ fn pass_on(
         response,
         lease,
         local,
+        ..
     } = answer;
     let (mut head, incoming) = response.into_parts();
     exchange.upstream_local = local;
     exchange.status = head.status.as_u16();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        if !upgrade {
-            let reply = Reply::UPSTREAM_PROTOCOL;
-            exchange.answer(&reply);
-            let response = reply.response(exchange.grpc);
-            return response.map(|body| body.with_exchange(exchange));
+        if lease.is_http2() {
+            websocket::accept(&exchange.headers, &mut head.headers);
         }
-        let protocol = head.headers.get(UPGRADE).cloned();
-        headers::remove_hop_by_hop(&mut head.headers);
-        head.headers
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            head.headers.insert(UPGRADE, protocol);
+        let accepted = websocket::is_accepted(&exchange.headers, &head.headers);
+        match upgrade {
+            Asks::Connection => {
+                // By a server of HTTP/2 it is not said again.
+                let asked = exchange.headers.get(UPGRADE);
+                let protocol = head.headers.get(UPGRADE).or(asked).cloned();
+                headers::remove_hop_by_hop(&mut head.headers);
+                head.headers
+                    .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                if let Some(protocol) = protocol {
+                    head.headers.insert(UPGRADE, protocol);
+                }
+                let downstream = exchange.downstream.clone();
+                let upgrade = Upgrade { lease, exchange };
+                downstream.upgrade.replace(Some(upgrade));
+                return plain(head, ResponseBody::empty());
+            }
+            Asks::Stream(stream) if accepted => {
+                headers::remove_hop_by_hop(&mut head.headers);
+                websocket::clean(&mut head.headers);
+                head.status = StatusCode::OK;
+                exchange.status = head.status.as_u16();
+                let upgrade = Upgrade { lease, exchange };
+                spawn_local(upgrade.carry_stream(stream));
+                return plain(head, ResponseBody::empty());
+            }
+            _ => return unexpected(exchange),
         }
-        let downstream = exchange.downstream.clone();
-        let upgrade = Upgrade { lease, exchange };
-        downstream.upgrade.replace(Some(upgrade));
-        return plain(head, ResponseBody::empty());
+    }
+    // To a CONNECT this would be consent.
+    if matches!(upgrade, Asks::Stream(_)) && head.status.is_success() {
+        return unexpected(exchange);
     }
     headers::remove_hop_by_hop(&mut head.headers);
     if exchange.grpc {
@@ -404,6 +463,14 @@ fn pass_on(
     let body = ResponseBody::upstream(incoming, Some(lease), request, deadline);
     let mut response = plain(head, body);
     say_last(&exchange, &mut response);
+    response.map(|body| body.with_exchange(exchange))
+}
+
+/// The endpoint has answered what was not asked.
+fn unexpected(mut exchange: Box<Exchange>) -> Response<ResponseBody> {
+    let reply = Reply::UPSTREAM_PROTOCOL;
+    exchange.answer(&reply);
+    let response = reply.response(exchange.grpc);
     response.map(|body| body.with_exchange(exchange))
 }
 
@@ -430,6 +497,7 @@ impl headers::Malformed {
             Self::MissingHost => "missing_host",
             Self::DuplicateHost => "duplicate_host",
             Self::InvalidHost => "invalid_host",
+            Self::DifferentHosts => "different_hosts",
             Self::InvalidPath => "invalid_path",
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",

@@ -15,8 +15,8 @@ use super::headers::REASON;
 use super::pick::Choice;
 use super::reply::Reply;
 use crate::route::{
-    self, Answer, AnswerReason, Backend, BackendError, CorsGrant, Filters, Inspection, Listener,
-    Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule, Timeouts,
+    self, Answer, AnswerReason, Backend, BackendError, CorsGrant, Filters, Inspection, L4Rule,
+    Listener, Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule, Timeouts,
 };
 use crate::state::{Protocol, View};
 use crate::telemetry::ResponseFlags;
@@ -114,9 +114,9 @@ pub fn route(
         PortRoutes::None => return Ok(Routing::Forward(direct())),
         PortRoutes::Http(table) => table,
         PortRoutes::Tcp(table) | PortRoutes::Tls(table) => {
-            let backend = table.choose(rand::random());
-            let backend = backend.map_err(|_| Reply::INVALID_BACKEND)?;
-            let (choice, protocol) = resolve(view, backend.target())?;
+            // It is no TLS, so that no name was asked for.
+            let rule = table.find(None).ok_or(Reply::NO_ROUTE)?;
+            let (choice, protocol) = l4_backend(view, rule)?;
             return Ok(Routing::Forward(Decided {
                 choice,
                 protocol,
@@ -209,6 +209,7 @@ fn apply(
         }
     }
     if !rule.filters().is_empty() || !filters.is_empty() {
+        exchange.original = Some(head.headers.clone());
         rule.filters()
             .apply_request(head, matched, filters)
             .map_err(|_| Reply::INVALID_ROUTE)?;
@@ -238,6 +239,17 @@ fn apply(
         mirrors,
         unrouted: false,
     }))
+}
+
+/// Where a rule of a TCPRoute or a TLSRoute leads.
+///
+/// # Errors
+/// Its backend is invalid or gone, or it names none (Gateway API: such connections are
+/// rejected, unlike requests, for which a rule without a backend means the service itself).
+pub fn l4_backend(view: &View, rule: &L4Rule) -> Result<(Choice, Protocol), Reply> {
+    let backend = rule.choose(rand::random());
+    let backend = backend.map_err(|_| Reply::INVALID_BACKEND)?;
+    resolve(view, backend.target())
 }
 
 /// The endpoints of a backend. Its own routes are not consulted (Gateway API GAMMA).

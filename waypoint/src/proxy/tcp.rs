@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use adit_shared::hbone::server::Responder;
@@ -10,6 +11,7 @@ use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseF
 use http::StatusCode;
 
 use super::authorize::{Asked, Denied, authorize};
+use super::client_hello;
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
 use super::forward;
@@ -18,10 +20,10 @@ use super::pick::{Choice, Picked, dialled};
 use super::reply::Reply;
 use super::routing;
 use super::tunnel::Caller;
-use super::upstream::{self, Connected, Origin};
+use super::upstream::{self, Connected, Endpoint, Origin};
 use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::route::PortRoutes;
-use crate::state::View;
+use crate::state::{Protocol, View};
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
@@ -48,19 +50,28 @@ pub async fn serve_unanswered(
     client: SocketAddr,
     mut respond: Responder,
 ) {
+    if wants_server_name(&worker, &caller, &destination) {
+        // The client says nothing before its CONNECT is answered.
+        if let Ok(tunnel) = respond.accept(None) {
+            let io = Io::tunnel(tunnel);
+            serve(worker, caller, destination, client, io).await;
+        }
+        return;
+    }
     let opened = tokio::select! {
         biased;
         _ = respond.cancelled() => return,
-        opened = open(&worker, &caller, &destination, client) => opened,
+        opened = open(&worker, &caller, &destination, client, None) => opened,
     };
     match opened {
-        Ok((endpoint, info)) => {
+        Ok((to, endpoint, info)) => {
             if let Ok(tunnel) = respond.accept(None) {
                 let flow = Flow {
                     caller: &caller,
                     destination: &destination,
+                    server_name: None,
                 };
-                carry(&worker, flow, Io::tunnel(tunnel), endpoint, info).await;
+                carry(&worker, flow, Io::tunnel(tunnel), to, endpoint, info).await;
             }
         }
         Err(reply) if reply.status == StatusCode::FORBIDDEN => {
@@ -78,16 +89,51 @@ pub async fn serve(
     client: SocketAddr,
     mut io: Io,
 ) {
-    match open(&worker, &caller, &destination, client).await {
-        Ok((endpoint, info)) => {
+    let mut server_name = None;
+    // Who waits for its server to speak has no ClientHello to send, where that is not declared.
+    let silent = io.peeked().is_empty() && !is_declared_tls(&worker, &destination);
+    if !silent && wants_server_name(&worker, &caller, &destination) {
+        let started = Instant::now();
+        match client_hello::server_name(&mut io).await {
+            Ok(name) => server_name = name,
+            Err(error) => {
+                let destination = destination.dialled().unwrap_or(caller.peer);
+                let mut info = ConnectionInfo::new(Reporter::Waypoint, client, destination);
+                info.labels.source = (*caller.labels).clone();
+                let telemetry = &worker.shared.telemetry;
+                telemetry.failed(&info, started.elapsed(), ResponseFlag::Connect, &error);
+                return io.reset();
+            }
+        }
+    }
+    let server_name = server_name.as_deref();
+    match open(&worker, &caller, &destination, client, server_name).await {
+        Ok((to, endpoint, info)) => {
             let flow = Flow {
                 caller: &caller,
                 destination: &destination,
+                server_name,
             };
-            carry(&worker, flow, io, endpoint, info).await;
+            carry(&worker, flow, io, to, endpoint, info).await;
         }
         Err(_) => io.reset(),
     }
+}
+
+/// Whether the name in the ClientHello decides where a connection goes.
+fn wants_server_name(worker: &Worker, caller: &Caller, destination: &Destination) -> bool {
+    let view = worker.shared.state.load();
+    let Some(Target::Service(port)) = destination.target(&view) else {
+        return false;
+    };
+    let routes = port.routes.for_port(port.port, caller.identity.namespace());
+    matches!(routes, PortRoutes::Tls(table) if table.wants_server_name())
+}
+
+fn is_declared_tls(worker: &Worker, destination: &Destination) -> bool {
+    let view = worker.shared.state.load();
+    let target = destination.target(&view);
+    target.is_some_and(|target| target.protocol() == Protocol::Tls)
 }
 
 /// Connects to an endpoint; failures have been recorded.
@@ -96,7 +142,8 @@ async fn open(
     caller: &Caller,
     destination: &Destination,
     client: SocketAddr,
-) -> Result<(Connected, ConnectionInfo), Reply> {
+    server_name: Option<&str>,
+) -> Result<(Arc<Endpoint>, Connected, ConnectionInfo), Reply> {
     let started = Instant::now();
     let asked_for = destination.dialled().unwrap_or(caller.peer);
     let mut info = ConnectionInfo::new(Reporter::Waypoint, client, asked_for);
@@ -114,10 +161,11 @@ async fn open(
     let mut tried = Vec::new();
     let mut last = Reply::NO_HEALTHY_ENDPOINTS;
     while tried.len() < ATTEMPTS {
-        let (target, trust) = {
+        let (target, mesh) = {
             let view = worker.shared.state.load();
-            (destination.target(&view), view.mesh().trust.clone())
+            (destination.target(&view), view.mesh().clone())
         };
+        let trust = &mesh.trust;
         let Some(target) = target else {
             return Err(fail(&info, Reply::GONE, &Reply::GONE.reason));
         };
@@ -127,17 +175,26 @@ async fn open(
         let mut asked = Asked {
             caller,
             destination: asked_for,
+            server_name,
+            mesh: &mesh,
         };
-        if let Err(denied) = authorize(target.policies(), &asked.request(None), &trust) {
+        if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
         let routed = {
             let view = worker.shared.state.load();
-            l4_route(&view, &target, caller)
+            l4_route(&view, &target, caller, server_name)
         };
         let choice = match routed {
             Ok(Some(choice)) => choice,
             Ok(None) => Choice::of(&target),
+            Err(reply) if reply == Reply::NO_ROUTE => {
+                let error = match server_name {
+                    Some(name) => format!("no route for server name {name:?}"),
+                    None => "no route for connections that name no server".to_owned(),
+                };
+                return Err(fail(&info, reply, &error));
+            }
             Err(reply) => return Err(fail(&info, reply, &reply.reason)),
         };
         let request = PickRequest {
@@ -156,7 +213,7 @@ async fn open(
         let (workload, endpoint) = (reach.workload, reach.endpoint);
         asked.destination = endpoint.address;
         if let Some(policies) = &reach.policies
-            && let Err(denied) = authorize(policies, &asked.request(None), &trust)
+            && let Err(denied) = authorize(policies, &asked.request(None), trust)
         {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
@@ -184,7 +241,7 @@ async fn open(
                     Choice::Backend(backend) => backend.settings.connection_pool.tcp_idle_timeout,
                     Choice::Workload(_) => None,
                 };
-                return Ok((connected, info));
+                return Ok((endpoint, connected, info));
             }
             Err(error) => {
                 if let Some(held) = held {
@@ -204,7 +261,12 @@ async fn open(
 }
 
 /// Where TCPRoutes and TLSRoutes lead; `None`: there are none.
-fn l4_route(view: &View, target: &Target, caller: &Caller) -> Result<Option<Choice>, Reply> {
+fn l4_route(
+    view: &View,
+    target: &Target,
+    caller: &Caller,
+    server_name: Option<&str>,
+) -> Result<Option<Choice>, Reply> {
     let Target::Service(port) = target else {
         return Ok(None);
     };
@@ -213,37 +275,45 @@ fn l4_route(view: &View, target: &Target, caller: &Caller) -> Result<Option<Choi
         PortRoutes::Tcp(table) | PortRoutes::Tls(table) => table,
         PortRoutes::Http(_) | PortRoutes::None => return Ok(None),
     };
-    let backend = table.choose(rand::random());
-    let backend = backend.map_err(|_| Reply::INVALID_BACKEND)?;
-    let (choice, _) = routing::resolve(view, backend.target())?;
-    Ok(Some(choice))
+    let rule = table.find(server_name).ok_or(Reply::NO_ROUTE)?;
+    routing::l4_backend(view, rule).map(|(choice, _)| Some(choice))
 }
 
 /// Whose connection it is, kept to ask the policies again.
 struct Flow<'a> {
     caller: &'a Caller,
     destination: &'a Destination,
+    server_name: Option<&'a str>,
 }
 
 impl Flow<'_> {
     /// Returns when a change of the policies denies what they have allowed.
-    async fn denied(&self, worker: &Worker) -> Denied {
+    async fn denied(&self, worker: &Worker, endpoint: &Endpoint) -> Denied {
         let mut versions = worker.shared.state.subscribe();
         let destination = self.destination.dialled().unwrap_or(self.caller.peer);
-        let asked = Asked {
-            caller: self.caller,
-            destination,
-        };
         loop {
             if versions.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
             let view = worker.shared.state.load();
+            let asked = Asked {
+                caller: self.caller,
+                destination,
+                server_name: self.server_name,
+                mesh: view.mesh(),
+            };
             // A service that is gone has no policies any more; what is open goes on.
             if let Some(target) = self.destination.target(&view) {
-                let request = asked.request(None);
                 let trust = &view.mesh().trust;
-                if let Err(denied) = authorize(target.policies(), &request, trust) {
+                if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
+                    return denied;
+                }
+                let own = view.policies().for_workload(&endpoint.uid);
+                let asked = Asked {
+                    destination: endpoint.address,
+                    ..asked
+                };
+                if let Err(denied) = authorize(&own, &asked.request(None), trust) {
                     return denied;
                 }
             }
@@ -255,6 +325,7 @@ async fn carry(
     worker: &Worker,
     flow: Flow<'_>,
     client: Io,
+    to: Arc<Endpoint>,
     endpoint: Connected,
     info: ConnectionInfo,
 ) {
@@ -266,7 +337,7 @@ async fn carry(
         tokio::select! {
             biased;
             ended = copying => Ok(ended),
-            denied = flow.denied(worker) => Err(denied),
+            denied = flow.denied(worker, &to) => Err(denied),
         }
     };
     drop((endpoint.held, endpoint.permit));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::server::{Incoming, Malformed, serve_observed};
-use adit_shared::hbone::{BaggageFields, ConnectionError};
+use adit_shared::hbone::{Authority, BaggageFields, ConnectionError};
 use adit_shared::identity::{SpiffeId, peer_identity};
 use adit_shared::net::drain::DrainMode;
 use adit_shared::telemetry::{
@@ -17,10 +17,10 @@ use adit_shared::telemetry::{
 };
 use http::{HeaderValue, StatusCode};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::destination::{self, Destination};
+use super::destination::{self, Destination, DestinationError, Target};
 use super::http::{self as http_server, Downstream};
 use super::io::Io;
 use super::sniff::{self, Spoken};
@@ -31,6 +31,8 @@ use crate::worker::Worker;
 
 /// How long a TLS handshake may take, from accept.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a CONNECT may be ahead of what we have heard.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long a client of a port that is declared HTTP may be silent at first.
 const FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -173,23 +175,20 @@ fn describe(worker: &Worker, identity: SpiffeId, peer: SocketAddr, incoming: &In
 }
 
 /// Judges one CONNECT and serves what is inside of it.
-async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
+async fn open(worker: Rc<Worker>, caller: Rc<Caller>, mut incoming: Incoming) {
     let _open = worker.open_stream();
     if !worker.shared.state.is_complete() {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         return incoming.respond.refuse(status, "destination_unavailable");
     }
     let authority = &incoming.request.authority;
-    let resolved = {
-        let view = worker.shared.state.load();
-        destination::resolve(&view, authority, caller.identity.namespace()).and_then(
-            |destination| {
-                let target = destination.target(&view);
-                let target = target
-                    .ok_or_else(|| destination::DestinationError::Unknown(authority.clone()))?;
-                Ok((destination, target))
-            },
-        )
+    let resolved = match resolve(&worker, &caller, authority) {
+        Ok(resolved) => Ok(resolved),
+        Err(_) => tokio::select! {
+            biased;
+            _ = incoming.respond.cancelled() => return,
+            settled = settle(&worker, &caller, authority) => settled,
+        },
     };
     let (destination, target) = match resolved {
         Ok(resolved) => resolved,
@@ -220,6 +219,39 @@ async fn open(worker: Rc<Worker>, caller: Rc<Caller>, incoming: Incoming) {
             };
             let io = Io::tunnel(tunnel);
             serve_http(worker, caller, destination, client, protocol, io).await;
+        }
+    }
+}
+
+/// Where a CONNECT leads now.
+fn resolve(
+    worker: &Worker,
+    caller: &Caller,
+    authority: &Authority,
+) -> Result<(Destination, Target), DestinationError> {
+    let view = worker.shared.state.load();
+    let destination = destination::resolve(&view, authority, caller.identity.namespace())?;
+    let target = destination.target(&view);
+    let target = target.ok_or_else(|| DestinationError::Unknown(authority.clone()))?;
+    Ok((destination, target))
+}
+
+/// Waits for what a CONNECT names. A node may have heard a moment before us that a service is to
+/// be reached through us, and its first connections must not fail for that.
+async fn settle(
+    worker: &Worker,
+    caller: &Caller,
+    authority: &Authority,
+) -> Result<(Destination, Target), DestinationError> {
+    let until = tokio::time::Instant::now() + SETTLE;
+    let mut versions = worker.shared.state.subscribe();
+    loop {
+        let resolved = resolve(worker, caller, authority);
+        if resolved.is_ok() {
+            return resolved;
+        }
+        if !matches!(timeout_at(until, versions.changed()).await, Ok(Ok(()))) {
+            return resolved;
         }
     }
 }

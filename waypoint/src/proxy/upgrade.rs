@@ -2,15 +2,18 @@
 //! RFC 9110 7.8), such as WebSocket: from then on bytes are passed on, and the request ends
 //! when they do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::time::Duration;
 
+use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::copy::{Traffic, between};
 use super::exchange::Exchange;
 use super::io::Io;
+use super::recheck::unless_denied;
+use super::reply::Reply;
 use super::upstream::Lease;
 use crate::telemetry::ResponseFlags;
 
@@ -25,22 +28,34 @@ pub struct Upgrade {
     pub exchange: Box<Exchange>,
 }
 
-struct Counted<'a> {
-    exchange: RefCell<&'a mut Exchange>,
+#[derive(Default)]
+struct Counted {
     up: Cell<u64>,
+    down: Cell<u64>,
 }
 
-impl Traffic for Counted<'_> {
+impl Traffic for Counted {
     fn request(&self, bytes: usize) {
         self.up.set(self.up.get() + bytes as u64);
     }
 
     fn response(&self, bytes: usize) {
-        self.exchange.borrow_mut().count_response(bytes as u64);
+        self.down.set(self.down.get() + bytes as u64);
     }
 }
 
 impl Upgrade {
+    /// Carries it to its end, when the client's stream of HTTP/2 has been handed over.
+    pub async fn carry_stream(mut self, stream: OnUpgrade) {
+        match timeout(HAND_OVER, stream).await {
+            Ok(Ok(stream)) => self.carry(Io::stream(stream)).await,
+            _ => {
+                self.exchange.details = "upgrade_failed";
+                self.exchange.finish();
+            }
+        }
+    }
+
     /// Carries it to its end.
     pub async fn carry(self, client: Io) {
         let Self {
@@ -54,13 +69,21 @@ impl Upgrade {
             exchange.finish();
             return;
         };
-        let request = exchange.request.clone();
-        let counted = Counted {
-            exchange: RefCell::new(&mut exchange),
-            up: Cell::new(0),
+        let counted = Counted::default();
+        let copying = between(client, upgraded.io, &counted, None);
+        let ended = unless_denied(&exchange, copying).await;
+        let request = &exchange.request.bytes;
+        request.set(request.get() + counted.up.get());
+        exchange.count_response(counted.down.get());
+        let ended = match ended {
+            Ok(ended) => ended,
+            // Dropped unfinished, both sides were reset.
+            Err(denied) => {
+                exchange.policy = denied.policy;
+                exchange.details = Reply::DENIED.reason;
+                return exchange.finish();
+            }
         };
-        let ended = between(client, upgraded.io, &counted, None).await;
-        request.bytes.set(request.bytes.get() + counted.up.get());
         match ended {
             Ok(()) => exchange.finish(),
             Err(error) => {

@@ -86,11 +86,31 @@ impl Route {
                 }
             }
         };
+        let mut hostnames = Vec::new();
+        // Requests follow the service that was dialled (Gateway API GAMMA). Of a connection that
+        // stays closed there is but the name in its ClientHello.
+        if kind == RouteKind::Tls {
+            for (index, hostname) in route.hostnames.iter().enumerate() {
+                problems.within(
+                    format_args!("hostnames[{index}]"),
+                    |problems| match read_hostname(hostname) {
+                        Some(hostname) => hostnames.push(hostname),
+                        None => drop(problems.add("is no host name")),
+                    },
+                );
+            }
+            if hostnames.is_empty() && !route.hostnames.is_empty() {
+                // Whatever it was meant for fails.
+                let reason = problems.add("none of the host names can be understood");
+                l4 = vec![invalid_l4(&id, reason)];
+            }
+        }
         Self {
             id,
             created: object.created,
             kind,
             parents,
+            hostnames: hostnames.into(),
             http: http.into_iter().map(Arc::new).collect(),
             l4: l4.into_iter().map(Arc::new).collect(),
             problems: problems.into_found().into(),
@@ -125,6 +145,17 @@ fn read_parents(parents: &[proto::RouteParent], problems: &mut Problems) -> Box<
         });
     }
     read.into()
+}
+
+/// A host name, or `*.` and one, without the star.
+fn read_hostname(hostname: &str) -> Option<Box<str>> {
+    let hostname = hostname.to_ascii_lowercase();
+    let (key, name) = match hostname.strip_prefix('*') {
+        Some(suffix) => (suffix, suffix.strip_prefix('.')?),
+        None => (&*hostname, &*hostname),
+    };
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    (!name.is_empty() && !name.starts_with('.') && name.bytes().all(legal)).then(|| key.into())
 }
 
 pub(super) fn service_name(service: &proto::ServiceRef) -> ServiceName {

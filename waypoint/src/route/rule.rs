@@ -22,6 +22,8 @@ pub struct Route {
     pub(super) created: i64,
     pub(super) kind: RouteKind,
     pub(super) parents: Box<[Parent]>,
+    /// Of a TLSRoute: in small letters, `*` left out before its dot. Empty: any, and none.
+    pub(super) hostnames: Box<[Box<str>]>,
     pub(super) http: Box<[Arc<Rule>]>,
     pub(super) l4: Box<[Arc<L4Rule>]>,
     pub(super) problems: Box<[Problem]>,

@@ -26,6 +26,8 @@ const FIXED: usize = 1 + 8 + 8;
 /// Length of an endpoint's uid, and of what a client may make us decode.
 const MAX_UID: usize = 1024;
 const MAX_TOKEN: usize = 2048;
+/// Of a cookie's path.
+const MAX_PATH: usize = 1024;
 /// The cookie's name where the user gives none.
 const DEFAULT_COOKIE: &str = "adit-session";
 /// Expiry is counted in seconds; a token from a replica whose clock runs ahead is still good.
@@ -51,9 +53,10 @@ pub enum SessionType {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Carrier {
-    /// `permanent`: the cookie says how long it lives.
+    /// `permanent`: the cookie says how long it lives. `path`: where browsers send it.
     Cookie {
         permanent: bool,
+        path: Box<str>,
     },
     Header(HeaderName),
 }
@@ -124,7 +127,13 @@ impl SessionPersistence {
                 // "absoluteTimeout must be specified when cookie lifetimeType is Permanent":
                 // without one there is nothing that the cookie could say.
                 let permanent = !persistence.session_cookie && absolute.is_some();
-                (name, Carrier::Cookie { permanent })
+                let path = match persistence.path.as_str() {
+                    "" => "/",
+                    path if is_cookie_path(path) => path,
+                    _ => return Err(problems.within("path", |p| p.add("is no path of a cookie"))),
+                };
+                let path = path.into();
+                (name, Carrier::Cookie { permanent, path })
             }
             Ok(Type::Header) => match name.parse() {
                 Ok(header) => (name, Carrier::Header(header)),
@@ -187,8 +196,9 @@ impl SessionPersistence {
         let token = self.seal(session, key, scope, nonce)?;
         let (name, text) = match &self.carrier {
             Carrier::Header(name) => (name.clone(), token),
-            Carrier::Cookie { permanent } => {
-                let mut text = format!("{}={token}; Path=/; HttpOnly; SameSite=Lax", self.name);
+            Carrier::Cookie { permanent, path } => {
+                let name = &self.name;
+                let mut text = format!("{name}={token}; Path={path}; HttpOnly; SameSite=Lax");
                 if secure {
                     text.push_str("; Secure");
                 }
@@ -315,6 +325,12 @@ impl Session {
             used: u64::from_be_bytes(*used),
         })
     }
+}
+
+/// RFC 6265 4.1.1 and 5.2.4: absolute, and nothing that would end it early.
+fn is_cookie_path(path: &str) -> bool {
+    let legal = |b: u8| (b' '..=b'~').contains(&b) && b != b';';
+    path.starts_with('/') && path.len() <= MAX_PATH && path.bytes().all(legal)
 }
 
 /// The first cookie of this name (RFC 6265 4.2). HTTP/2 may spread cookies over several lines.

@@ -9,7 +9,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::backend::Backend;
 use super::index::{Bucket, Rank};
 use super::matching::{
     MatchedPath, NamePattern, PathMatch, RequestMatch, RequestView, Standing, Summary, grpc_names,
@@ -261,42 +260,72 @@ impl Tree {
     }
 }
 
-/// The rule of a TCPRoute or a TLSRoute on one port. Of several routes the oldest has the
-/// traffic (then the first by namespace and name), and of its rules the first: they have no
-/// matches, and host names mean nothing on a service.
+/// The rules of TCPRoutes or of TLSRoutes on one port. A TLSRoute has the connections whose
+/// ClientHello names one of its host names: of several the one that is named as it is, then the
+/// one with the longest suffix behind `*.`, then one without any, which a TCPRoute always is. Of
+/// several routes for the same the oldest has them (then the first by namespace and name), and
+/// of its rules the first: they have no matches.
 #[derive(Debug)]
 pub struct L4Table {
-    rule: Arc<L4Rule>,
+    /// By host name; those behind `*` with their dot.
+    named: HashMap<Box<str>, Arc<L4Rule>>,
+    unnamed: Option<Arc<L4Rule>>,
+    oldest: Arc<L4Rule>,
 }
 
 impl L4Table {
-    /// The table of the oldest of these routes; `None`: there is none.
+    /// The table of these routes; `None`: there is none, or it has no rule.
     pub fn new<'r>(routes: impl IntoIterator<Item = &'r Route>) -> Option<Self> {
-        let rank = |route: &&Route| {
+        let mut ranked: Vec<&Route> = routes.into_iter().collect();
+        ranked.sort_by_key(|route| {
             let created = match route.created {
                 0 => i64::MAX,
                 created => created,
             };
             (created, Arc::clone(&route.id))
-        };
-        let oldest = routes.into_iter().min_by_key(rank)?;
-        let rule = oldest.l4.first()?;
-        Some(Self {
-            rule: Arc::clone(rule),
-        })
+        });
+        let mut table: Option<Self> = None;
+        for route in ranked {
+            let Some(rule) = route.l4.first() else {
+                continue;
+            };
+            let table = table.get_or_insert_with(|| Self {
+                named: HashMap::new(),
+                unnamed: None,
+                oldest: Arc::clone(rule),
+            });
+            for hostname in &route.hostnames {
+                let named = table.named.entry(hostname.clone());
+                named.or_insert_with(|| Arc::clone(rule));
+            }
+            if route.hostnames.is_empty() {
+                table.unnamed.get_or_insert_with(|| Arc::clone(rule));
+            }
+        }
+        table
     }
 
-    /// The rule that decides over every connection.
+    /// Whether it depends on the server's name which rule decides.
+    pub fn wants_server_name(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    /// The rule that decides over a connection to `server_name`, in small letters; `None`: no
+    /// route wants it.
+    pub fn find(&self, server_name: Option<&str>) -> Option<&Arc<L4Rule>> {
+        let named = server_name.filter(|name| !name.starts_with('.'));
+        let named = named.and_then(|name| {
+            let dots = name.match_indices('.').map(|(at, _)| at);
+            let suffixes = dots.map(|at| &name[at..]);
+            std::iter::once(name)
+                .chain(suffixes)
+                .find_map(|key| self.named.get(key))
+        });
+        named.or(self.unnamed.as_ref())
+    }
+
+    /// The rule of the oldest route, for who shows it.
     pub fn rule(&self) -> &Arc<L4Rule> {
-        &self.rule
-    }
-
-    /// The backend of one connection: [`L4Rule::choose`].
-    ///
-    /// # Errors
-    ///
-    /// The connection is to be closed.
-    pub fn choose(&self, random: u64) -> Result<&Backend, super::BackendError> {
-        self.rule.choose(random)
+        &self.oldest
     }
 }

@@ -10,6 +10,7 @@ use adit_shared::policy::http::{HttpPolicies, HttpPolicySet};
 use adit_shared::telemetry::WorkloadLabels;
 
 use arc_swap::ArcSwap;
+use tracing::warn;
 
 use crate::balance::{self, Balancer, Origin, Selection, TrafficSettings, Update};
 use crate::proxy::upstream::{Endpoint, Originate};
@@ -23,6 +24,8 @@ pub struct Backend {
     pub settings: Arc<TrafficSettings>,
     /// As telemetry names it, in Envoy's manner.
     pub cluster: Arc<str>,
+    /// It has endpoints, of all of which only names are known.
+    pub only_names: bool,
     /// Shared with the views before and after, as the balancer is: whatever that picks can be
     /// reached, whichever view the request has.
     reaches: Arc<ArcSwap<Reaches>>,
@@ -68,6 +71,15 @@ impl Backend {
         let Selection { settings, members } = selection;
         let service = entry.service();
         let endpoints = balance::Endpoint::of_service(entry, port, &around.origin.network);
+        let all = endpoints.len();
+        // Names are not looked up here.
+        let has_address = |endpoint: &balance::Endpoint| !endpoint.workload.addresses.is_empty();
+        let endpoints: Vec<_> = endpoints.into_iter().filter(has_address).collect();
+        let only_names = all > 0 && endpoints.is_empty();
+        if only_names && !before.is_some_and(|before| before.only_names) {
+            let service = &service.key;
+            warn!(%service, port, "its endpoints have names and no addresses: requests are refused");
+        }
         let known = before.map(|before| before.reaches.load_full());
         let now = endpoints
             .iter()
@@ -117,6 +129,7 @@ impl Backend {
         Self {
             balancer,
             settings,
+            only_names,
             cluster: format!("outbound|{port}|{subset}|{hostname}").into(),
             reaches,
         }

@@ -8,6 +8,7 @@
 mod backend;
 mod handler;
 mod resources;
+mod secrets;
 mod view;
 
 use std::collections::HashSet;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::Touched;
+use super::secrets::Secrets;
 use super::view::Protocol;
 use crate::authentication::{KeySources, RequestAuthentication, RequestAuthentications};
 use crate::balance::TrafficPolicy;
@@ -22,6 +23,7 @@ pub(super) struct Store {
     pub(super) authentications: Arc<RequestAuthentications>,
     pub(super) settings: pb::Settings,
     pub(super) waypoints: HashMap<String, pb::Waypoint>,
+    pub(super) secrets: Secrets,
     pub(super) services: HashMap<ServiceName, Arc<[DeclaredPort]>>,
     service_names: HashMap<String, ServiceName>,
     pub(super) providers: HashMap<String, Arc<pb::Provider>>,
@@ -70,6 +72,7 @@ impl Store {
             authentications: Arc::default(),
             settings: pb::Settings::default(),
             waypoints: HashMap::new(),
+            secrets: Secrets::default(),
             services: HashMap::new(),
             service_names: HashMap::new(),
             providers: HashMap::new(),
@@ -102,6 +105,11 @@ impl Store {
             }
             pb::WAYPOINT_TYPE => {
                 self.waypoints.insert(name.to_owned(), decode(body)?);
+            }
+            pb::SECRET_TYPE => {
+                self.secrets.upsert(name, &decode(body)?)?;
+                // They are few, and change when a certificate does.
+                touched.everything = true;
             }
             pb::SERVICE_TYPE => self.upsert_service(name, &decode(body)?, touched)?,
             pb::PROVIDER_TYPE => {
@@ -248,6 +256,10 @@ impl Store {
             }
             pb::WAYPOINT_TYPE => {
                 self.waypoints.remove(name);
+            }
+            pb::SECRET_TYPE => {
+                self.secrets.remove(name);
+                touched.everything = true;
             }
             pb::SERVICE_TYPE => {
                 if let Some(service) = self.service_names.remove(name) {

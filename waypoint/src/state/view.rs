@@ -21,7 +21,7 @@ use super::{Touched, host_matches};
 use crate::authentication::{AuthenticationSet, RequestAuthentications};
 use crate::balance::{Origin, Selection, TrafficSettings};
 use crate::proxy::upstream::Originate;
-use crate::route::{RetryPolicy, ServiceRoutes};
+use crate::route::{RetryPolicy, ServiceRoutes, SessionKey};
 use crate::telemetry::TelemetrySettings;
 
 /// Which Gateway this process is an instance of.
@@ -98,6 +98,11 @@ pub struct Mesh {
     pub telemetry: Arc<TelemetrySettings>,
     /// How often requests are tried of which no route says anything.
     pub default_retry: Option<RetryPolicy>,
+    /// How many proxies before this one wrote `x-forwarded-for` truthfully.
+    pub trusted_proxies: u32,
+    /// Seals the tokens of sessions, alike for all replicas; `None`: the control plane gives
+    /// none.
+    pub session_key: Option<Arc<SessionKey>>,
     /// Whom the waypoint asks itself, by name.
     pub providers: HashMap<String, Arc<pb::Provider>>,
 }
@@ -317,6 +322,8 @@ impl Mesh {
                 read.inspect_err(|reason| warn!("default_retry: {reason}"))
                     .ok()
             }),
+            trusted_proxies: settings.trusted_proxies,
+            session_key: store.secrets.session_key().cloned(),
             providers: store
                 .providers
                 .iter()
@@ -461,7 +468,9 @@ fn backends(
                 ..(*selection.settings).clone()
             });
         }
-        let originate = Originate::of(tls.as_ref().or(selection.settings.tls.as_ref()), hostname);
+        let settings = tls.as_ref().or(selection.settings.tls.as_ref());
+        let secret = settings.and_then(|tls| store.secrets.client(&tls.client_secret));
+        let originate = Originate::of(settings, hostname, secret);
         Backend::compile(
             entry,
             port,

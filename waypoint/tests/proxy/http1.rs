@@ -1,10 +1,11 @@
 //! HTTP/1.1 through the waypoint.
 
 use adit_shared::hbone::OpenError;
+use adit_shared::model::{TunnelProtocol, Update};
 use adit_shared::proto::waypoint::service_port::Protocol;
 use http::{Request, StatusCode};
 
-use crate::support::{Mesh, body, echo, eventually, get, run, send};
+use crate::support::{Mesh, body, echo, eventually, get, run, send, workload};
 
 #[test]
 fn a_request_reaches_an_endpoint_and_says_who_sent_it() {
@@ -75,6 +76,113 @@ fn what_is_not_known_or_not_ours_is_refused() {
             panic!("{refused:?}");
         };
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    });
+}
+
+/// A node may hear of a service that uses the waypoint before the waypoint does.
+#[test]
+fn a_connect_that_is_ahead_of_the_configuration_waits_for_it() {
+    run(async {
+        let mesh = std::rc::Rc::new(Mesh::new().await);
+        let client = mesh.client("default", "curl").await;
+        let later = mesh.clone();
+        let told = tokio::task::spawn_local(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            let web = later.service("web", Protocol::Http);
+            let (app, _) = echo("a");
+            let pod = later.pod(&web, "web-a", app).await;
+            (web, pod)
+        });
+        // The first service of a mesh.
+        let tunnel = client.tunnel("10.96.0.1:80".parse().unwrap()).await;
+        assert!(tunnel.is_ok(), "{tunnel:?}");
+        let (web, _pod) = told.await.unwrap();
+        assert_eq!(client.get(&web, "/").await.status, 200);
+    });
+}
+
+#[test]
+fn endpoints_with_names_alone_are_refused_and_said_to_be() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let mut named = workload(
+            "web-a",
+            [127, 0, 0, 1].into(),
+            &[&web.key],
+            TunnelProtocol::None,
+        );
+        named.addresses.clear();
+        named.hostname = "web.example".into();
+        mesh.state.apply_addresses([Update::UpsertWorkload(named)]);
+        let client = mesh.client("default", "curl").await;
+        let answer = client.get(&web, "/").await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.header("x-adit-reason"), "endpoints_without_address");
+        // One that can be reached is enough.
+        let (app, _) = echo("b");
+        let _pod = mesh.pod(&web, "web-b", app).await;
+        for _ in 0..10 {
+            assert_eq!(client.get(&web, "/").await.text(), "b");
+        }
+    });
+}
+
+/// What hyper answers itself says why, and is counted like other answers.
+#[test]
+fn requests_that_cannot_be_read_are_refused_with_a_reason_and_counted() {
+    run(async {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let (app, _) = echo("a");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let client = mesh.client("default", "curl").await;
+        let large = format!(
+            "GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
+            "x".repeat(90_000)
+        );
+        let many = format!(
+            "GET / HTTP/1.1\r\nhost: a\r\n{}\r\n",
+            "x: 1\r\n".repeat(120)
+        );
+        for (request, status, reason) in [
+            (
+                "GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n",
+                400,
+                "malformed_request",
+            ),
+            (&*large, 431, "headers_too_large"),
+            (&*many, 431, "headers_too_large"),
+        ] {
+            let ended = |counts: Vec<adit_waypoint::worker::Counts>| counts[0].requests;
+            let before = ended(mesh.counts().await);
+            let mut io = client.tunnel(web.address).await.unwrap().into_io();
+            // After one that is answered: nothing of it may stand in the way.
+            io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\na") {
+                seen.push(io.read_u8().await.unwrap());
+            }
+            let _ = io.write_all(request.as_bytes()).await;
+            let mut rest = Vec::new();
+            let read = io.read_to_end(&mut rest);
+            let _ = tokio::time::timeout(crate::support::DEADLINE, read)
+                .await
+                .unwrap();
+            let rest = String::from_utf8(rest).unwrap();
+            assert!(rest.starts_with(&format!("HTTP/1.1 {status} ")), "{rest}");
+            assert!(
+                rest.contains(&format!("x-adit-reason: {reason}\r\n")),
+                "{rest}"
+            );
+            eventually("both are counted", || async {
+                ended(mesh.counts().await) == before + 2
+            })
+            .await;
+        }
     });
 }
 

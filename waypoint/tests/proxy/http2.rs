@@ -142,10 +142,10 @@ fn streams_flow_both_ways_at_the_same_time() {
 
 /// Boxes a stream of frames by way of a channel: hyper's tasks here are local, the bodies of
 /// tests are `Send`.
-struct BoxedLocal;
+pub struct BoxedLocal;
 
 impl BoxedLocal {
-    fn boxed<S>(frames: S) -> Body
+    pub fn boxed<S>(frames: S) -> Body
     where
         S: futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>> + 'static,
     {

@@ -5,10 +5,15 @@
 mod external;
 mod http1;
 mod http2;
+mod interim;
 mod limits;
 mod observed;
 mod policies;
+mod recheck;
 mod routes;
+mod sessions;
 mod support;
 mod tcp;
+mod tls;
+mod websocket;
 mod workers;

@@ -7,7 +7,7 @@ use http::{Request, StatusCode};
 
 use crate::support::{Mesh, Vip, body, echo, get, run, send};
 
-fn policy(name: &str, action: i32, target: pb::Target) -> pb::AuthorizationPolicy {
+pub fn policy(name: &str, action: i32, target: pb::Target) -> pb::AuthorizationPolicy {
     pb::AuthorizationPolicy {
         object: Some(pb::ObjectRef {
             kind: "AuthorizationPolicy".into(),
@@ -21,7 +21,7 @@ fn policy(name: &str, action: i32, target: pb::Target) -> pb::AuthorizationPolic
     }
 }
 
-fn service(vip: &Vip) -> pb::Target {
+pub fn service(vip: &Vip) -> pb::Target {
     pb::Target {
         kind: Some(pb::target::Kind::Service(pb::ServiceRef {
             namespace: vip.key.namespace.to_string(),
@@ -30,7 +30,7 @@ fn service(vip: &Vip) -> pb::Target {
     }
 }
 
-fn allow(from: &str, methods: &[&str], paths: &[&str]) -> pb::AuthorizationRule {
+pub fn allow(from: &str, methods: &[&str], paths: &[&str]) -> pb::AuthorizationRule {
     pb::AuthorizationRule {
         from: vec![pb::Source {
             principals: vec![from.into()],
@@ -45,7 +45,7 @@ fn allow(from: &str, methods: &[&str], paths: &[&str]) -> pb::AuthorizationRule 
     }
 }
 
-fn put(mesh: &Mesh, policy: &pb::AuthorizationPolicy) {
+pub fn put(mesh: &Mesh, policy: &pb::AuthorizationPolicy) {
     let name = &policy.object.as_ref().unwrap().name;
     let name = format!("AuthorizationPolicy/shop/{name}");
     mesh.put(pb::AUTHORIZATION_POLICY_TYPE, &name, policy);
@@ -149,5 +149,44 @@ fn a_connection_is_judged_by_what_is_known_of_it() {
             panic!("{refused:?}");
         };
         assert_eq!(status, StatusCode::UNAUTHORIZED);
+    });
+}
+
+/// MeshConfig.defaultConfig.gatewayTopology.numTrustedProxies.
+#[test]
+fn the_end_users_address_is_what_trusted_proxies_say() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let (app, _) = echo("a");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let mut deny = policy(
+            "d",
+            pb::authorization_policy::Action::Deny.into(),
+            service(&web),
+        );
+        deny.rules = vec![pb::AuthorizationRule {
+            from: vec![pb::Source {
+                remote_ip_blocks: vec!["203.0.113.0/24".into()],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }];
+        put(&mesh, &deny);
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http1(&web).await;
+        for (trusted_proxies, status) in [(0, 200), (1, 403), (2, 200)] {
+            let settings = pb::Settings {
+                trust_domain: "cluster.local".into(),
+                trusted_proxies,
+                ..Default::default()
+            };
+            mesh.put(pb::SETTINGS_TYPE, "mesh", &settings);
+            let mut request = get("/");
+            let forwarded = "198.51.100.1, 203.0.113.9".parse().unwrap();
+            request.headers_mut().insert("x-forwarded-for", forwarded);
+            let answer = send(&mut sender, request).await;
+            assert_eq!(answer.status, status, "{trusted_proxies}");
+        }
     });
 }

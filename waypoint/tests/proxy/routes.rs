@@ -15,14 +15,14 @@ use tokio::time::Instant;
 
 use crate::support::{Body, Http, Mesh, Vip, body, echo, eventually, get, run, send, workload};
 
-fn reference(vip: &Vip) -> pb::ServiceRef {
+pub fn reference(vip: &Vip) -> pb::ServiceRef {
     pb::ServiceRef {
         namespace: vip.key.namespace.to_string(),
         hostname: vip.key.hostname.to_string(),
     }
 }
 
-fn backend(vip: &Vip, weight: u32) -> pb::Backend {
+pub fn backend(vip: &Vip, weight: u32) -> pb::Backend {
     pb::Backend {
         weight,
         to: Some(pb::backend::To::Service(pb::BackendService {
@@ -41,7 +41,7 @@ fn prefix(path: &str) -> pb::HttpMatch {
     }
 }
 
-fn route(mesh: &Mesh, parent: &Vip, namespace: &str, rules: Vec<pb::HttpRule>) {
+pub fn route(mesh: &Mesh, parent: &Vip, namespace: &str, rules: Vec<pb::HttpRule>) {
     let route = pb::Route {
         object: Some(pb::ObjectRef {
             kind: "HTTPRoute".into(),

@@ -84,7 +84,7 @@ pub fn identity(namespace: &str, account: &str) -> SpiffeId {
 }
 
 /// An address of loopback that no other test uses: pods listen on port 15008, all of them.
-fn new_address() -> IpAddr {
+pub fn new_address() -> IpAddr {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let process = std::process::id();

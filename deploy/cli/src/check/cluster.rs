@@ -2,48 +2,73 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context as _;
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
-use kube::Api;
-use kube::api::PostParams;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::cluster::{name_of, namespace_of};
+use crate::install::access::Access;
+use crate::install::precheck::{self, Findings};
+use crate::install::spec::Spec;
 use crate::kubernetes::{Kubernetes, Role};
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::{Table, printable};
 
 /// Oldest kernel of a node.
 const KERNEL: (u32, u32) = (5, 17);
-/// Oldest API server: the rules in our CustomResourceDefinitions are stable since then.
-const API_SERVER: (u32, u32) = (1, 29);
 /// Names of nodes or pods in one sentence.
 const MAX_NAMED: usize = 5;
-/// What an installation creates: group and plural.
-const INSTALLED: [(&str, &str); 11] = [
-    ("", "namespaces"),
-    ("", "services"),
-    ("", "serviceaccounts"),
-    ("", "configmaps"),
-    ("", "secrets"),
-    ("apps", "deployments"),
-    ("apps", "daemonsets"),
-    ("rbac.authorization.k8s.io", "clusterroles"),
-    ("rbac.authorization.k8s.io", "clusterrolebindings"),
-    ("apiextensions.k8s.io", "customresourcedefinitions"),
-    (
-        "admissionregistration.k8s.io",
-        "validatingwebhookconfigurations",
-    ),
-];
+/// Whether the mesh can be installed: what `adit install` looks at before it begins.
+pub(super) fn before(
+    cluster: &Kubernetes,
+    format: Format,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    // An API server that does not answer is told of in one sentence.
+    cluster.server_version()?;
+    let mut spec = Spec::default();
+    spec.lay(&["namespace".to_owned()], cluster.istio_namespace().into());
+    let access = Access::new(cluster.client().clone(), cluster.name().to_owned());
+    let findings = cluster.block_on(precheck::check(&access, &spec, true))?;
+    output::print(out, format, &findings, || text_before(cluster, &findings))?;
+    Ok(Outcome::of(findings.problems.is_empty()))
+}
 
-/// Looks at the cluster. `pre`: before anything is installed.
+fn text_before(cluster: &Kubernetes, findings: &Findings) -> String {
+    let gateway_api = findings.gateway_api.as_deref().unwrap_or("not there");
+    let mut table = Table::new(["KUBERNETES", "NODES", "GATEWAY API"]);
+    table.row([
+        &findings.kubernetes,
+        &findings.nodes.to_string(),
+        gateway_api,
+    ]);
+    let mut text = table.render();
+    text.push('\n');
+    text += &sentences(&findings.problems, &findings.warnings);
+    if findings.problems.is_empty() {
+        let _ = writeln!(
+            text,
+            "Adit can be installed in {}: adit install --set profile=ambient",
+            cluster.name()
+        );
+    }
+    text
+}
+
+fn sentences(problems: &[String], warnings: &[String]) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}", printable(problem));
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "Warning: {}", printable(warning));
+    }
+    text
+}
+
+/// Whether the mesh is well.
 pub(super) fn run(
     cluster: &Kubernetes,
-    pre: bool,
     format: Format,
     out: &mut Output,
 ) -> anyhow::Result<Outcome> {
@@ -54,7 +79,7 @@ pub(super) fn run(
         warnings: Vec::new(),
     };
     // Nothing can be told of a cluster that does not answer.
-    report.add("Kubernetes", api_server(&cluster.server_version()?));
+    report.add("Kubernetes", Found::Well(cluster.server_version()?));
     let nodes = cluster.list("nodes", None);
     report.try_to("nodes", nodes.map(|nodes| kernels(&nodes)));
     let definition = cluster.get(
@@ -66,27 +91,17 @@ pub(super) fn run(
         "Gateway API",
         definition.map(|found| gateway_api(found.as_ref())),
     );
-    if pre {
-        report.try_to("rights", rights(cluster));
-        let namespace = cluster.istio_namespace();
-        let found = cluster.get("deployments.apps", namespace, "istiod");
-        report.try_to(
-            "other meshes",
-            found.map(|found| other_mesh(found.as_ref())),
-        );
-    } else {
-        for (role, kind, name) in [
-            (Role::ControlPlane, "deployments.apps", "istiod"),
-            (Role::Ztunnel, "daemonsets.apps", "ztunnel"),
-            (Role::Cni, "daemonsets.apps", "istio-cni-node"),
-        ] {
-            report.try_to(role.name(), ask_component(cluster, role, kind, name));
-        }
-        if let Ok(gateways) = cluster.list("gateways.gateway.networking.k8s.io", None) {
-            report.add("waypoints", waypoints(&gateways));
-        }
+    for (role, kind, name) in [
+        (Role::ControlPlane, "deployments.apps", "istiod"),
+        (Role::Ztunnel, "daemonsets.apps", "ztunnel"),
+        (Role::Cni, "daemonsets.apps", "istio-cni-node"),
+    ] {
+        report.try_to(role.name(), ask_component(cluster, role, kind, name));
     }
-    output::print(out, format, &report, || report.text(pre))?;
+    if let Ok(gateways) = cluster.list("gateways.gateway.networking.k8s.io", None) {
+        report.add("waypoints", waypoints(&gateways));
+    }
+    output::print(out, format, &report, || report.text())?;
     Ok(Outcome::of(report.problems.is_empty()))
 }
 
@@ -148,44 +163,19 @@ impl Report {
         self.add(check, found);
     }
 
-    fn text(&self, pre: bool) -> String {
+    fn text(&self) -> String {
         let mut table = Table::new(["CHECK", "STATUS", "DETAIL"]);
         for check in &self.checks {
             table.row([&check.check, check.status, &check.detail]);
         }
         let mut text = table.render();
         text.push('\n');
-        for problem in &self.problems {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}", printable(problem));
-        }
-        for warning in &self.warnings {
-            let _ = writeln!(text, "Warning: {}", printable(warning));
-        }
+        text += &sentences(&self.problems, &self.warnings);
         if self.problems.is_empty() {
-            let _ = match pre {
-                true => writeln!(
-                    text,
-                    "Adit can be installed in {}: adit install --set profile=ambient",
-                    self.cluster
-                ),
-                false => writeln!(text, "The mesh in {} is well.", self.cluster),
-            };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "The mesh in {} is well.", self.cluster);
         }
         text
-    }
-}
-
-fn api_server(version: &str) -> Found {
-    match numbers(version.trim_start_matches('v')) {
-        Some(found) if found < API_SERVER => Found::Warning(
-            version.to_owned(),
-            format!(
-                "The API server is {version}; Adit is made for {}.{} and newer.",
-                API_SERVER.0, API_SERVER.1
-            ),
-        ),
-        _ => Found::Well(version.to_owned()),
     }
 }
 
@@ -242,79 +232,6 @@ fn gateway_api(definition: Option<&Value>) -> Found {
         text("gateway.networking.k8s.io/bundle-version"),
         text("gateway.networking.k8s.io/channel")
     ))
-}
-
-fn rights(cluster: &Kubernetes) -> anyhow::Result<Found> {
-    let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client().clone());
-    let namespaced = |plural: &str| {
-        !matches!(
-            plural,
-            "namespaces"
-                | "clusterroles"
-                | "clusterrolebindings"
-                | "customresourcedefinitions"
-                | "validatingwebhookconfigurations"
-        )
-    };
-    let missing = cluster.block_on(async {
-        let mut missing = Vec::new();
-        for (group, plural) in INSTALLED {
-            let namespace = namespaced(plural).then(|| cluster.istio_namespace().to_owned());
-            let review = SelfSubjectAccessReview {
-                spec: SelfSubjectAccessReviewSpec {
-                    resource_attributes: Some(ResourceAttributes {
-                        group: Some(group.to_owned()),
-                        resource: Some(plural.to_owned()),
-                        verb: Some("create".to_owned()),
-                        namespace,
-                        ..ResourceAttributes::default()
-                    }),
-                    ..SelfSubjectAccessReviewSpec::default()
-                },
-                ..SelfSubjectAccessReview::default()
-            };
-            let what = || format!("ask for the right to create {plural}");
-            let parameters = PostParams::default();
-            let answer = cluster.call(what, api.create(&parameters, &review));
-            let answer = answer.await?;
-            let status = answer.status.context("the review has no status")?;
-            if !status.allowed {
-                missing.push(plural.to_owned());
-            }
-        }
-        anyhow::Ok(missing)
-    })?;
-    Ok(match missing.is_empty() {
-        true => Found::Well("everything that an installation needs can be created".into()),
-        false => Found::Problem(
-            format!("{} kinds cannot be created", missing.len()),
-            format!(
-                "An installation creates objects that you have no right to create: {}.",
-                missing.join(", ")
-            ),
-        ),
-    })
-}
-
-fn other_mesh(istiod: Option<&Value>) -> Found {
-    let Some(istiod) = istiod else {
-        return Found::Well("none".into());
-    };
-    let containers = istiod["spec"]["template"]["spec"]["containers"].as_array();
-    let images = containers.into_iter().flatten();
-    let image = images.filter_map(|c| c["image"].as_str()).next();
-    let image = image.unwrap_or_default();
-    match image.contains("aditd") {
-        true => Found::Well(format!("Adit is there already ({image})")),
-        false => Found::Problem(
-            "istiod is there".into(),
-            format!(
-                "Deployment {}/istiod runs {image}: uninstall Istio first, or choose another \
-                 namespace with --istioNamespace.",
-                namespace_of(istiod)
-            ),
-        ),
-    }
 }
 
 fn ask_component(
@@ -431,14 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_compared_by_number() {
-        for (version, old) in [
-            ("v1.9.0", true),
-            ("v1.29.4", false),
-            ("v1.33.1+k3s1", false),
-        ] {
-            assert_eq!(problem(api_server(version)).is_some(), old, "{version}");
-        }
+    fn kernels_are_compared_by_number() {
         let node = |name: &str, kernel: &str| json!({"metadata": {"name": name}, "status": {"nodeInfo": {"kernelVersion": kernel}}});
         let nodes = [
             node("a", "5.9.1"),
@@ -489,17 +399,5 @@ mod tests {
         let told = problem(waypoints(&all));
         assert!(told.is_some_and(|told| told.contains(": shop/b;")));
         assert_eq!(problem(waypoints(&all[..1])), None);
-    }
-
-    #[test]
-    fn another_mesh_is_in_the_way() {
-        let istiod = |image: &str| {
-            json!({"metadata": {"namespace": "istio-system"},
-                "spec": {"template": {"spec": {"containers": [{"image": image}]}}}})
-        };
-        assert_eq!(problem(other_mesh(None)), None);
-        let ours = istiod("docker.io/adit/aditd:0.1.0");
-        assert_eq!(problem(other_mesh(Some(&ours))), None);
-        assert!(problem(other_mesh(Some(&istiod("docker.io/istio/pilot:1.27")))).is_some());
     }
 }

@@ -143,13 +143,16 @@ fn choose(found: &Found, meshes: &[&str]) -> Result<(Choice, Option<String>), Us
 mod tests {
     use super::*;
 
+    /// What there is; which is chosen, and whether something is told about it.
+    type Row<'a> = (&'a Found, &'a [&'a str], Option<(Choice, bool)>);
+
     #[test]
     fn the_cluster_that_is_meant() {
         let context = || "kind".to_owned();
         let environment = Found::Environment { context: context() };
         let home = Found::Home { context: context() };
         let local = Choice::Local;
-        let table: [(&Found, &[&str], Option<(Choice, bool)>); 12] = [
+        let table: [Row<'_>; 12] = [
             (&Found::Nothing, &[], Some((Choice::Nothing, false))),
             (&Found::Nothing, &["a"], Some((local(0), false))),
             (&Found::Nothing, &["a", "local"], Some((local(1), false))),

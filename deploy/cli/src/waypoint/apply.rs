@@ -1,5 +1,6 @@
 //! `adit waypoint generate|apply`.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use adit_local::Labels;
 use anyhow::{Context as _, bail};
 
 use super::gateway::{self, CLASS, gateway, is_programmed};
+use super::nodes::Nodes;
 use super::{Common, TrafficType, done, warn};
 use crate::cluster::{Cluster, label_of};
 use crate::output::{self, Outcome, Output};
@@ -100,14 +102,25 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut Output) -> anyhow::Res
         warn(format_args!("{control_plane}"));
     }
     done(out, format_args!("waypoint {namespace}/{name} applied"))?;
+    let until = Instant::now() + args.waypoint_timeout;
+    let nodes = Nodes::of(&cluster);
     // First the waypoint, then those who use it: until it is ready they are refused.
     if args.wait {
-        wait(&cluster, namespace, name, args.waypoint_timeout)?;
+        wait(&cluster, namespace, name, until)?;
+        nodes.wait(namespace, name, &BTreeSet::new(), until)?;
         done(out, format_args!("waypoint {namespace}/{name} is ready!"))?;
     }
     if args.enroll_namespace {
         let labels = Labels::from([(USE_WAYPOINT.into(), Some(name.into()))]);
         cluster.label("namespace", "", namespace, labels, args.overwrite)?;
+        let for_services = !matches!(
+            args.gateway.traffic,
+            Some(TrafficType::Workload | TrafficType::None)
+        );
+        if args.wait && for_services {
+            let services = services(&cluster, namespace, name)?;
+            nodes.wait(namespace, name, &services, until)?;
+        }
         done(
             out,
             format_args!("namespace {namespace} labeled with \"{USE_WAYPOINT}: {name}\""),
@@ -132,8 +145,19 @@ fn missing_control_plane(cluster: &Cluster) -> Option<String> {
     }
 }
 
-fn wait(cluster: &Cluster, namespace: &str, name: &str, limit: Duration) -> anyhow::Result<()> {
-    let until = Instant::now() + limit;
+/// The services that use what their namespace does.
+fn services(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<BTreeSet<String>> {
+    let all = cluster.list("service", Some(namespace))?;
+    let follows = all.iter().filter(|service| {
+        label_of(service, USE_WAYPOINT).is_none()
+            && service["metadata"]["name"] != name
+            && service["spec"]["type"] != "ExternalName"
+    });
+    let names = follows.filter_map(|service| service["metadata"]["name"].as_str());
+    Ok(names.map(ToOwned::to_owned).collect())
+}
+
+fn wait(cluster: &Cluster, namespace: &str, name: &str, until: Instant) -> anyhow::Result<()> {
     loop {
         let found = cluster.get("gateway.gateway.networking.k8s.io", namespace, name)?;
         let found = found.with_context(|| format!("waypoint {namespace}/{name} is gone"))?;

@@ -5,6 +5,7 @@ mod apply;
 mod delete;
 mod gateway;
 mod list;
+mod nodes;
 mod status;
 
 use std::io::Write as _;

@@ -385,10 +385,12 @@ fn answer(value: &Value) -> Response<Full<Bytes>> {
 }
 
 fn status(code: StatusCode, message: &str) -> Response<Full<Bytes>> {
-    let mut response = answer(
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
-        "status": "Failure", "message": message, "reason": "", "code": code.as_u16()}),
-    );
+    // As Kubernetes says it: `NotFound`, `Forbidden`.
+    let reason = code.canonical_reason().unwrap_or_default();
+    let mut response = answer(&json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason.replace(' ', ""), "code": code.as_u16(),
+    }));
     *response.status_mut() = code;
     response
 }

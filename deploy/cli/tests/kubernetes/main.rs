@@ -580,9 +580,12 @@ fn a_cluster_is_checked() {
     fake.forbid(Method::POST, "clusterroles");
     fake.put(node("node2", "5.10.0-8"));
     let told = expect(&fake, &["check", "--pre"], 1).stdout;
-    assert!(told.contains("no right to create: clusterroles."), "{told}");
     assert!(
-        told.contains("Linux 5.17 or newer: node2 (5.10.0-8)."),
+        told.contains("You may not create clusterroles in "),
+        "{told}"
+    );
+    assert!(
+        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.17 or newer."),
         "{told}"
     );
 

@@ -156,10 +156,7 @@ fn a_real_cluster_is_analyzed_and_checked() {
     let args = ["check", "--pre", "-o", "json"];
     let report = adit(&scratch.kubeconfig, &args).stdout;
     let report: Value = serde_json::from_str(&report).unwrap();
-    let checks = report["checks"].as_array().unwrap();
-    assert!(
-        checks
-            .iter()
-            .any(|c| c["check"] == "rights" && c["status"] == "ok")
-    );
+    assert!(report["nodes"].as_u64().is_some(), "{report}");
+    let kubernetes = report["kubernetes"].as_str().unwrap();
+    assert!(kubernetes.starts_with("v1."), "{report}");
 }

@@ -18,6 +18,18 @@ pub(super) fn check(objects: &Objects, report: &mut Report) {
             let Some(service) = &slice.service else {
                 continue;
             };
+            if slice.named > 0 {
+                report.add(
+                    (Kind::EndpointSlice, &slice.meta),
+                    At::ROOT.key("addressType").path(),
+                    Severity::Warning,
+                    Code::ReferencedResourceNotFound,
+                    format!(
+                        "{} endpoints of Service {service:?} have names and no addresses; the mesh sends nothing there",
+                        slice.named
+                    ),
+                );
+            }
             if !of.services.contains_key(service) {
                 let metadata = At::ROOT.key("metadata");
                 let labels = metadata.key("labels");

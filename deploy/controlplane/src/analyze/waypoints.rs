@@ -10,8 +10,8 @@ use crate::compile::l7::{
     Waypoints, bind,
 };
 use crate::model::{
-    At, BackendRef, Code, FieldPath, Kind, Meta, NamespaceObjects, Objects, Route, RouteRule,
-    Severity,
+    At, BackendRef, Code, FieldPath, Kind, Meta, NamespaceObjects, Objects, ParentRef, Route,
+    RouteRule, Severity,
 };
 use crate::status::{Condition, ObjectStatus};
 
@@ -281,17 +281,18 @@ fn check_route<R: RouteRule>(
     }
     let backends = route.rules.iter().flat_map(RouteRule::backends);
     for backend in backends {
-        check_backend((kind, meta), backend, view, report);
+        check_backend((kind, meta), &route.parents, backend, view, report);
     }
 }
 
 fn check_backend(
     object: (Kind, &Meta),
+    parents: &[ParentRef],
     backend: &BackendRef,
     view: &View<'_>,
     report: &mut Report,
 ) {
-    let Err((reason, message)) = l7::check_backend(object.0, backend, view) else {
+    let Err((reason, message)) = l7::check_backend(object.0, parents, backend, view) else {
         return;
     };
     let (severity, code) = match reason {

@@ -177,7 +177,7 @@ impl Follower {
                 ));
             }
         };
-        self.note_end(before.as_ref());
+        self.note_end(before.as_ref(), &wanted);
         let next = step(
             &wanted,
             self.in_force.as_ref(),
@@ -213,13 +213,13 @@ impl Follower {
     }
 
     /// A rotation that was under way and of which nothing is written any more has been ended.
-    fn note_end(&mut self, previous: Option<&Previous>) {
+    fn note_end(&mut self, previous: Option<&Previous>, wanted: &CaFiles) {
+        let is_wanted = |next: &String| *next == wanted.certificate;
         match previous {
             Some(previous) => self.rotating_to = Some(previous.next.clone()),
             None => {
-                if let Some(next) = self.rotating_to.take() {
-                    self.ended = Some(next);
-                }
+                let rotating_to = self.rotating_to.take();
+                self.ended = rotating_to.or(self.ended.take()).filter(is_wanted);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adit_shared::identity::TrustDomain;
+use adit_shared::identity::{DerivedSecret, TrustDomain};
 
 /// Settings that every compiled resource depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct MeshConfig {
     /// What is bound to a waypoint that is not ready is reached without it, as in Istio.
     /// The policies that the waypoint enforces are skipped meanwhile.
     pub waypoint_fail_open: bool,
+    /// What the keys that replicas of a waypoint share are made from; `None`: they get none.
+    pub shared_secret: Option<DerivedSecret>,
 }
 
 impl Default for MeshConfig {
@@ -43,6 +45,7 @@ impl Default for MeshConfig {
             revision: "default".into(),
             excluded_namespaces: vec!["kube-system".into()],
             waypoint_fail_open: false,
+            shared_secret: None,
         }
     }
 }

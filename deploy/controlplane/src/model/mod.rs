@@ -32,7 +32,7 @@ pub use authorization::{
     TargetRef, Values,
 };
 pub use backend_tls::{BackendTlsPolicy, BackendTlsTarget, CaReference};
-pub use config_map::{CA_KEY, ConfigMap, Secret};
+pub use config_map::{CA_KEY, ClientCertificate, ConfigMap, Secret};
 pub use destination_rule::{DestinationRule, RuleSubset, TrafficPolicy};
 pub use field::{At, FieldError, FieldPath, Segment};
 pub use finding::{Code, Finding, Severity};

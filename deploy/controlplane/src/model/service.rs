@@ -287,6 +287,9 @@ pub struct EndpointSlice {
     pub service: Option<Arc<str>>,
     /// Endpoints; none for `addressType: FQDN`.
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of which only names are known (`addressType: FQDN`): the mesh cannot send to
+    /// them.
+    pub named: usize,
     /// TCP ports.
     pub ports: Vec<EndpointPort>,
 }
@@ -345,6 +348,7 @@ impl EndpointSlice {
         }
         Ok(Self {
             service: meta.label("kubernetes.io/service-name").map(Arc::from),
+            named: if fqdn { slice.endpoints.len() } else { 0 },
             endpoints,
             ports,
             meta,

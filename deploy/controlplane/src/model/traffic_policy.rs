@@ -477,27 +477,33 @@ fn client_tls(raw: &RawTls, at: At<'_>, errors: &mut Vec<FieldError>) -> wire::C
         None | Some("" | "DISABLE") => Mode::Disable,
         Some("SIMPLE") => Mode::Simple,
         Some("ISTIO_MUTUAL") => Mode::IstioMutual,
-        Some("MUTUAL") => {
-            let message =
-                "MUTUAL is not supported: a waypoint has no other certificate than its own";
-            errors.push(at.key("mode").error(message));
-            Mode::Mutual
-        }
+        Some("MUTUAL") => Mode::Mutual,
         Some(other) => {
             let message = format!("{other:?} is not DISABLE, SIMPLE, MUTUAL or ISTIO_MUTUAL");
             errors.push(at.key("mode").error(message));
             Mode::Simple
         }
     };
+    let set = |value: &Option<String>| value.as_deref().is_some_and(|value| !value.is_empty());
     for (key, value) in [
         ("clientCertificate", &raw.client_certificate),
         ("privateKey", &raw.private_key),
-        ("caCrl", &raw.ca_crl),
     ] {
-        let set = value.as_deref().is_some_and(|value| !value.is_empty());
-        if set && mode != Mode::Mutual {
-            errors.push(at.key(key).error("is not supported"));
+        if set(value) {
+            errors.push(
+                at.key(key)
+                    .error("a waypoint reads no files: name a Secret in credentialName"),
+            );
         }
+    }
+    if set(&raw.ca_crl) {
+        errors.push(at.key("caCrl").error("is not supported"));
+    }
+    if mode == Mode::Mutual && !set(&raw.credential_name) {
+        errors.push(
+            at.key("credentialName")
+                .error("MUTUAL needs a Secret with a certificate and its key"),
+        );
     }
     let authorities = raw.ca_certificates.as_deref().unwrap_or_default().trim();
     let credential = raw.credential_name.as_deref().unwrap_or_default();
@@ -524,5 +530,6 @@ fn client_tls(raw: &RawTls, at: At<'_>, errors: &mut Vec<FieldError>) -> wire::C
         system_roots: mode == Mode::Simple && !inline && credential.is_empty(),
         insecure_skip_verify: raw.insecure_skip_verify.unwrap_or_default(),
         invalid: String::new(),
+        client_secret: String::new(),
     }
 }

@@ -25,7 +25,9 @@ impl StatusBackend {
                 .captured()
                 .map(|pod| (pod.uid.clone(), pod.node.clone()))
                 .collect(),
-            Self::Kubernetes(_) => KubernetesStatus::captured(objects),
+            Self::Kubernetes(_) => KubernetesStatus::captured(objects)
+                .map(|(uid, node)| (uid.clone(), node.clone()))
+                .collect(),
         }
     }
 
@@ -34,8 +36,8 @@ impl StatusBackend {
         if let Self::Kubernetes(_) = self {
             for (uid, node) in KubernetesStatus::captured(objects) {
                 // One that is being withdrawn is marked for a while still.
-                if desired.enrolled.get(&uid) == Some(&node) {
-                    tracker.adopt(&uid, &node);
+                if desired.enrolled.get(uid) == Some(node) {
+                    tracker.adopt(uid, node);
                 }
             }
         }

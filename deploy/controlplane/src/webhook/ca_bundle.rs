@@ -87,7 +87,8 @@ async fn run(api: Api<ValidatingWebhookConfiguration>, name: String, mut ca: Cur
         };
         let patch = Patch::Strategic(patch);
         match timeout(DEADLINE, api.patch(&name, &params, &patch)).await {
-            Ok(Ok(_)) => {
+            Ok(Ok(found)) => {
+                known = Some(found);
                 told.clear();
                 tracing::info!(
                     name,

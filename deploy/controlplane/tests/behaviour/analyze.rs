@@ -50,6 +50,7 @@ fn every_check_finds_its_case() {
         ("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: b\n  labels: {istio.io/dataplane-mode: Ambient}\n".into(), "10 metadata.labels[\"istio.io/dataplane-mode\"] IST0125"),
         ("apiVersion: v1\nkind: Pod\nmetadata:\n  name: b\n  annotations: {ambient.istio.io/redirection: enabled}\n".into(), "10 metadata.annotations[\"ambient.istio.io/redirection\"] IST0107"),
         ("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: b\n  labels: {kubernetes.io/service-name: gone}\naddressType: IPv4\nendpoints: []\n".into(), "10 metadata.labels[\"kubernetes.io/service-name\"] IST0101"),
+        (service("ports: [{name: http, port: 80}]") + "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: b, namespace: a, labels: {kubernetes.io/service-name: s}}\naddressType: FQDN\nendpoints: [{addresses: [x.example]}]\n", "15 addressType IST0101"),
         (POD.trim_end_matches("---\n").into(), "6 metadata.name ADIT0002"),
         ("a: [".into(), "6  ADIT0001"),
         ("apiVersion: x.org/v1\nkind: Y\n".into(), "6 kind ADIT0003"),

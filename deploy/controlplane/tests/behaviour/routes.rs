@@ -365,6 +365,24 @@ fn backends_and_their_status() {
     }
 }
 
+/// A consumer's route may send what is addressed to a service of others to that service, and to
+/// no other of its namespace (the Gateway API suite's MeshConsumerRoute).
+#[test]
+fn a_consumer_route_needs_no_grant_for_its_own_parent() {
+    let parent = "{group: '', kind: Service, name: s, namespace: a}";
+    for (name, failing) in [("s", None), ("b", Some("RefNotPermitted"))] {
+        let rule = format!("{{backendRefs: [{{name: {name}, namespace: a, port: 80}}]}}");
+        let mesh = mesh(&(shop("a") + &shop("c") + &route("HTTPRoute", "c", "r", parent, &rule)));
+        let found = find(&mesh, "a/w", "HTTPRoute/c/r").unwrap();
+        let wire::route::Kind::Http(rules) = found.kind.as_ref().unwrap() else {
+            panic!("not HTTP")
+        };
+        let to = rules.rules[0].backends[0].to.as_ref().unwrap();
+        let invalid = matches!(to, wire::backend::To::Invalid(_));
+        assert_eq!(invalid, failing.is_some(), "{name}: {to:?}");
+    }
+}
+
 /// What cannot be understood is said, field by field, and what it matches is answered with
 /// an error; the other rules hold.
 #[test]

@@ -743,3 +743,102 @@ fn what_a_destination_rule_gets_wrong_fails() {
     let tls = found.settings.unwrap().tls.unwrap();
     assert_eq!(tls.invalid, "there is no Secret \"none\"");
 }
+
+/// A Secret with certificates, a rule that names it, in `namespace`.
+fn mutual(namespace: &str, keys: &str) -> String {
+    let secret = format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: client, namespace: {namespace}}}\nstringData: {{{keys}}}\n"
+    );
+    let spec = "{host: s.a.svc.cluster.local, trafficPolicy: {tls: {mode: MUTUAL, credentialName: client, sni: x}}}";
+    secret + &rule(namespace, "r", spec)
+}
+
+/// The certificate of a client goes to waypoints that a rule of their own namespace leads to
+/// it, in a resource of its own, and is shown by nothing.
+#[test]
+fn a_client_certificate_goes_to_the_waypoint_that_needs_it() {
+    let ca = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let ca = ca.cert.pem().replace('\n', "\\n");
+    let all = format!("ca.crt: \"{ca}\", tls.crt: CHAIN, tls.key: PRIVATE");
+    let istio = format!("cacert: \"{ca}\", cert: CHAIN, key: PRIVATE");
+    let without = format!("ca.crt: \"{ca}\", tls.crt: CHAIN");
+    for (objects, expected) in [
+        (mutual("a", &all), Ok("a/client")),
+        (mutual("a", &istio), Ok("a/client")),
+        (
+            mutual("a", &without),
+            Err("Secret \"client\" has no tls.crt with a tls.key"),
+        ),
+        // Whoever runs the waypoint would have the key.
+        (
+            mutual("istio-system", &all),
+            Err("Secret \"client\" is not of the waypoint's namespace"),
+        ),
+    ] {
+        let mesh = mesh(&(shop(true) + &objects));
+        let policy = resources(&mesh).find_map(|of| match of {
+            Resource::TrafficPolicy(of) => Some(of),
+            _ => None,
+        });
+        let tls = policy.unwrap().settings.clone().unwrap().tls.unwrap();
+        let secrets: Vec<_> = resources(&mesh)
+            .filter_map(|of| match of {
+                Resource::Secret(of) => Some(of),
+                _ => None,
+            })
+            .collect();
+        match expected {
+            Ok(name) => {
+                assert_eq!((&*tls.invalid, &*tls.client_secret), ("", name));
+                let [secret] = secrets[..] else {
+                    panic!("{secrets:?}");
+                };
+                assert_eq!(secret.name, name);
+                assert_eq!(secret.certificate_chain, "CHAIN");
+                assert_eq!(secret.private_key, "PRIVATE");
+            }
+            Err(why) => {
+                assert_eq!(tls.invalid, why);
+                assert!(secrets.is_empty(), "{secrets:?}");
+            }
+        }
+        let read = crate::harness::read(&(shop(true) + &objects)).0;
+        let shown = format!("{secrets:?} {read:?}");
+        assert!(!shown.contains("PRIVATE"), "{shown}");
+        assert!(!serde_json::to_string(&secrets).unwrap().contains("PRIVATE"));
+    }
+}
+
+/// All replicas of a waypoint get one key, other waypoints another, and a restart of the control
+/// plane changes nothing.
+#[test]
+fn the_key_of_sessions_is_one_for_each_gateway() {
+    use adit_controlplane::compile::MeshConfig;
+    use adit_shared::identity::DerivedSecret;
+    let key = |secret: &[u8], waypoint: &str| {
+        let config = MeshConfig {
+            shared_secret: Some(DerivedSecret::of(secret, "test")),
+            ..MeshConfig::default()
+        };
+        let yaml = shop(true).replace("use-waypoint: w", &format!("use-waypoint: {waypoint}"));
+        let yaml = yaml.replace("name: w,", &format!("name: {waypoint},"));
+        let yaml = yaml.replace("gateway-name: w,", &format!("gateway-name: {waypoint},"));
+        let mesh = crate::harness::mesh_with(&yaml, config);
+        let mut secrets = mesh
+            .compiled
+            .waypoints
+            .values()
+            .filter_map(|of| match &**of {
+                Resource::Secret(of) => Some(of.session_key.clone()),
+                _ => None,
+            });
+        let key = secrets.next().expect("a key");
+        assert_eq!(key.len(), 32);
+        assert!(secrets.next().is_none());
+        key
+    };
+    assert_eq!(key(b"one", "w"), key(b"one", "w"));
+    assert_ne!(key(b"one", "w"), key(b"one", "v"));
+    assert_ne!(key(b"one", "w"), key(b"two", "w"));
+    assert!(resources(&mesh(&shop(true))).all(|of| !matches!(of, Resource::Secret(_))));
+}

@@ -95,6 +95,7 @@ fn every_field_arrives() {
             ca_certificates: "pem".into(),
             system_roots: true,
             insecure_skip_verify: true,
+            client_secret: "shop/client".into(),
             invalid: "broken".into(),
         }),
         retry_budget: Some(proto::RetryBudget {
@@ -170,6 +171,7 @@ fn every_field_arrives() {
             ca_certificates: "pem".into(),
             system_roots: true,
             insecure_skip_verify: true,
+            client_secret: "shop/client".into(),
             invalid: Some("broken".into()),
         }),
         retry_budget: Some(RetryBudget {

@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 
 pub use connect::{ConnectError, Connected, open_tcp};
 pub use pool::{Lease, Upgraded, Upstreams};
-pub use tls::Originate;
+pub use tls::{ClientIdentity, Originate};
 
 use super::body::RequestBody;
 use super::reply::Reply;
@@ -171,6 +171,8 @@ pub struct Answer {
     pub lease: Lease,
     /// Our address on it.
     pub local: Option<SocketAddr>,
+    /// How long it took to have the connection, which is not the endpoint's own time.
+    pub connecting: Duration,
 }
 
 /// How an attempt failed.

@@ -6,15 +6,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, Version};
+use http::{Method, Request, StatusCode, Version};
 use hyper::body::Body as _;
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
@@ -28,6 +29,7 @@ use crate::proxy::body::RequestBody;
 use crate::proxy::http::LocalExecutor;
 use crate::proxy::io::Io;
 use crate::proxy::reply::Reply;
+use crate::proxy::websocket;
 use crate::worker::Worker;
 
 /// A connection that was not used for so long is closed. Shorter than what servers wait for
@@ -55,6 +57,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a request waits for another's attempt at an HTTP/2 connection.
 const SHARED_CONNECT: Duration = Duration::from_secs(20);
+
+/// How long an endpoint may take for its settings, before it counts as offering nothing.
+const SETTINGS_DEADLINE: Duration = Duration::from_millis(500);
+/// How often they are looked for meanwhile.
+const SETTINGS_POLL: Duration = Duration::from_millis(5);
 
 type Sender1 = http1::SendRequest<RequestBody>;
 type Sender2 = http2::SendRequest<RequestBody>;
@@ -91,8 +98,41 @@ struct Multiplexed {
     live: Cell<usize>,
     /// Streams that the endpoint allows at once.
     allowed: Rc<Cell<usize>>,
+    /// Whether it takes extended CONNECT.
+    connects: Rc<Offer>,
+    made: Instant,
     local: Option<SocketAddr>,
     idle_since: Cell<Instant>,
+}
+
+/// What an endpoint says once of itself, some time after its connection was made.
+#[derive(Default)]
+struct Offer {
+    made: Cell<bool>,
+    told: Notify,
+    /// Somebody wants to know: hyper does not say that it has settings.
+    asked: Notify,
+}
+
+impl Offer {
+    fn set(&self, made: bool) {
+        if self.made.replace(made) != made {
+            self.told.notify_waiters();
+        }
+    }
+}
+
+impl Multiplexed {
+    /// Whether it takes extended CONNECT. Its settings are the first that it sends (RFC 9113
+    /// 3.4), and are waited for.
+    async fn takes_connect(&self) -> bool {
+        let until = self.made + SETTINGS_DEADLINE;
+        while !self.connects.made.get() && Instant::now() < until {
+            self.connects.asked.notify_one();
+            let _ = timeout(SETTINGS_POLL, self.connects.told.notified()).await;
+        }
+        self.connects.made.get()
+    }
 }
 
 impl Upstreams {
@@ -176,12 +216,17 @@ enum Kind {
     },
     /// Counts the stream until it is dropped.
     Http2(#[expect(dead_code, reason = "held for its drop")] Stream),
+    /// One that carries another protocol now.
+    Upgraded(Stream, OnUpgrade),
 }
 
-/// What is left of a connection of HTTP/1 when both sides have agreed on another protocol.
+/// What is left of a connection of HTTP/1, or of a stream of HTTP/2, when both sides have agreed
+/// on another protocol.
 pub struct Upgraded {
     /// The stream, with what was read ahead.
     pub io: Io,
+    /// Its place on its connection.
+    _stream: Option<Stream>,
 }
 
 impl Lease {
@@ -217,7 +262,16 @@ impl Lease {
         match self.0 {
             Kind::Http1 { upgraded, .. } => upgraded.await.ok(),
             Kind::Http2(_) => None,
+            Kind::Upgraded(stream, upgraded) => Some(Upgraded {
+                io: Io::stream(upgraded.await.ok()?),
+                _stream: Some(stream),
+            }),
         }
+    }
+
+    /// Whether it is a stream of HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        !matches!(self.0, Kind::Http1 { .. })
     }
 }
 
@@ -267,6 +321,7 @@ pub(super) async fn send_http1(
         request.headers_mut().insert(TRANSFER_ENCODING, chunked);
     }
     let upgrade = request.headers().contains_key(http::header::UPGRADE);
+    let begun = Instant::now();
     for stale in 0.. {
         // What may become another protocol gets a connection of its own.
         let pooled = (stale < STALE && !upgrade).then(|| worker.upstreams.take(endpoint));
@@ -284,10 +339,12 @@ pub(super) async fn send_http1(
             },
         };
         let fresh = upgraded.is_some();
+        let waited = begun.elapsed();
         match sender.try_send_request(request).await {
             Ok(response) => {
                 return Ok(Answer {
                     response,
+                    connecting: waited,
                     local,
                     lease: Lease(Kind::Http1 {
                         upstreams: worker.upstreams.clone(),
@@ -433,7 +490,8 @@ async fn connect_http1(
                 let mut io = parts.io;
                 io.unread(parts.read_buf);
                 // Nobody takes it unless the response was 101.
-                if let Err(Upgraded { mut io }) = hand_over.send(Upgraded { io }) {
+                let upgraded = Upgraded { io, _stream: None };
+                if let Err(Upgraded { mut io, .. }) = hand_over.send(upgraded) {
                     let closing =
                         poll_fn(|cx| hyper::rt::Write::poll_shutdown(Pin::new(&mut io), cx));
                     let _ = timeout(Duration::from_secs(1), closing).await;
@@ -453,6 +511,8 @@ pub(super) async fn send_http2(
     connecting: &Connecting,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_2;
+    let upgrade = request.headers().contains_key(http::header::UPGRADE);
+    let begun = Instant::now();
     for stale in 0.. {
         let shared = worker.upstreams.shared(endpoint);
         let acquired = acquire(worker, endpoint, &shared, stale >= STALE, connecting).await;
@@ -460,11 +520,32 @@ pub(super) async fn send_http2(
             Ok(acquired) => acquired,
             Err(error) => return Err(not_connected(error, request)),
         };
+        let waited = begun.elapsed();
+        if upgrade && request.method() != Method::CONNECT {
+            if !stream.0.takes_connect().await {
+                // What it does not offer it may still do over HTTP/1 (RFC 8441 3).
+                drop(stream);
+                websocket::to_origin_form(&mut request);
+                return Box::pin(send_http1(worker, endpoint, request, connecting)).await;
+            }
+            websocket::to_extended_connect(&mut request);
+        }
         let mut sender = stream.0.sender.clone();
         match sender.try_send_request(request).await {
+            Ok(mut response) if upgrade && response.status() == StatusCode::OK => {
+                let upgraded = hyper::upgrade::on(&mut response);
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                return Ok(Answer {
+                    response,
+                    connecting: waited,
+                    local: stream.0.local,
+                    lease: Lease(Kind::Upgraded(stream, upgraded)),
+                });
+            }
             Ok(response) => {
                 return Ok(Answer {
                     response,
+                    connecting: waited,
                     local: stream.0.local,
                     lease: Lease(Kind::Http2(stream)),
                 });
@@ -584,10 +665,17 @@ async fn connect_http2(
     let address = endpoint.address;
     let allowed = Rc::new(Cell::new(connection.current_max_send_streams()));
     let told = allowed.clone();
+    let connects = Rc::<Offer>::default();
+    let offer = connects.clone();
     spawn_local(async move {
+        let mut asked = pin!(offer.asked.notified());
         let ended = poll_fn(|cx| {
             let ended = Pin::new(&mut connection).poll(cx);
+            while asked.as_mut().poll(cx).is_ready() {
+                asked.set(offer.asked.notified());
+            }
             told.set(connection.current_max_send_streams());
+            offer.set(connection.is_extended_connect_protocol_enabled());
             ended
         });
         if let Err(error) = ended.await {
@@ -598,6 +686,8 @@ async fn connect_http2(
     Ok(Multiplexed {
         sender,
         allowed,
+        connects,
+        made: Instant::now(),
         live: Cell::new(0),
         local,
         idle_since: Cell::new(Instant::now()),

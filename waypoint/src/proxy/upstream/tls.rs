@@ -1,12 +1,14 @@
 //! TLS towards endpoints that are not in the mesh (BackendTLSPolicy, DestinationRule `tls`).
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme,
 };
@@ -22,12 +24,52 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> =
 static SYSTEM_ROOTS: LazyLock<Vec<CertificateDer<'static>>> =
     LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
 
+/// What servers are shown that want to know who asks.
+#[derive(Clone)]
+pub struct ClientIdentity(Arc<CertifiedKey>);
+
+impl ClientIdentity {
+    /// From a chain of certificates and the key of the first.
+    ///
+    /// # Errors
+    /// What is wrong with them; the key is not in it.
+    pub fn from_pem(chain: &str, key: &str) -> Result<Self, String> {
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("certificate_chain: {error}"))?;
+        if chain.is_empty() {
+            return Err("certificate_chain: holds no certificate".into());
+        }
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+            .map_err(|_| "private_key: is no private key")?;
+        let certified = CertifiedKey::from_der(chain, key, &PROVIDER)
+            .map_err(|error| format!("certificate and key: {error}"))?;
+        Ok(Self(Arc::new(certified)))
+    }
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientIdentity(..)")
+    }
+}
+
+/// By the certificates: with another one, connections are others.
+impl PartialEq for ClientIdentity {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.cert == other.0.cert
+    }
+}
+
+impl Eq for ClientIdentity {}
+
 /// How TLS is begun towards an endpoint. Made when the configuration changes.
 #[derive(Debug, Clone)]
 pub struct Originate {
     settings: ClientTls,
     /// The name that is asked for and verified.
     name: Arc<str>,
+    client: Option<ClientIdentity>,
     ready: Result<Ready, Arc<str>>,
 }
 
@@ -41,7 +83,7 @@ struct Ready {
 
 impl PartialEq for Originate {
     fn eq(&self, other: &Self) -> bool {
-        self.settings == other.settings && self.name == other.name
+        self.settings == other.settings && self.name == other.name && self.client == other.client
     }
 }
 
@@ -56,8 +98,12 @@ impl Hash for Originate {
 
 impl Originate {
     /// What `settings` ask for; `None`: no TLS. `hostname` is whose certificate is expected
-    /// where they do not say.
-    pub fn of(settings: Option<&ClientTls>, hostname: &str) -> Option<Self> {
+    /// where they do not say; `client` what is in the secret that they name.
+    pub fn of(
+        settings: Option<&ClientTls>,
+        hostname: &str,
+        client: Option<&ClientIdentity>,
+    ) -> Option<Self> {
         let settings = settings?;
         let wanted = match settings.mode {
             TlsMode::Simple | TlsMode::Mutual => true,
@@ -71,10 +117,12 @@ impl Originate {
             "" => hostname.into(),
             _ => settings.sni.clone(),
         };
-        let ready = Ready::new(settings, &name).map_err(Arc::from);
+        let client = client.filter(|_| settings.mode == TlsMode::Mutual);
+        let ready = Ready::new(settings, &name, client).map_err(Arc::from);
         Some(Self {
             settings: settings.clone(),
             name,
+            client: client.cloned(),
             ready,
         })
     }
@@ -98,12 +146,19 @@ impl Originate {
 }
 
 impl Ready {
-    fn new(settings: &ClientTls, name: &str) -> Result<Self, String> {
+    fn new(
+        settings: &ClientTls,
+        name: &str,
+        client: Option<&ClientIdentity>,
+    ) -> Result<Self, String> {
         if let Some(reason) = &settings.invalid {
             return Err(reason.to_string());
         }
-        if settings.mode == TlsMode::Mutual {
-            return Err("mode MUTUAL needs a client certificate, which is not configured".into());
+        if settings.mode == TlsMode::Mutual && client.is_none() {
+            let secret = &settings.client_secret;
+            return Err(format!(
+                "mode MUTUAL: there is no client certificate {secret:?}"
+            ));
         }
         let server_name = ServerName::try_from(name.to_owned()).map_err(|e| e.to_string())?;
         let mut roots = Vec::new();
@@ -138,12 +193,18 @@ impl Ready {
             any: settings.insecure_skip_verify,
         });
         let config = |alpn: &[&[u8]]| -> Result<Arc<ClientConfig>, String> {
-            let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+            let builder = ClientConfig::builder_with_provider(PROVIDER.clone())
                 .with_safe_default_protocol_versions()
                 .map_err(|e| e.to_string())?
                 .dangerous()
-                .with_custom_certificate_verifier(verifier.clone())
-                .with_no_client_auth();
+                .with_custom_certificate_verifier(verifier.clone());
+            let mut config = match client {
+                None => builder.with_no_client_auth(),
+                Some(ClientIdentity(certified)) => {
+                    let shown = SingleCertAndKey::from(certified.clone());
+                    builder.with_client_cert_resolver(Arc::new(shown))
+                }
+            };
             config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
             Ok(Arc::new(config))
         };

@@ -74,6 +74,76 @@ fn one_type_holds_on_a_port() {
     assert_eq!(holds(&ports, 80), "http all");
 }
 
+/// TLSRoute: the most specific host name, as it is written in the route, then the oldest route.
+#[test]
+fn the_server_name_chooses_among_tls_routes() {
+    let named = |name: &str, created, hostnames: &[&str]| {
+        let mut route = l4("TLSRoute", name, created);
+        route.hostnames = hostnames.iter().map(ToString::to_string).collect();
+        understood(&route)
+    };
+    let routes = [
+        named("any", 1, &[]),
+        named("wide", 2, &["*.example"]),
+        named("close", 5, &["*.shop.example", "Other.Test"]),
+        named("exact", 6, &["a.shop.example"]),
+        named(
+            "younger",
+            7,
+            &["a.shop.example", "*.shop.example", "own.test"],
+        ),
+    ];
+    let choose = |routes: &[Arc<Route>], name: Option<&str>| {
+        let routes = ServiceRoutes::build(&echo(), routes.iter().cloned());
+        let PortRoutes::Tls(table) = routes.for_port(443, "mesh") else {
+            panic!("attached");
+        };
+        let found = table.find(name);
+        found.and_then(|rule| rule.name().map(ToOwned::to_owned))
+    };
+    for (name, expected) in [
+        ("a.shop.example", "exact"),
+        ("b.shop.example", "close"),
+        ("c.b.shop.example", "close"),
+        ("shop.example", "wide"),
+        ("xshop.example", "wide"),
+        ("other.test", "close"),
+        ("own.test", "younger"),
+        ("example", "any"),
+        ("x.test", "any"),
+        (".example", "any"),
+    ] {
+        assert_eq!(
+            choose(&routes, Some(name)).as_deref(),
+            Some(expected),
+            "{name}"
+        );
+    }
+    assert_eq!(choose(&routes, None).as_deref(), Some("any"));
+    // Without a route for any name, there is none for others, nor for none.
+    assert_eq!(choose(&routes[1..], Some("x.test")), None);
+    assert_eq!(choose(&routes[1..], None), None);
+    // One that cannot be understood has what nobody else has, and fails there.
+    let mut broken = l4("TLSRoute", "broken", 1);
+    broken.hostnames = vec!["a/b".into()];
+    let broken = Arc::new(Route::from_proto(&broken));
+    assert!(!broken.problems().is_empty());
+    let routes = ServiceRoutes::build(&echo(), [broken, routes[3].clone()]);
+    let PortRoutes::Tls(table) = routes.for_port(443, "mesh") else {
+        panic!("attached");
+    };
+    assert!(
+        table
+            .find(Some("x"))
+            .is_some_and(|rule| rule.choose(0).is_err())
+    );
+    assert!(
+        table
+            .find(Some("a.shop.example"))
+            .is_some_and(|rule| rule.choose(0).is_ok())
+    );
+}
+
 /// TCPRouteMultipleRoutesAttachment: only the oldest carries traffic.
 #[test]
 fn the_oldest_l4_route_has_all_traffic() {

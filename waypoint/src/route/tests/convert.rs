@@ -317,7 +317,7 @@ fn a_route_of_no_type() {
         match routes.for_port(80, "mesh") {
             PortRoutes::Http(_) => assert!(gets(&route, &get("/")).is_err()),
             PortRoutes::Tls(table) | PortRoutes::Tcp(table) => {
-                let refused = table.choose(0).expect_err("refused");
+                let refused = table.rule().choose(0).expect_err("refused");
                 assert_eq!(refused, BackendError::Invalid("kind: not known".into()));
             }
             PortRoutes::None => panic!("nothing is attached"),
@@ -328,7 +328,7 @@ fn a_route_of_no_type() {
     route.kind = Some(proto::route::Kind::Tcp(proto::L4Rules::default()));
     let routes = ServiceRoutes::build(&echo(), [Arc::new(Route::from_proto(&route))]);
     assert!(
-        matches!(routes.for_port(80, "mesh"), PortRoutes::Tcp(table) if table.choose(0).is_err())
+        matches!(routes.for_port(80, "mesh"), PortRoutes::Tcp(table) if table.rule().choose(0).is_err())
     );
 }
 

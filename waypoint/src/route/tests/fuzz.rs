@@ -234,15 +234,17 @@ fn a_session() -> impl Strategy<Value = Option<proto::SessionPersistence>> {
         a_duration(),
         a_duration(),
         any::<bool>(),
+        a_text(),
     )
         .prop_map(
-            |(name, kind, absolute_timeout, idle_timeout, session_cookie)| {
+            |(name, kind, absolute_timeout, idle_timeout, session_cookie, path)| {
                 proto::SessionPersistence {
                     name,
                     r#type: kind % 3,
                     absolute_timeout,
                     idle_timeout,
                     session_cookie,
+                    path,
                 }
             },
         );
@@ -369,7 +371,9 @@ fn exercise(route: &proto::Route, sent: &Sent, random: u64) {
                 let _ = table.find(&sent.view());
             }
             PortRoutes::Tls(table) | PortRoutes::Tcp(table) => {
-                let _ = table.choose(random);
+                for name in [None, Some(""), Some("."), Some("a.b.example"), Some("..a")] {
+                    let _ = table.find(name).map(|rule| rule.choose(random));
+                }
             }
             PortRoutes::None => {}
         }

@@ -125,6 +125,15 @@ fn attributes_of_the_cookie() {
         text(cookie(), &begun.used_at(NOW + 600), true),
         format!("{plain}; Secure; Max-Age=3000")
     );
+    let below = proto::SessionPersistence {
+        path: "/shop".into(),
+        session_cookie: true,
+        ..cookie()
+    };
+    assert_eq!(
+        text(below, &begun, false),
+        "Path=/shop; HttpOnly; SameSite=Lax"
+    );
     let of_browser = proto::SessionPersistence {
         session_cookie: true,
         ..cookie()
@@ -201,6 +210,14 @@ fn settings() {
         proto::SessionPersistence {
             name: String::new(),
             ..header()
+        },
+        proto::SessionPersistence {
+            path: "shop".into(),
+            ..cookie()
+        },
+        proto::SessionPersistence {
+            path: "/; Domain=example".into(),
+            ..cookie()
         },
         proto::SessionPersistence {
             r#type: 7,

@@ -8,12 +8,13 @@ use adit_shared::proto::waypoint as wire;
 
 use super::services::reference;
 use super::view::View;
-use crate::model::{BackendRef, Filter, Kind};
+use crate::model::{BackendRef, Filter, Kind, ParentRef};
 
 /// Looks up the backends of one route, and remembers what came of it.
 #[derive(Debug)]
 pub(super) struct Resolver<'v, 'a> {
     kind: Kind,
+    parents: &'v [ParentRef],
     view: &'v View<'a>,
     failure: RefCell<Option<Failure>>,
     reached: RefCell<BTreeSet<(Arc<str>, Arc<str>)>>,
@@ -28,26 +29,28 @@ pub(super) struct Failure {
     pub(super) message: String,
 }
 
-/// Whether a route of `kind` in the namespace of `view` can send to `backend`.
+/// Whether a route of `kind` with these parents in the namespace of `view` can send to `backend`.
 ///
 /// # Errors
 /// Why not, in one word (`ResolvedRefs`) and for people.
 pub fn check_backend(
     kind: Kind,
+    parents: &[ParentRef],
     backend: &BackendRef,
     view: &View<'_>,
 ) -> Result<(), (&'static str, String)> {
-    match Resolver::new(kind, view).resolve(backend) {
+    match Resolver::new(kind, parents, view).resolve(backend) {
         Ok(_) => Ok(()),
         Err(failure) => Err((failure.reason, failure.message)),
     }
 }
 
 impl<'v, 'a> Resolver<'v, 'a> {
-    /// For a route of `kind` in the namespace of `view`.
-    pub(super) fn new(kind: Kind, view: &'v View<'a>) -> Self {
+    /// For a route of `kind` with these parents in the namespace of `view`.
+    pub(super) fn new(kind: Kind, parents: &'v [ParentRef], view: &'v View<'a>) -> Self {
         Self {
             kind,
+            parents,
             view,
             failure: RefCell::default(),
             reached: RefCell::default(),
@@ -110,7 +113,8 @@ impl<'v, 'a> Resolver<'v, 'a> {
         let namespace = backend.namespace.as_ref().unwrap_or(view.namespace);
         let full = format!("Service {namespace}/{name}");
         // Whether it is there is told to nobody who may not refer to it.
-        if namespace != view.namespace && !self.is_granted(namespace, name) {
+        let foreign = namespace != view.namespace && !self.is_parent(namespace, name);
+        if foreign && !self.is_granted(namespace, name) {
             return failed(
                 "RefNotPermitted",
                 format!(
@@ -140,6 +144,16 @@ impl<'v, 'a> Resolver<'v, 'a> {
             service: Some(reference(namespace, name, view.mesh)),
             port: port.into(),
             subset: String::new(),
+        })
+    }
+
+    /// What is addressed to a service may go there: a consumer's route for it needs nobody's
+    /// leave (GAMMA; the suite's MeshConsumerRoute).
+    fn is_parent(&self, namespace: &Arc<str>, service: &Arc<str>) -> bool {
+        self.parents.iter().any(|parent| {
+            matches!((&*parent.group, &*parent.kind), ("" | "core", "Service"))
+                && parent.name == *service
+                && parent.namespace.as_ref() == Some(namespace)
         })
     }
 

@@ -18,7 +18,7 @@ use super::view::View;
 use super::waypoints::WaypointName;
 use crate::compile::mesh::MeshConfig;
 use crate::compile::workloads::pod_uid;
-use crate::model::{DestinationRule, Kind, Labels, NamespaceObjects, TrafficPolicy, selects};
+use crate::model::{DestinationRule, Kind, Labels, Meta, NamespaceObjects, TrafficPolicy, selects};
 
 /// Gives `waypoint` the rule for a service.
 pub(super) fn give(
@@ -67,7 +67,17 @@ pub(super) fn give(
         let same = others
             .iter()
             .filter(|other| resolved_host(other, view.mesh) == host);
-        let policy = convert(rule, same.copied(), &host, of, view);
+        let same: Vec<&DestinationRule> = same.copied().collect();
+        let place = Place {
+            of,
+            own: place == own,
+        };
+        let policy = convert(rule, same.iter().copied(), &host, place, view);
+        for from in std::iter::once(*rule).chain(same) {
+            for secret in client_secrets(from, place) {
+                part.give(waypoint, &Arc::new(Resource::Secret(secret)));
+            }
+        }
         part.give(
             waypoint,
             &Arc::new(Resource::TrafficPolicy(Box::new(policy))),
@@ -96,7 +106,7 @@ fn convert<'a>(
     rule: &'a DestinationRule,
     others: impl Iterator<Item = &'a DestinationRule>,
     host: &str,
-    of: &NamespaceObjects,
+    place: Place<'_>,
     view: &View<'_>,
 ) -> wire::TrafficPolicy {
     let errors: Vec<_> = rule.errors.iter().map(ToString::to_string).collect();
@@ -109,10 +119,10 @@ fn convert<'a>(
     if !policy.invalid.is_empty() {
         return policy;
     }
-    policy.settings = Some(settings(&rule.policy, of));
+    policy.settings = Some(settings(&rule.policy, place));
     let ports = rule.ports.iter();
     policy.port_settings = ports
-        .map(|(port, policy)| (u32::from(*port), settings(policy, of)))
+        .map(|(port, policy)| (u32::from(*port), settings(policy, place)))
         .collect();
     let others = others.filter(|other| other.errors.is_empty());
     for from in std::iter::once(rule).chain(others) {
@@ -126,7 +136,7 @@ fn convert<'a>(
             }
             policy.subsets.push(wire::Subset {
                 name: subset.name.to_string(),
-                settings: subset.policy.as_ref().map(|policy| settings(policy, of)),
+                settings: subset.policy.as_ref().map(|policy| settings(policy, place)),
                 workloads: workloads(&subset.labels, host, rule, view),
             });
         }
@@ -150,15 +160,71 @@ fn workloads(labels: &Labels, host: &str, rule: &DestinationRule, view: &View<'_
         .collect()
 }
 
-fn settings(policy: &TrafficPolicy, of: &NamespaceObjects) -> wire::TrafficSettings {
+/// Where a rule is from.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    of: &'a NamespaceObjects,
+    /// It is the waypoint's own namespace.
+    own: bool,
+}
+
+fn settings(policy: &TrafficPolicy, place: Place<'_>) -> wire::TrafficSettings {
     let mut settings = policy.settings.clone();
     if let (Some(tls), Some(name)) = (&mut settings.tls, &policy.credential) {
-        match certificates(name, of) {
+        match certificates(name, place.of) {
             Ok(pem) => tls.ca_certificates = pem,
             Err(reason) => tls.invalid = reason,
         }
+        if tls.mode() == wire::client_tls::Mode::Mutual {
+            match place.of.secrets.get(name) {
+                // Whoever runs the waypoint would have the key (Istio, too, reads it from the
+                // proxy's namespace alone).
+                Some(_) if !place.own => {
+                    tls.invalid = format!("Secret {name:?} is not of the waypoint's namespace");
+                }
+                Some(secret) if secret.client.is_some() => {
+                    tls.client_secret = secret_name(&secret.meta);
+                }
+                Some(_) => {
+                    tls.invalid = format!("Secret {name:?} has no tls.crt with a tls.key");
+                }
+                // Said above.
+                None => {}
+            }
+        }
     }
     settings
+}
+
+/// The certificates that connections by a rule show to their servers.
+fn client_secrets<'a>(
+    rule: &'a DestinationRule,
+    place: Place<'a>,
+) -> impl Iterator<Item = wire::Secret> + 'a {
+    let subsets = rule
+        .subsets
+        .iter()
+        .filter_map(|subset| subset.policy.as_ref());
+    let policies = std::iter::once(&rule.policy)
+        .chain(rule.ports.values())
+        .chain(subsets);
+    policies.filter_map(move |policy| {
+        let tls = policy.settings.tls.as_ref()?;
+        let secret = place.of.secrets.get(policy.credential.as_ref()?)?;
+        let client = secret.client.as_ref()?;
+        let given = place.own && tls.mode() == wire::client_tls::Mode::Mutual;
+        given.then(|| wire::Secret {
+            name: secret_name(&secret.meta),
+            certificate_chain: client.chain.to_string(),
+            private_key: client.key.to_string(),
+            ..wire::Secret::default()
+        })
+    })
+}
+
+/// What waypoints call a Secret.
+fn secret_name(meta: &Meta) -> String {
+    format!("{}/{}", meta.namespace, meta.name)
 }
 
 /// The authorities in a Secret, or in the one that Istio's users keep them apart in.

@@ -14,6 +14,9 @@ use super::{Part, WAYPOINT_CLASS};
 use crate::model::{Gateway, GatewayAddress, Kind, NamespaceObjects, ObjectRef, Objects};
 use crate::status::{AddressStatus, Condition, ListenerStatus, ObjectStatus};
 
+/// The secret that seals the tokens of sessions.
+const SESSION_KEY: &str = "session-key";
+
 pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Part) {
     for gateway in objects.gateways.values() {
         let name = WaypointName {
@@ -29,6 +32,15 @@ pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Pa
             waypoint_for: waypoint.traffic.into(),
         });
         part.give(&name, &Arc::new(own));
+        if let Some(secret) = &view.mesh.shared_secret {
+            let key = secret.derive(&format!("session key of {name}"));
+            let secret = Resource::Secret(wire::Secret {
+                name: SESSION_KEY.into(),
+                session_key: key.expose().to_vec(),
+                ..wire::Secret::default()
+            });
+            part.give(&name, &Arc::new(secret));
+        }
         let status = status(gateway, waypoint, objects, view);
         *part.status(gateway.meta.reference(Kind::Gateway)) = status;
     }

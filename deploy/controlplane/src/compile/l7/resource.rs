@@ -25,6 +25,7 @@ pub struct ResourceKey {
 )]
 pub enum Resource {
     Waypoint(wire::Waypoint),
+    Secret(wire::Secret),
     RequestAuthentication(wire::RequestAuthentication),
     AuthorizationPolicy(wire::AuthorizationPolicy),
     Telemetry(wire::Telemetry),
@@ -50,6 +51,7 @@ impl Resource {
     pub fn type_url(&self) -> &'static str {
         match self {
             Self::Waypoint(_) => wire::WAYPOINT_TYPE,
+            Self::Secret(_) => wire::SECRET_TYPE,
             Self::RequestAuthentication(_) => wire::REQUEST_AUTHENTICATION_TYPE,
             Self::AuthorizationPolicy(_) => wire::AUTHORIZATION_POLICY_TYPE,
             Self::Telemetry(_) => wire::TELEMETRY_TYPE,
@@ -64,6 +66,7 @@ impl Resource {
     pub fn name(&self) -> String {
         match self {
             Self::Waypoint(of) => format!("{}/{}", of.namespace, of.name),
+            Self::Secret(of) => of.name.clone(),
             Self::Service(of) => format!("{}/{}", of.namespace, of.hostname),
             Self::RequestAuthentication(of) => name(of.object.as_ref()),
             Self::AuthorizationPolicy(of) => name(of.object.as_ref()),
@@ -78,6 +81,7 @@ impl Resource {
     pub fn encode(&self) -> VersionedResource {
         match self {
             Self::Waypoint(of) => VersionedResource::encode(of),
+            Self::Secret(of) => VersionedResource::encode(of),
             Self::RequestAuthentication(of) => VersionedResource::encode(of),
             Self::AuthorizationPolicy(of) => VersionedResource::encode(of),
             Self::Telemetry(of) => VersionedResource::encode(of),

@@ -65,7 +65,7 @@ impl Routes<'_, '_, '_> {
             let attachments: Vec<_> = parents
                 .map(|parent| (parent, self.claims.attach(kind, parent, view)))
                 .collect();
-            let resolver = Resolver::new(kind.kind(), view);
+            let resolver = Resolver::new(kind.kind(), &route.parents, view);
             // Always, for what is wrong with the backends is told in any case.
             let rules = rules(route, &resolver);
             let waypoints = waypoints(&attachments, view);

@@ -135,8 +135,13 @@ pub(super) fn session(
             let name = cookie.and_then(|cookie| cookie.name.clone());
             found.name = name.unwrap_or_default();
             let path = cookie.and_then(|cookie| cookie.path.as_deref());
-            if !matches!(path, None | Some("" | "/")) {
-                errors.push(at.key("path").error("only \"/\" is supported"));
+            match path {
+                None | Some("") => {}
+                Some(path) if is_cookie_path(path) => path.clone_into(&mut found.path),
+                Some(path) => {
+                    let message = format!("{path:?} is no path of a cookie");
+                    errors.push(at.key("path").error(message));
+                }
             }
             match cookie.and_then(|cookie| cookie.lifetime_type.as_deref()) {
                 None | Some("" | "Session") => found.session_cookie = true,
@@ -170,6 +175,12 @@ pub(super) fn session(
         }
     }
     found
+}
+
+/// RFC 6265 4.1.1 and 5.2.4: absolute, and nothing that would end it early.
+fn is_cookie_path(path: &str) -> bool {
+    let legal = |b: u8| (b' '..=b'~').contains(&b) && b != b';';
+    path.starts_with('/') && path.len() <= 1024 && path.bytes().all(legal)
 }
 
 fn to_wire(duration: Duration) -> prost_types::Duration {

@@ -239,3 +239,110 @@ impl Merged {
         self.wrong.insert(reference.clone(), wrong);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::decode_text;
+
+    /// An `Applied` of a policy whose port is right or wrong.
+    fn policy(name: &str, uid: &str, port: &str) -> Event {
+        let (object, errors) = decode_text(&format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: n}}\n\
+             spec: {{rules: [{{to: [{{operation: {{ports: ['{port}']}}}}]}}]}}\n"
+        ))
+        .remove(0);
+        Event::Applied(Seen {
+            reference: object.reference(),
+            uid: uid.into(),
+            decoded: Decoded::Object { object, errors },
+        })
+    }
+
+    fn named(name: &str) -> ObjectRef {
+        ObjectRef {
+            kind: Kind::AuthorizationPolicy,
+            namespace: "n".into(),
+            name: name.into(),
+        }
+    }
+
+    fn merged(events: impl IntoIterator<Item = Event>) -> Merged {
+        let mut merged = Merged::new([Kind::AuthorizationPolicy, Kind::Secret]);
+        for event in events {
+            merged.take(event);
+        }
+        merged
+    }
+
+    fn names(merged: &Merged) -> Vec<String> {
+        let state = merged.state();
+        let of = state.objects.namespaces.get("n");
+        of.into_iter()
+            .flat_map(|of| of.authorization_policies.keys())
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn listed(names: &[&str]) -> Event {
+        Event::Listed {
+            kind: Kind::AuthorizationPolicy,
+            present: names.iter().copied().map(named).collect(),
+        }
+    }
+
+    #[test]
+    fn only_a_complete_list_takes_away() {
+        let mut merged = merged([policy("a", "1", "80"), policy("b", "2", "80")]);
+        merged.take(listed(&["a", "b"]));
+        // A relist that names `a` and has not come to its end.
+        merged.take(policy("a", "1", "80"));
+        assert_eq!(names(&merged), ["a", "b"]);
+        merged.take(listed(&["a"]));
+        assert_eq!(names(&merged), ["a"]);
+        merged.take(Event::Absent(Kind::AuthorizationPolicy));
+        assert!(names(&merged).is_empty());
+    }
+
+    #[test]
+    fn it_is_complete_when_every_kind_is_known() {
+        let mut merged = merged([listed(&[])]);
+        assert!(!merged.state().synced);
+        merged.take(Event::Failing {
+            kind: Kind::Secret,
+            reason: "no".into(),
+        });
+        assert!(!merged.state().synced);
+        merged.take(Event::Unpermitted {
+            kind: Kind::Secret,
+            reason: "no".into(),
+        });
+        let state = merged.state();
+        assert!(state.synced);
+        assert_eq!(state.findings[0].severity, Severity::Info);
+        merged.take(Event::Works(Kind::Secret));
+        assert!(merged.state().findings.is_empty());
+    }
+
+    #[test]
+    fn an_unchanged_object_is_the_same_and_a_wrong_one_is_not_in_force() {
+        let mut merged = merged([policy("a", "1", "80"), listed(&["a"])]);
+        let before = merged.state();
+        merged.take(policy("a", "1", "80"));
+        assert!(merged.state().objects.same(&before.objects));
+        merged.take(policy("a", "1", "x"));
+        let state = merged.state();
+        assert!(state.objects.same(&before.objects) && state.findings.len() == 1);
+        // Wrong again, in another way: the good one is still known.
+        merged.take(policy("a", "1", "y"));
+        assert!(merged.state().objects.same(&before.objects));
+        // Another object of the name.
+        merged.take(policy("a", "2", "y"));
+        assert!(!merged.state().objects.same(&before.objects));
+        merged.take(policy("a", "2", "81"));
+        assert!(merged.state().findings.is_empty());
+        merged.take(Event::Deleted(named("a")));
+        assert!(names(&merged).is_empty());
+    }
+}

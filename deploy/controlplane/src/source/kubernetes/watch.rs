@@ -16,7 +16,7 @@ use kube::core::metadata::PartialObjectMeta;
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::{self, DefaultBackoff};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::kinds::Resource;
 use super::merge::Event;
@@ -31,8 +31,10 @@ const LIST_STALL: Duration = Duration::from_secs(60);
 /// If it does not fail again within this time, which is longer than a connection takes, it
 /// works.
 const MENDED: Duration = Duration::from_secs(12);
+/// Lists that become worthless within this time are made more and more slowly.
+const GONE_AGAIN: Duration = Duration::from_secs(30);
 /// A permission that is not needed is not asked for often.
-const PERMISSION_RETRY: Duration = Duration::from_secs(60);
+const PERMISSION_RETRY: Duration = Duration::from_secs(300);
 /// After so many refusals in a row to go on from where we were, the list is made anew.
 const MAX_RESUMES: u32 = 5;
 
@@ -55,6 +57,39 @@ enum Lists {
     Paged,
 }
 
+/// The pauses between attempts.
+#[derive(Default)]
+struct Pace {
+    backoff: DefaultBackoff,
+    /// When history was gone for the last time.
+    gone: Option<Instant>,
+}
+
+impl Pace {
+    fn next(&mut self) -> Duration {
+        self.backoff.next().unwrap_or(LIST_STALL)
+    }
+
+    /// Once is nothing special; again and again is an API server that would be asked for
+    /// everything without end.
+    async fn gone(&mut self) {
+        if self.is_gone_again() {
+            sleep(self.next()).await;
+        }
+        self.gone = Some(Instant::now());
+    }
+
+    fn listed(&mut self) {
+        if !self.is_gone_again() {
+            self.backoff.reset();
+        }
+    }
+
+    fn is_gone_again(&self) -> bool {
+        self.gone.is_some_and(|at| at.elapsed() < GONE_AGAIN)
+    }
+}
+
 enum Ended {
     /// With another list the same again.
     Anew(Lists),
@@ -66,7 +101,7 @@ impl Watch {
     /// Follows until aborted.
     pub(super) async fn run(self) {
         let mut lists = Lists::Streamed;
-        let mut backoff = DefaultBackoff::default();
+        let mut pace = Pace::default();
         loop {
             let (client, named) = (
                 self.client.clone(),
@@ -77,11 +112,11 @@ impl Watch {
                 let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, &named);
                 let stream = watcher::watcher(api, config);
                 let stream = stream.map(|event| event.map(from_metadata));
-                self.follow(stream, lists, &mut backoff).await
+                self.follow(stream, lists, &mut pace).await
             } else {
                 let api = Api::<DynamicObject>::all_with(client, &named);
                 let stream = watcher::watcher(api, config);
-                self.follow(stream, lists, &mut backoff).await
+                self.follow(stream, lists, &mut pace).await
             };
             match ended {
                 Ended::Anew(next) => lists = next,
@@ -105,7 +140,7 @@ impl Watch {
         &self,
         stream: impl Stream<Item = watcher::Result<watcher::Event<DynamicObject>>>,
         lists: Lists,
-        backoff: &mut DefaultBackoff,
+        pace: &mut Pace,
     ) -> Ended {
         let mut stream = pin!(stream);
         let mut listing = Some(HashSet::new());
@@ -148,14 +183,11 @@ impl Watch {
                         return Ended::Anew(Lists::Paged);
                     }
                     if is_gone(&error) {
-                        // The watcher lists again by itself, and at once.
                         tracing::debug!(resource = self.resource.plural, %error, "listing again");
-                        refusals += 1;
-                        if refusals > 1 {
-                            sleep(backoff.next().unwrap_or(LIST_STALL)).await;
-                        }
+                        pace.gone().await;
                         match is_start(&error) {
                             true => return Ended::Anew(lists),
+                            // The watcher lists again by itself.
                             false => continue,
                         }
                     }
@@ -166,7 +198,7 @@ impl Watch {
                     }
                     let pause = match self.resource.optional && is_forbidden(&error) {
                         true => PERMISSION_RETRY,
-                        false => backoff.next().unwrap_or(LIST_STALL),
+                        false => pace.next(),
                     };
                     sleep(pause).await;
                     if listing.is_none() && refusals >= MAX_RESUMES && is_answer(&error) {
@@ -193,7 +225,7 @@ impl Watch {
                 watcher::Event::InitDone => {
                     failing = false;
                     refusals = 0;
-                    backoff.reset();
+                    pace.listed();
                     Event::Listed {
                         kind: self.resource.kind,
                         present: listing.take().unwrap_or_default(),

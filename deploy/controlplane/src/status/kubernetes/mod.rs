@@ -171,11 +171,10 @@ impl KubernetesStatus {
     }
 
     /// Pods with the annotation, and their nodes.
-    pub(super) fn captured(objects: &Objects) -> Vec<(Arc<str>, Arc<str>)> {
+    pub(super) fn captured(objects: &Objects) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
         let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
         pods.filter(|pod| is_marked(pod))
-            .map(|pod| (pod.meta.uid.clone(), pod.node.clone()))
-            .collect()
+            .map(|pod| (&pod.meta.uid, &pod.node))
     }
 
     /// Sees to the annotations, and takes out of `redirection` whatever nobody but us knows.
