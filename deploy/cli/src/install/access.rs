@@ -173,8 +173,10 @@ impl Access {
     /// [`AccessError`].
     pub async fn merge(&self, id: &ObjectId, patch: &Value) -> Result<(), AccessError> {
         let api = self.of(id);
-        let mut params = PatchParams::default();
-        params.dry_run = self.dry_run;
+        let params = PatchParams {
+            dry_run: self.dry_run,
+            ..PatchParams::default()
+        };
         let patch = Patch::Merge(patch);
         let patched = api.patch(&id.name, &params, &patch);
         match ask(id, "change", patched).await {

@@ -7,9 +7,9 @@
 //! same objects stays.
 
 pub mod access;
+pub mod apply;
 pub mod charts;
 pub mod crds;
-pub mod install;
 pub mod manifest;
 pub mod object;
 pub mod options;

@@ -7,7 +7,6 @@ use k8s_openapi::api::authorization::v1::{
 use kube::ResourceExt as _;
 use kube::api::{Api, PostParams};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::access::{Access, ask, id_of};
 use super::object::ObjectId;
@@ -245,7 +244,7 @@ async fn network(access: &Access, findings: &mut Findings) -> anyhow::Result<()>
     let Some(cilium) = access.get_json(&id).await? else {
         return Ok(());
     };
-    let is = |key: &str, value: &str| cilium["data"][key] == Value::from(value);
+    let is = |key: &str, value: &str| cilium["data"][key] == *value;
     if is("cni-exclusive", "true") {
         findings.problems.push(
             "Cilium removes the CNI configuration of others from nodes: set cni.exclusive=false in Cilium's Helm values.".into(),
@@ -261,7 +260,7 @@ async fn network(access: &Access, findings: &mut Findings) -> anyhow::Result<()>
 }
 
 async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
-    let id = super::install::namespace_id(spec.namespace());
+    let id = super::apply::namespace_id(spec.namespace());
     let Some(namespace) = access.get(&id).await? else {
         return Ok(());
     };

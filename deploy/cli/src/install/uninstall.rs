@@ -13,8 +13,8 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::access::{Access, id_of};
+use super::apply::{confirm, namespace_id};
 use super::crds::EDITION_ANNOTATION;
-use super::install::{confirm, namespace_id};
 use super::object::ObjectId;
 use super::options::ClusterArgs;
 use super::state::{GENERATED_LABEL, owned};

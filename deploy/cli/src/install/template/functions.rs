@@ -146,7 +146,7 @@ pub(super) fn call(name: &str, arguments: Vec<Value>) -> Result<Value, CallError
         }
 
         ("list", all) => Value::Array(all.to_vec()),
-        ("dict", all) if given % 2 == 0 => {
+        ("dict", all) if given.is_multiple_of(2) => {
             let pairs = all.chunks_exact(2);
             Value::Object(
                 pairs

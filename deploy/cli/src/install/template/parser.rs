@@ -66,7 +66,7 @@ pub fn parse_into(
     let (nodes, end) = parser.block()?;
     match end {
         End::File => {}
-        End::End => return Err(parser.error("end without a beginning")),
+        End::Action => return Err(parser.error("end without a beginning")),
         End::Else(_) => return Err(parser.error("else without a beginning")),
     }
     let file = file.to_owned();
@@ -77,7 +77,8 @@ pub fn parse_into(
 /// What ended a block.
 enum End {
     File,
-    End,
+    /// `end`.
+    Action,
     /// With what follows `else`: `if ...` or nothing.
     Else(Vec<Token>),
 }
@@ -118,7 +119,7 @@ impl<'a, P: Iterator<Item = Piece<'a>>> Parser<'a, P> {
             };
             let after = || tokens[1..].to_vec();
             match keyword {
-                "end" => return Ok((nodes, End::End)),
+                "end" => return Ok((nodes, End::Action)),
                 "else" => return Ok((nodes, End::Else(after()))),
                 "if" => nodes.push(self.conditional(after())?),
                 "with" => {
@@ -159,7 +160,7 @@ impl<'a, P: Iterator<Item = Piece<'a>>> Parser<'a, P> {
             let (body, end) = self.block()?;
             branches.push((condition, body));
             match end {
-                End::End => return Ok(Node::If(branches, Vec::new())),
+                End::Action => return Ok(Node::If(branches, Vec::new())),
                 End::Else(tokens) if tokens.is_empty() => {
                     let other = self.until_end()?;
                     return Ok(Node::If(branches, other));
@@ -184,7 +185,7 @@ impl<'a, P: Iterator<Item = Piece<'a>>> Parser<'a, P> {
         let pipeline = self.pipeline(tokens)?;
         let (body, end) = self.block()?;
         let other = match end {
-            End::End => Vec::new(),
+            End::Action => Vec::new(),
             End::Else(tokens) if tokens.is_empty() => self.until_end()?,
             End::Else(_) => return Err(self.error(format!("{keyword} has no else if"))),
             End::File => return Err(self.error("an {{ end }} is missing")),
@@ -194,7 +195,7 @@ impl<'a, P: Iterator<Item = Piece<'a>>> Parser<'a, P> {
 
     fn until_end(&mut self) -> Result<Vec<Node>, TemplateError> {
         match self.block()? {
-            (nodes, End::End) => Ok(nodes),
+            (nodes, End::Action) => Ok(nodes),
             (_, End::Else(_)) => Err(self.error("a second else")),
             (_, End::File) => Err(self.error("an {{ end }} is missing")),
         }
