@@ -6,6 +6,7 @@
 //! - `usage`: CPU time and memory of the proxies, and of whoever else uses the machine.
 //! - `run`: the measurements, in rounds.
 //! - `l7`: the waypoint beside its peers.
+//! - `scale`: the control plane in a large cluster.
 //! - `report`: medians, limits, a table and JSON.
 
 mod ground;
@@ -13,6 +14,7 @@ pub mod l7;
 mod load;
 mod report;
 mod run;
+pub mod scale;
 mod usage;
 
 pub use report::Report;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use adit_integration::bench::l7::{self, LoadSpec, UpstreamSpec};
-use adit_integration::bench::{self, Options};
+use adit_integration::bench::{self, Options, scale};
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 struct Cli {
     #[command(subcommand)]
     part: Option<Part>,
-    /// What is measured: tunnels between nodes, waypoints, or both
+    /// What is measured: tunnels between nodes, waypoints, the control plane, or all
     #[arg(long, default_value = "all")]
     layer: Layer,
     /// Rounds; the figures are medians over them
@@ -37,6 +37,12 @@ struct Cli {
     /// A missed limit is an error
     #[arg(long)]
     check: bool,
+    /// The control plane in the cluster of 100,000 pods too, which takes minutes to make
+    #[arg(long)]
+    scale_large: bool,
+    /// The control plane that is measured, if not the one that is built beside this
+    #[arg(long, env = "ADIT_BENCH_ADITD")]
+    aditd: Option<PathBuf>,
     /// Where the report goes as JSON
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
@@ -53,6 +59,7 @@ enum Layer {
     All,
     L4,
     L7,
+    Scale,
 }
 
 /// Parts of the bench that it starts itself.
@@ -88,18 +95,33 @@ fn main() -> anyhow::Result<ExitCode> {
     options.seconds = cli.seconds.unwrap_or(options.seconds);
     options.only = cli.only;
     options.access_log = cli.access_log == Switch::On;
+    let mut of_scale = if cli.quick {
+        scale::Options::quick()
+    } else {
+        scale::Options::default()
+    };
+    of_scale.aditd = cli.aditd;
+    if cli.scale_large {
+        of_scale = of_scale.with_large();
+    }
     let mut json = serde_json::json!({});
     let mut passed = true;
-    if cli.layer != Layer::L7 {
+    if matches!(cli.layer, Layer::All | Layer::L4) {
         let report = bench::run(&options)?;
         print!("{}", report.table());
         json = report.json();
         passed &= report.passed();
     }
-    if cli.layer != Layer::L4 {
+    if matches!(cli.layer, Layer::All | Layer::L7) {
         let report = l7::run(&options)?;
         print!("{}", report.table());
         json["l7"] = report.json();
+        passed &= report.passed();
+    }
+    if matches!(cli.layer, Layer::All | Layer::Scale) {
+        let report = scale::run(&of_scale)?;
+        print!("{}", report.table());
+        json["scale"] = report.json();
         passed &= report.passed();
     }
     if let Some(directory) = cli.report.parent() {
