@@ -187,6 +187,10 @@ struct Watch {
     set: ResourceSet,
     wildcard: bool,
     names: BTreeSet<String>,
+    /// All of `set` waits to be sent. Written out, that would be megabytes for each client of
+    /// a large mesh that has connected and waits for its turn.
+    everything: bool,
+    /// What else waits; nothing if `everything` does.
     updates: BTreeMap<Arc<str>, Arc<VersionedResource>>,
     removals: BTreeSet<Arc<str>>,
     /// The subscription is to be answered, even if there is nothing to say.
@@ -315,6 +319,12 @@ impl ServerState {
         })
     }
 
+    /// How many resources and names [`Self::next_response`] would carry, if it may send now.
+    pub fn next_size(&self) -> Option<usize> {
+        let (type_url, part) = self.next_phase()?;
+        Some(self.types.get(&type_url)?.size(part))
+    }
+
     /// Whether the client has acknowledged everything that it is to know.
     pub fn is_synced(&self) -> bool {
         self.types
@@ -338,7 +348,7 @@ impl ServerState {
                 sent: watch.sent.clone(),
                 acknowledged: watch.acknowledged.clone(),
                 outstanding: watch.outstanding.is_some(),
-                pending: watch.updates.len() + watch.removals.len(),
+                pending: watch.size(Part::All),
                 responses: watch.responses,
                 rejections: watch.rejections,
                 last_error: watch.last_error.clone(),
@@ -379,10 +389,20 @@ impl Watch {
         // Subscribing to and unsubscribing from `*` at once is how Istio's on-demand clients
         // ask for nothing yet.
         self.change(request)?;
-        for (name, version) in &request.initial_resource_versions {
-            match self.set.get_key_value(name) {
-                Some((name, resource)) if resource.version() == version => {
-                    self.updates.remove(name);
+        let claimed = &request.initial_resource_versions;
+        if self.everything && !claimed.is_empty() {
+            self.everything = false;
+            let of_set = self.set.iter().filter(|(name, resource)| {
+                claimed.get(&***name).map(String::as_str) != Some(resource.version())
+            });
+            self.updates = of_set
+                .map(|(name, resource)| (name.clone(), resource.clone()))
+                .collect();
+        }
+        for (name, version) in claimed {
+            match self.set.get(name) {
+                Some(resource) if resource.version() == version => {
+                    self.updates.remove(&**name);
                 }
                 Some(_) => {}
                 None => {
@@ -443,7 +463,9 @@ impl Watch {
         match self.set.get_key_value(name) {
             Some((name, resource)) => {
                 self.removals.remove(name);
-                self.updates.insert(name.clone(), resource.clone());
+                if !self.everything {
+                    self.updates.insert(name.clone(), resource.clone());
+                }
             }
             None => {
                 self.updates.remove(name);
@@ -453,14 +475,20 @@ impl Watch {
     }
 
     fn send_all(&mut self) {
-        for (name, resource) in self.set.iter() {
-            self.removals.remove(name);
-            self.updates.insert(name.clone(), resource.clone());
-        }
+        let set = &self.set;
+        self.removals.retain(|name| set.get(name).is_none());
+        self.updates.clear();
+        self.everything = true;
     }
 
     fn retain_asked_for(&mut self) {
         let names = &self.names;
+        if std::mem::take(&mut self.everything) {
+            let of_set = names.iter().filter_map(|name| self.set.get_key_value(name));
+            self.updates = of_set
+                .map(|(name, resource)| (name.clone(), resource.clone()))
+                .collect();
+        }
         self.updates.retain(|name, _| names.contains(&**name));
         self.removals.retain(|name| names.contains(&**name));
     }
@@ -480,7 +508,9 @@ impl Watch {
             match change {
                 Change::Updated(name, resource) => {
                     self.removals.remove(&name);
-                    self.updates.insert(name, resource);
+                    if !self.everything {
+                        self.updates.insert(name, resource);
+                    }
                 }
                 Change::Removed(name) => {
                     self.updates.remove(&name);
@@ -491,11 +521,19 @@ impl Watch {
     }
 
     fn has(&self, part: Part) -> bool {
-        let updates = self.unanswered || !self.updates.is_empty();
+        (part != Part::Removals && self.unanswered) || self.size(part) > 0
+    }
+
+    /// How much is pending.
+    fn size(&self, part: Part) -> usize {
+        let updates = match self.everything {
+            true => self.set.len(),
+            false => self.updates.len(),
+        };
         match part {
             Part::Updates => updates,
-            Part::Removals => !self.removals.is_empty(),
-            Part::All => updates || !self.removals.is_empty(),
+            Part::Removals => self.removals.len(),
+            Part::All => updates + self.removals.len(),
         }
     }
 
@@ -511,22 +549,33 @@ impl Watch {
         let mut removed = Vec::new();
         if part != Part::Removals {
             self.unanswered = false;
+            let cost = |name: &str, resource: &VersionedResource| {
+                name.len() + resource.body().len() + type_url.len() + 48
+            };
+            if std::mem::take(&mut self.everything) {
+                resources.reserve(self.set.len());
+                let mut rest = self.set.iter().peekable();
+                while let Some((name, resource)) = rest.peek() {
+                    let cost = cost(name, resource);
+                    if bytes > 0 && bytes + cost > max_bytes {
+                        self.updates = rest
+                            .map(|(name, resource)| (name.clone(), resource.clone()))
+                            .collect();
+                        return (resources, removed);
+                    }
+                    bytes += cost;
+                    resources.push(on_the_wire(name, resource, type_url));
+                    rest.next();
+                }
+            }
             while let Some(next) = self.updates.first_entry() {
-                let cost = next.key().len() + next.get().body().len() + type_url.len() + 48;
+                let cost = cost(next.key(), next.get());
                 if bytes > 0 && bytes + cost > max_bytes {
                     return (resources, removed);
                 }
                 bytes += cost;
                 let (name, resource) = next.remove_entry();
-                resources.push(Resource {
-                    version: resource.version().to_owned(),
-                    resource: Some(prost_types::Any {
-                        type_url: type_url.to_owned(),
-                        value: resource.body().to_vec(),
-                    }),
-                    name: name.to_string(),
-                    aliases: vec![],
-                });
+                resources.push(on_the_wire(&name, &resource, type_url));
             }
         }
         if part != Part::Updates {
@@ -540,6 +589,18 @@ impl Watch {
             }
         }
         (resources, removed)
+    }
+}
+
+fn on_the_wire(name: &str, resource: &VersionedResource, type_url: &str) -> Resource {
+    Resource {
+        version: resource.version().to_owned(),
+        resource: Some(prost_types::Any {
+            type_url: type_url.to_owned(),
+            value: resource.body().to_vec(),
+        }),
+        name: name.to_owned(),
+        aliases: vec![],
     }
 }
 

@@ -9,7 +9,7 @@ use adit_shared::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Nod
 use adit_shared::xds::client::node::metadata_string;
 use adit_shared::xds::server::{Outcome, PUSH_ORDER, ServerState, WAYPOINT_PUSH_ORDER};
 use rand::Rng as _;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,14 @@ pub struct StreamLimits {
     /// Responses that are being built and handed over at one time: the first response of each
     /// of a thousand nodes would otherwise be in memory at once.
     pub concurrent_pushes: usize,
+    /// Responses with more resources than this are large.
+    pub large: usize,
+    /// Resources in large responses that are with the transport and not acknowledged, over all
+    /// streams; but always one response. It is held there in full, twice for a moment, and the
+    /// nodes of a mesh come back all at once when the control plane was restarted.
+    pub large_in_flight: u32,
+    /// A client that does not acknowledge a large response makes the others wait for so long.
+    pub large_hold: Duration,
     /// A stream is ended in good order after this, less up to a tenth; the client comes
     /// back, maybe to another replica, with a fresh token.
     pub max_age: Duration,
@@ -57,6 +65,9 @@ impl Default for StreamLimits {
         Self {
             streams: 10_000,
             concurrent_pushes: 64,
+            large: 500,
+            large_in_flight: 50_000,
+            large_hold: Duration::from_secs(10),
             max_age: Duration::from_secs(30 * 60),
             first_request: Duration::from_secs(10),
             known_pod: Duration::from_secs(5),
@@ -76,6 +87,7 @@ pub(super) struct Shared {
     pub(super) limits: StreamLimits,
     pub(super) admission: Arc<Semaphore>,
     pub(super) pushes: Semaphore,
+    pub(super) large_pushes: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -217,9 +229,10 @@ impl Connection<'_> {
         let spread = rand::rng().random_range(0.9..=1.0);
         let end_of_life = Instant::now() + limits.max_age.mul_f64(spread);
         let mut acknowledge_by = None;
+        let mut large = None;
         self.request(first, &mut state)?;
         loop {
-            self.push(&mut state).await?;
+            self.push(&mut state, &mut large).await?;
             registration.update(state.status());
             acknowledge_by = state
                 .awaits_acknowledgement()
@@ -228,6 +241,7 @@ impl Connection<'_> {
                 message = self.requests.message() => {
                     self.request(received(message)?, &mut state)?;
                     acknowledge_by = None;
+                    large = large.filter(|_| state.awaits_acknowledgement());
                 }
                 changed = snapshots.changed() => match changed {
                     Ok(()) => state.update(view(&mut snapshots)),
@@ -236,6 +250,7 @@ impl Connection<'_> {
                 () = sleep_until(end_of_life) => return Ok(End::Aged),
                 () = shared.stop.cancelled() => return Ok(End::Stopping),
                 () = self.responses.closed() => return Ok(End::Client),
+                () = until(large.as_ref().map(|large: &Large| large.until)) => large = None,
                 () = until(acknowledge_by) => return Err(failed(
                     "not_acknowledged",
                     Status::deadline_exceeded("a response was not acknowledged"),
@@ -302,8 +317,11 @@ impl Connection<'_> {
     }
 
     /// Sends what may be sent now.
-    async fn push(&self, state: &mut ServerState) -> Result<(), End> {
-        while !state.is_synced() {
+    async fn push(&self, state: &mut ServerState, large: &mut Option<Large>) -> Result<(), End> {
+        while let Some(size) = state.next_size() {
+            if size > self.shared.limits.large && large.is_none() {
+                *large = Some(self.large(size).await?);
+            }
             // The semaphore is never closed.
             let _turn = self.shared.pushes.acquire().await;
             let Some(response) = state.next_response() else {
@@ -326,6 +344,28 @@ impl Connection<'_> {
         }
         Ok(())
     }
+
+    /// Waits for the turn to send something large.
+    async fn large(&self, resources: usize) -> Result<Large, End> {
+        let shared = self.shared;
+        let all = shared.limits.large_in_flight;
+        let weight = u32::try_from(resources).unwrap_or(all).min(all);
+        tokio::select! {
+            permit = shared.large_pushes.clone().acquire_many_owned(weight) => Ok(Large {
+                // The semaphore is never closed.
+                _permit: permit.map_err(|_| End::Stopping)?,
+                until: Instant::now() + shared.limits.large_hold,
+            }),
+            () = shared.stop.cancelled() => Err(End::Stopping),
+            () = self.responses.closed() => Err(End::Client),
+        }
+    }
+}
+
+/// A large response is under way, for as long as this lives.
+struct Large {
+    _permit: OwnedSemaphorePermit,
+    until: Instant,
 }
 
 fn failed(reason: &'static str, status: Status) -> End {

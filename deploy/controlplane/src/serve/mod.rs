@@ -180,6 +180,7 @@ impl Serving {
             limits: config.streams,
             admission: Arc::new(Semaphore::new(config.streams.streams)),
             pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
+            large_pushes: Arc::new(Semaphore::new(config.streams.large_in_flight as usize)),
             stop: stop.clone(),
             tasks: tasks.clone(),
         }));

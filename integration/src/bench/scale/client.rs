@@ -14,11 +14,12 @@ use anyhow::{Context, bail, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::SendStream;
 use prost::Message as _;
+use rand::Rng as _;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::wire::{Reader, Response};
@@ -32,6 +33,9 @@ const SERVER_NAME: &str = "istiod.istio-system.svc";
 /// As our proxies set it.
 const WINDOW: u32 = 4 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(60);
+/// Between attempts, doubling.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(15);
 
 /// What a connection says of itself.
 #[derive(Debug, Clone)]
@@ -48,6 +52,8 @@ pub(super) struct Seen {
     pub(super) bytes: AtomicU64,
     /// Connections that have got a response of every type.
     pub(super) synced: AtomicUsize,
+    /// Connections that failed before that.
+    pub(super) retries: AtomicUsize,
     changed: Notify,
     expected: std::sync::Mutex<Expected>,
 }
@@ -212,11 +218,22 @@ async fn first_failure(
     for proxy in proxies {
         let (tls, seen) = (tls.clone(), seen.clone());
         running.spawn(async move {
-            let node = proxy.node.clone();
-            let ended = connection(proxy, address, tls, &seen, clients).await;
-            match ended {
-                Ok(()) => anyhow::anyhow!("{node}: the stream ended"),
-                Err(error) => error.context(node),
+            let mut wait = RETRY_MIN;
+            loop {
+                let mut synced = false;
+                let ended = connection(&proxy, address, &tls, &seen, clients, &mut synced).await;
+                let error = match ended {
+                    Ok(()) => anyhow::anyhow!("the stream ended"),
+                    Err(error) => error,
+                };
+                // As proxies do at the start; what was there is not to be lost.
+                if synced || wait > RETRY_MAX {
+                    return error.context(proxy.node);
+                }
+                seen.retries.fetch_add(1, Ordering::Relaxed);
+                let spread = rand::rng().random_range(0.5..=1.0);
+                sleep(wait.mul_f64(spread)).await;
+                wait *= 2;
             }
         });
     }
@@ -228,11 +245,12 @@ async fn first_failure(
 }
 
 async fn connection(
-    proxy: NodeProxy,
+    proxy: &NodeProxy,
     address: SocketAddr,
-    tls: TlsConnector,
+    tls: &TlsConnector,
     seen: &Seen,
     clients: usize,
+    synced: &mut bool,
 ) -> anyhow::Result<()> {
     let handshake = async {
         let tcp = TcpStream::connect(address).await?;
@@ -249,15 +267,16 @@ async fn connection(
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = &mut connection => Ok(ended?),
-        ended = stream(proxy, sender, seen, clients) => ended,
+        ended = stream(proxy, sender, seen, clients, synced) => ended,
     }
 }
 
 async fn stream(
-    proxy: NodeProxy,
+    proxy: &NodeProxy,
     sender: h2::client::SendRequest<Bytes>,
     seen: &Seen,
     clients: usize,
+    synced: &mut bool,
 ) -> anyhow::Result<()> {
     let request = http::Request::post(format!("https://{SERVER_NAME}{METHOD}"))
         .header("content-type", "application/grpc")
@@ -266,7 +285,7 @@ async fn stream(
         .body(())?;
     let (response, mut requests) = sender.ready().await?.send_request(request, false)?;
     for (index, type_url) in TYPES.into_iter().enumerate() {
-        let node = (index == 0).then(|| metadata(&proxy).to_node());
+        let node = (index == 0).then(|| metadata(proxy).to_node());
         // Without names: all.
         let request = DeltaDiscoveryRequest {
             node,
@@ -302,8 +321,8 @@ async fn stream(
             let before = missing.len();
             missing.retain(|type_url| *type_url != response.type_url);
             if before > 0 && missing.is_empty() {
-                let synced = seen.synced.fetch_add(1, Ordering::Relaxed) + 1;
-                if synced == clients {
+                *synced = true;
+                if seen.synced.fetch_add(1, Ordering::Relaxed) + 1 == clients {
                     seen.changed.notify_one();
                 }
             }

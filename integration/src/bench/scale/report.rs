@@ -15,6 +15,8 @@ pub(super) struct Measured {
     pub(super) ready_seconds: f64,
     /// From the first connection until every client has everything.
     pub(super) synced_seconds: f64,
+    /// Connections that failed meanwhile.
+    pub(super) retries: usize,
     pub(super) first_bytes_per_client: f64,
     /// Resident, when ready, without clients.
     pub(super) ready_mib: f64,
@@ -112,7 +114,7 @@ impl Measured {
                 "s",
             ),
             line(
-                "of which each gets",
+                "first responses of a client",
                 self.first_bytes_per_client / 1e6,
                 "MB",
             ),
@@ -204,6 +206,7 @@ mod tests {
             created_seconds: 1.0,
             ready_seconds: 1.0,
             synced_seconds: 1.0,
+            retries: 0,
             first_bytes_per_client: 1.0,
             ready_mib: 1.0,
             memory_mib: 1.0,

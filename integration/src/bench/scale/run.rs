@@ -148,6 +148,7 @@ async fn measure(aditd: &PathBuf, size: Size, changes: usize) -> anyhow::Result<
         created_seconds: created.as_secs_f64(),
         ready_seconds: ready.as_secs_f64(),
         synced_seconds: synced.as_secs_f64(),
+        retries: clients.seen.retries.load(Ordering::Relaxed),
         first_bytes_per_client: first_bytes as f64 / size.nodes as f64,
         ready_mib: at_start.resident as f64 / MIB,
         memory_mib: at_end.resident.max(after_sync.resident) as f64 / MIB,
