@@ -298,9 +298,27 @@ impl Removal<'_> {
         if let Some(there) = self.access.get(&namespace).await? {
             let made = there.labels().get("app.kubernetes.io/managed-by");
             match made.map(String::as_str) {
-                Some("adit") => self.delete(&namespace).await?,
+                Some("adit") => {
+                    self.delete(&namespace).await?;
+                    self.gone(&namespace).await?;
+                }
                 _ => writeln!(self.out, "  {namespace} was there before, and stays.")?,
             }
+        }
+        Ok(())
+    }
+
+    /// Waits until a namespace that is being removed is gone: what is in it goes first.
+    async fn gone(&mut self, namespace: &ObjectId) -> anyhow::Result<()> {
+        while !self.access.dry_run && self.access.get(namespace).await?.is_some() {
+            if Instant::now() >= self.deadline {
+                writeln!(
+                    self.out,
+                    "Warning: {namespace} is still being removed; its status says what it waits for."
+                )?;
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }

@@ -234,7 +234,7 @@ async fn what_is_missing_is_said_in_one_sentence(t: Test) -> anyhow::Result<()> 
                 "-n",
                 namespace,
                 "--as",
-                "system:anonymous",
+                "system:serviceaccount:default:nobody",
             ],
             format!("cannot list gateways.gateway.networking.k8s.io in namespace {namespace}"),
         ),
