@@ -164,7 +164,8 @@ async fn the_mesh_works_on_while_the_api_server_is_away(t: Test) -> anyhow::Resu
         }
     }
     t.run(&[App::server("next").on(0)]).await?;
-    t.reaches("next", "http://web/").await
+    t.reaches("next", "http://web/").await?;
+    Ok(())
 }
 
 async fn the_mesh_works_on_while_the_control_plane_is_away(t: Test) -> anyhow::Result<()> {
