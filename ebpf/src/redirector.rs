@@ -590,9 +590,12 @@ impl Redirector {
         self.pins.create().map_err(io_error("the pin directory"))?;
         report.restored_pins += self.maps.pin_again(&self.pins)?;
         for hook in &mut self.hooks {
-            if !hook.find_cgroup() {
-                // A service that is down, such as a kubelet that restarts, has none.
-                continue;
+            if let Err(error) = hook.find_cgroup() {
+                // A kubelet that restarts has none for a moment; the pods' is always there.
+                if hook.attach_type == AttachType::SockOps {
+                    continue;
+                }
+                return Err(io_error(format!("the cgroup {}", hook.path.display()))(error));
             }
             if !hook.link.is_attached_to(hook.cgroup.as_fd()) {
                 hook.link = PinnedLink::establish(
@@ -828,21 +831,15 @@ impl Hook {
         })
     }
 
-    /// Whether the cgroup is there; one that was made anew under its path takes the place of the old one.
-    fn find_cgroup(&mut self) -> bool {
+    /// Looks whether the cgroup is there; one that was made anew under its path takes the place of
+    /// the old one.
+    fn find_cgroup(&mut self) -> io::Result<()> {
         use std::os::unix::fs::MetadataExt as _;
-        let inode = |found: io::Result<std::fs::Metadata>| found.map(|found| found.ino());
-        match inode(std::fs::metadata(&self.path)) {
-            Ok(now) if inode(self.cgroup.metadata()).is_ok_and(|held| held == now) => true,
-            Ok(_) => match File::open(&self.path) {
-                Ok(file) => {
-                    self.cgroup = file;
-                    true
-                }
-                Err(_) => false,
-            },
-            Err(_) => false,
+        let now = std::fs::metadata(&self.path)?.ino();
+        if !self.cgroup.metadata().is_ok_and(|held| held.ino() == now) {
+            self.cgroup = File::open(&self.path)?;
         }
+        Ok(())
     }
 }
 

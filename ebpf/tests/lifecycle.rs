@@ -425,8 +425,7 @@ fn a_cgroup_that_is_removed_is_reported() {
     };
     let mut redirector = adit_ebpf::Redirector::open(config).expect("opened");
     std::fs::remove_dir(&other).expect("removed");
-    // It does so in a queue of its own, which may be long.
-    wait_within(6 * PATIENCE, "the kernel ends the links", || {
+    wait_for("the kernel ends the links", || {
         !redirector.reconcile().failures.is_empty()
     });
     // A new process finds the pins of links that are dead, and attaches anew.

@@ -427,13 +427,8 @@ pub fn converse(one: &mut TcpStream, other: &mut TcpStream) {
 }
 
 /// Waits until something is true.
-pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
-    wait_within(PATIENCE, what, condition);
-}
-
-/// Waits so long until something is true.
-pub fn wait_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
