@@ -6,6 +6,7 @@
 //! [`ResourceSnapshot`] -> [`debounce`] -> each stream compares it with what it has sent.
 
 mod ads;
+mod body;
 mod certificates;
 mod clients;
 mod debounce;
