@@ -16,15 +16,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Status, Streaming};
-use tonic_prost::ProstDecoder;
 use tracing::{debug, info, warn};
 
 use super::body::ResponseBody;
 use super::clients::Clients;
 use super::gate::{self, Peer};
 use super::metrics::Metrics;
+use super::requests::Requests;
 use super::snapshot::{NodeView, ResourceSnapshot};
 use crate::auth::{Caller, TrustedAccounts};
 use crate::ca::PodDirectory;
@@ -35,9 +35,6 @@ const GATEWAY_NAME: &str = "GATEWAY_NAME";
 
 const DELTA: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-/// A client that claims a hundred thousand resources when it comes back does so in one
-/// message.
-const MAX_REQUEST: usize = 64 << 20;
 
 /// For the client to take the status with which we end its stream.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,6 +53,8 @@ pub struct StreamLimits {
     /// streams; but always one response. Each is 24 bytes there, and the nodes of a mesh come
     /// back all at once when the control plane was restarted.
     pub large_in_flight: u32,
+    /// Requests of more than 64 KiB that are being read at one time.
+    pub large_requests: usize,
     /// A client that does not acknowledge a large response makes the others wait for so long.
     pub large_hold: Duration,
     /// A stream is ended in good order after this, less up to a tenth; the client comes
@@ -78,6 +77,7 @@ impl Default for StreamLimits {
             concurrent_pushes: 64,
             large: 500,
             large_in_flight: 1_000_000,
+            large_requests: 8,
             large_hold: Duration::from_secs(10),
             max_age: Duration::from_secs(30 * 60),
             first_request: Duration::from_secs(10),
@@ -99,6 +99,7 @@ pub(super) struct Shared {
     pub(super) admission: Arc<Semaphore>,
     pub(super) pushes: Semaphore,
     pub(super) large_pushes: Arc<Semaphore>,
+    pub(super) large_requests: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -114,8 +115,7 @@ impl Ads {
             return Status::unimplemented("only delta xDS is served").into_http();
         }
         let (parts, body) = request.into_parts();
-        let decoder = ProstDecoder::default();
-        let requests = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST));
+        let requests = Requests::new(body, self.0.large_requests.clone());
         match self.open(&parts.extensions, requests) {
             Ok(body) => {
                 let mut response = http::Response::new(Body::new(body));
@@ -127,11 +127,7 @@ impl Ads {
         }
     }
 
-    fn open(
-        &self,
-        extensions: &Extensions,
-        requests: Streaming<DeltaDiscoveryRequest>,
-    ) -> Result<ResponseBody, Status> {
+    fn open(&self, extensions: &Extensions, requests: Requests) -> Result<ResponseBody, Status> {
         let shared = &self.0;
         let caller = gate::caller(extensions)?;
         if !shared.snapshots.borrow().is_ready() {
@@ -211,7 +207,7 @@ struct Connection<'a> {
     shared: &'a Shared,
     caller: &'a Caller,
     peer: &'a str,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
     responses: &'a mpsc::Sender<Result<SharedResponse, Status>>,
 }
 

@@ -47,7 +47,8 @@ const HTTP2_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One proxy has one xDS stream and a few calls at a time.
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST: u32 = 64 << 10;
-const WINDOW: u32 = 1 << 20;
+/// What a stream may send before it is read: every client may do so at once.
+const WINDOW: u32 = 128 << 10;
 /// Pause after a failure to accept, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
