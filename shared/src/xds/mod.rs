@@ -3,6 +3,7 @@
 //! * [`resources`]: a named, versioned set of resources that is cheap to snapshot and to
 //!   compare with an older snapshot of itself; what a server serves.
 //! * [`server`]: the state machine of one connection at the server.
+//! * [`response`]: what it sends, encoded piece by piece.
 //! * [`client`]: the state machine of a client, and the task that keeps it connected.
 //!
 //! Both state machines are functions from messages to messages: no clock, no sockets.
@@ -11,6 +12,7 @@
 
 pub mod client;
 pub mod resources;
+pub mod response;
 pub mod server;
 
 pub use client::{Client, ClientConfig, ClientStatus, Handler, Rejected, Resource, Subscriber};

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::resources::{Change, ResourceSet, VersionedResource};
-use crate::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use super::response::{NamedResource, SharedResponse};
+use crate::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE, waypoint};
 
 /// The most types that one connection may watch.
@@ -298,24 +299,29 @@ impl ServerState {
     /// The next response to send, if one may be sent now. To be called until there is none,
     /// after each request and each update.
     pub fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+        self.next_shared().map(SharedResponse::into_message)
+    }
+
+    /// As [`Self::next_response`], without copies of the resources.
+    pub fn next_shared(&mut self) -> Option<SharedResponse> {
         let (type_url, part) = self.next_phase()?;
         self.last_nonce += 1;
         let nonce = self.last_nonce.to_string();
         let version = self.source.version();
         let watch = self.types.get_mut(&type_url)?;
-        let (resources, removed_resources) = watch.take(part, &type_url, self.max_response_bytes);
+        let (resources, removed) = watch.take(part, &type_url, self.max_response_bytes);
         watch.outstanding = Some(Outstanding {
             nonce: nonce.clone(),
             version: version.clone(),
         });
         watch.sent = Some(version.clone());
         watch.responses += 1;
-        Some(DeltaDiscoveryResponse {
-            system_version_info: version,
-            resources,
+        Some(SharedResponse {
+            version,
             type_url,
             nonce,
-            removed_resources,
+            resources,
+            removed,
         })
     }
 
@@ -543,7 +549,7 @@ impl Watch {
         part: Part,
         type_url: &str,
         max_bytes: usize,
-    ) -> (Vec<Resource>, Vec<String>) {
+    ) -> (Vec<NamedResource>, Vec<String>) {
         let mut bytes = 0;
         let mut resources = Vec::new();
         let mut removed = Vec::new();
@@ -555,7 +561,7 @@ impl Watch {
             if std::mem::take(&mut self.everything) {
                 resources.reserve(self.set.len());
                 let mut rest = self.set.iter().peekable();
-                while let Some((name, resource)) = rest.peek() {
+                while let Some(&(name, resource)) = rest.peek() {
                     let cost = cost(name, resource);
                     if bytes > 0 && bytes + cost > max_bytes {
                         self.updates = rest
@@ -564,7 +570,7 @@ impl Watch {
                         return (resources, removed);
                     }
                     bytes += cost;
-                    resources.push(on_the_wire(name, resource, type_url));
+                    resources.push((name.clone(), resource.clone()));
                     rest.next();
                 }
             }
@@ -574,8 +580,7 @@ impl Watch {
                     return (resources, removed);
                 }
                 bytes += cost;
-                let (name, resource) = next.remove_entry();
-                resources.push(on_the_wire(&name, &resource, type_url));
+                resources.push(next.remove_entry());
             }
         }
         if part != Part::Updates {
@@ -589,18 +594,6 @@ impl Watch {
             }
         }
         (resources, removed)
-    }
-}
-
-fn on_the_wire(name: &str, resource: &VersionedResource, type_url: &str) -> Resource {
-    Resource {
-        version: resource.version().to_owned(),
-        resource: Some(prost_types::Any {
-            type_url: type_url.to_owned(),
-            value: resource.body().to_vec(),
-        }),
-        name: name.to_owned(),
-        aliases: vec![],
     }
 }
 

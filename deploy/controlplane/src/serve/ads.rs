@@ -4,22 +4,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_shared::proto::xds::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use adit_shared::proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use adit_shared::proto::xds::{DeltaDiscoveryRequest, Node};
 use adit_shared::xds::client::node::metadata_string;
+use adit_shared::xds::response::SharedResponse;
 use adit_shared::xds::server::{Outcome, PUSH_ORDER, ServerState, WAYPOINT_PUSH_ORDER};
+use http::header::CONTENT_TYPE;
+use http::{Extensions, HeaderValue};
+use hyper::body::Incoming;
 use rand::Rng as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
 use tracing::{debug, info, warn};
 
+use super::body::ResponseBody;
 use super::clients::Clients;
 use super::gate::{self, Peer};
 use super::metrics::Metrics;
+use super::requests::Requests;
 use super::snapshot::{NodeView, ResourceSnapshot};
 use crate::auth::{Caller, TrustedAccounts};
 use crate::ca::PodDirectory;
@@ -27,6 +32,9 @@ use crate::compile::l7::WaypointName;
 
 /// The node metadata that names the Gateway which a proxy is a pod of.
 const GATEWAY_NAME: &str = "GATEWAY_NAME";
+
+const DELTA: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// For the client to take the status with which we end its stream.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,9 +50,11 @@ pub struct StreamLimits {
     /// Responses with more resources than this are large.
     pub large: usize,
     /// Resources in large responses that are with the transport and not acknowledged, over all
-    /// streams; but always one response. It is held there in full, twice for a moment, and the
-    /// nodes of a mesh come back all at once when the control plane was restarted.
+    /// streams; but always one response. Each is 24 bytes there, and the nodes of a mesh come
+    /// back all at once when the control plane was restarted.
     pub large_in_flight: u32,
+    /// Requests of more than 64 KiB that are being read at one time.
+    pub large_requests: usize,
     /// A client that does not acknowledge a large response makes the others wait for so long.
     pub large_hold: Duration,
     /// A stream is ended in good order after this, less up to a tenth; the client comes
@@ -66,7 +76,8 @@ impl Default for StreamLimits {
             streams: 10_000,
             concurrent_pushes: 64,
             large: 500,
-            large_in_flight: 50_000,
+            large_in_flight: 1_000_000,
+            large_requests: 8,
             large_hold: Duration::from_secs(10),
             max_age: Duration::from_secs(30 * 60),
             first_request: Duration::from_secs(10),
@@ -88,24 +99,37 @@ pub(super) struct Shared {
     pub(super) admission: Arc<Semaphore>,
     pub(super) pushes: Semaphore,
     pub(super) large_pushes: Arc<Semaphore>,
+    pub(super) large_requests: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
-/// The gRPC service.
+/// The gRPC service. Not a generated one: that would keep a buffer of the size of the
+/// largest response for every stream.
+#[derive(Clone)]
 pub(super) struct Ads(pub(super) Arc<Shared>);
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+impl Ads {
+    pub(super) fn call(&self, request: http::Request<Incoming>) -> http::Response<Body> {
+        if request.uri().path() != DELTA {
+            return Status::unimplemented("only delta xDS is served").into_http();
+        }
+        let (parts, body) = request.into_parts();
+        let requests = Requests::new(body, self.0.large_requests.clone());
+        match self.open(&parts.extensions, requests) {
+            Ok(body) => {
+                let mut response = http::Response::new(Body::new(body));
+                let grpc = HeaderValue::from_static("application/grpc");
+                response.headers_mut().insert(CONTENT_TYPE, grpc);
+                response
+            }
+            Err(status) => status.into_http(),
+        }
+    }
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    fn open(&self, extensions: &Extensions, requests: Requests) -> Result<ResponseBody, Status> {
         let shared = &self.0;
-        let (_, extensions, requests) = request.into_parts();
-        let caller = gate::caller(&extensions)?;
+        let caller = gate::caller(extensions)?;
         if !shared.snapshots.borrow().is_ready() {
             shared.metrics.stream_ends.inc("not_ready");
             return Err(Status::unavailable(
@@ -146,7 +170,7 @@ impl AggregatedDiscoveryService for Ads {
                 }
             }
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        Ok(ResponseBody::new(responses))
     }
 }
 
@@ -183,8 +207,8 @@ struct Connection<'a> {
     shared: &'a Shared,
     caller: &'a Caller,
     peer: &'a str,
-    requests: Streaming<DeltaDiscoveryRequest>,
-    responses: &'a mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    requests: Requests,
+    responses: &'a mpsc::Sender<Result<SharedResponse, Status>>,
 }
 
 impl Connection<'_> {
@@ -324,12 +348,12 @@ impl Connection<'_> {
             }
             // The semaphore is never closed.
             let _turn = self.shared.pushes.acquire().await;
-            let Some(response) = state.next_response() else {
+            let Some(response) = state.next_shared() else {
                 return Ok(());
             };
             debug!(
                 caller = %self.caller, type_url = response.type_url, nonce = response.nonce,
-                updates = response.resources.len(), removed = response.removed_resources.len(),
+                updates = response.resources.len(), removed = response.removed.len(),
                 "push"
             );
             self.shared.metrics.pushes.inc(&response.type_url);

@@ -16,9 +16,7 @@ use adit_shared::proto::ca::istio_certificate_service_server::{
 use adit_shared::proto::enrolment::enrolment_service_server::{
     EnrolmentServiceServer, SERVICE_NAME as ENROLMENT_SERVICE,
 };
-use adit_shared::proto::xds::aggregated_discovery_service_server::{
-    AggregatedDiscoveryServiceServer, SERVICE_NAME as ADS_SERVICE,
-};
+use adit_shared::proto::xds::aggregated_discovery_service_server::SERVICE_NAME as ADS_SERVICE;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -42,9 +40,6 @@ use super::metrics::Metrics;
 use super::reports::Reports;
 use super::tls::ServingTls;
 
-/// A client that claims a hundred thousand resources when it comes back does so in one
-/// message.
-const MAX_XDS_REQUEST: usize = 64 << 20;
 /// Certificate requests and enrolment reports.
 const MAX_UNARY_REQUEST: usize = 4 << 20;
 const HTTP2_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -52,7 +47,8 @@ const HTTP2_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One proxy has one xDS stream and a few calls at a time.
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST: u32 = 64 << 10;
-const WINDOW: u32 = 1 << 20;
+/// What a stream may send before it is read: every client may do so at once.
+const WINDOW: u32 = 128 << 10;
 /// Pause after a failure to accept, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -88,7 +84,7 @@ impl Default for ConnectionLimits {
 #[derive(Clone)]
 pub(super) struct Services {
     gate: Gate,
-    pub(super) ads: AggregatedDiscoveryServiceServer<Ads>,
+    pub(super) ads: Ads,
     pub(super) certificates: IstioCertificateServiceServer<Certificates>,
     pub(super) reports: EnrolmentServiceServer<Reports>,
 }
@@ -97,9 +93,7 @@ impl Services {
     pub(super) fn new(gate: Gate, ads: Ads, certificates: Certificates, reports: Reports) -> Self {
         Self {
             gate,
-            ads: AggregatedDiscoveryServiceServer::new(ads)
-                .max_decoding_message_size(MAX_XDS_REQUEST)
-                .max_encoding_message_size(usize::MAX),
+            ads,
             certificates: IstioCertificateServiceServer::new(certificates)
                 .max_decoding_message_size(MAX_UNARY_REQUEST),
             reports: EnrolmentServiceServer::new(reports)
@@ -129,7 +123,7 @@ impl Services {
         admitted.store(true, Ordering::Relaxed);
         // These services are always ready: they have no back-pressure of their own.
         match service {
-            Service::Ads => self.ads.call(request).await,
+            Service::Ads => Ok(self.ads.call(request)),
             Service::Certificates => self.certificates.call(request).await,
             Service::Reports => self.reports.call(request).await,
         }

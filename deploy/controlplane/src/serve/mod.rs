@@ -6,6 +6,7 @@
 //! [`ResourceSnapshot`] -> [`debounce`] -> each stream compares it with what it has sent.
 
 mod ads;
+mod body;
 mod certificates;
 mod clients;
 mod debounce;
@@ -14,6 +15,7 @@ mod listener;
 mod metrics;
 mod monitoring;
 mod reports;
+mod requests;
 mod snapshot;
 mod tls;
 
@@ -181,6 +183,7 @@ impl Serving {
             admission: Arc::new(Semaphore::new(config.streams.streams)),
             pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
             large_pushes: Arc::new(Semaphore::new(config.streams.large_in_flight as usize)),
+            large_requests: Arc::new(Semaphore::new(config.streams.large_requests.max(1))),
             stop: stop.clone(),
             tasks: tasks.clone(),
         }));

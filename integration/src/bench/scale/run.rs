@@ -1,6 +1,6 @@
 //! What is measured, in its order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     Ok(Report { clusters })
 }
 
-async fn measure(aditd: &PathBuf, size: Size, changes: usize) -> anyhow::Result<Measured> {
+async fn measure(aditd: &Path, size: Size, changes: usize) -> anyhow::Result<Measured> {
     let begin = Instant::now();
     eprintln!(
         "scale: creating {} pods, {} services, {} nodes",
