@@ -595,7 +595,9 @@ impl Redirector {
                 if hook.attach_type == AttachType::SockOps {
                     continue;
                 }
-                return Err(io_error(format!("the cgroup {}", hook.path.display()))(error));
+                return Err(io_error(format!("the cgroup {}", hook.path.display()))(
+                    error,
+                ));
             }
             if !hook.link.is_attached_to(hook.cgroup.as_fd()) {
                 hook.link = PinnedLink::establish(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_cni::install::{InstallError, Installer, keep, uninstall};
+use adit_cni::install::{InstallError, Installer, Wanted, keep, uninstall};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -178,7 +178,11 @@ fn without_a_configuration_it_waits_and_says_so() {
 async fn it_comes_back_when_the_configuration_is_rewritten() {
     let node = Node::new();
     let installed = Arc::new(AtomicBool::new(false));
-    let keeping = tokio::spawn(keep(node.installer.clone(), installed.clone()));
+    let keeping = tokio::spawn(keep(
+        node.installer.clone(),
+        installed.clone(),
+        Wanted::default(),
+    ));
     let path = node.conf("10-net.conflist");
     // First there is none, then in every way in which one is written.
     for how in 0..6 {
@@ -218,12 +222,35 @@ async fn it_comes_back_when_the_configuration_is_rewritten() {
     keeping.abort();
 }
 
+/// The agent ends while it is putting the plugin back: what it takes out stays out. A
+/// configuration that names a binary which is gone would keep the node's pods from ending.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_out_for_good_is_not_put_back() {
+    for round in 0..20 {
+        let node = Node::new();
+        let wanted = Wanted::default();
+        let installed = Arc::new(AtomicBool::new(false));
+        let keeping = tokio::spawn(keep(node.installer.clone(), installed, wanted.clone()));
+        let path = node.conf("10-net.conflist");
+        fs::write(&path, LIST).expect("written");
+        let (bin, conf) = (&node.installer.bin_dir, &node.installer.conf_dir);
+        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        wanted.uninstall(bin, conf).expect("taken out");
+        // Its owner writes it once more, and whoever keeps it hears of that.
+        fs::write(&path, LIST).expect("written");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(types(&path), ["bridge"]);
+        assert!(!bin.join("adit-cni").exists());
+        keeping.abort();
+    }
+}
+
 /// An owner that writes all the time always has its last word in the file, with ours behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_text_of_the_owner_is_lost() {
     let node = Node::new();
     let installed = Arc::new(AtomicBool::new(false));
-    let keeping = tokio::spawn(keep(node.installer.clone(), installed));
+    let keeping = tokio::spawn(keep(node.installer.clone(), installed, Wanted::default()));
     let path = node.conf("10-net.conflist");
     let last = 300;
     for number in 0..=last {

@@ -134,11 +134,12 @@ impl Cluster {
     /// How the API server names objects of a kind.
     async fn resource(&self, version: &str, kind: &str) -> anyhow::Result<(ApiResource, bool)> {
         let key = (version.to_owned(), kind.to_owned());
-        let known = self.resources.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(found) = known.get(&key) {
-            return Ok(found.clone());
+        {
+            let known = self.resources.lock().unwrap_or_else(|e| e.into_inner());
+            if let Some(found) = known.get(&key) {
+                return Ok(found.clone());
+            }
         }
-        drop(known);
         let served = match version.split_once('/') {
             Some(_) => self.client.list_api_group_resources(version).await,
             None => self.client.list_core_api_resources(version).await,

@@ -153,7 +153,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         )),
         conf_name: options.conf_name.clone(),
     };
-    let keeping = tokio::spawn(install::keep(installer, installed.clone()));
+    let wanted = install::Wanted::default();
+    let keeping = tokio::spawn(install::keep(installer, installed.clone(), wanted.clone()));
 
     let status = status_http::listen(options.status_address)
         .await
@@ -180,7 +181,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     // A second signal does not wait.
     tokio::select! {
-        () = end(&options, &cluster, &ztunnel, keeping) => {}
+        () = end(&options, &cluster, &ztunnel, (keeping, wanted)) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -243,7 +244,7 @@ async fn end(
     options: &Options,
     cluster: &Cluster,
     ztunnel: &Ztunnel,
-    keeping: tokio::task::JoinHandle<()>,
+    (keeping, wanted): (tokio::task::JoinHandle<()>, install::Wanted),
 ) {
     let asked = cluster.daemon_set(&options.namespace, &options.daemon_set);
     match timeout(API_DEADLINE, asked).await {
@@ -264,7 +265,7 @@ async fn end(
     info!("the DaemonSet is being removed: so is the plugin");
     keeping.abort();
     let (bin_dir, conf_dir) = (options.bin_dir.clone(), options.conf_dir.clone());
-    let removed = tokio::task::spawn_blocking(move || install::uninstall(&bin_dir, &conf_dir));
+    let removed = tokio::task::spawn_blocking(move || wanted.uninstall(&bin_dir, &conf_dir));
     match removed.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!("the plugin is not removed: {error}"),

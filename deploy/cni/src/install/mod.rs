@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
@@ -245,8 +246,41 @@ fn primary(files: &[PathBuf]) -> Option<(PathBuf, Form)> {
     })
 }
 
-/// Keeps the plugin installed until dropped. `installed` says whether it is.
-pub async fn keep(installer: Installer, installed: Arc<AtomicBool>) {
+/// Whether the plugin is still wanted. What puts it back and what takes it out hold it while they
+/// work: a round that was under way must not put back what has just been taken out.
+#[derive(Debug, Clone)]
+pub struct Wanted(Arc<Mutex<bool>>);
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(true)))
+    }
+}
+
+impl Wanted {
+    /// Takes the plugin out for good: [`keep`] puts it back no more.
+    ///
+    /// # Errors
+    /// As [`uninstall`].
+    pub fn uninstall(&self, bin_dir: &Path, conf_dir: &Path) -> Result<(), InstallError> {
+        let mut wanted = self.0.lock();
+        *wanted = false;
+        uninstall(bin_dir, conf_dir)
+    }
+
+    fn reconcile(&self, installer: &Installer) -> Result<Vec<PathBuf>, InstallError> {
+        let wanted = self.0.lock();
+        if *wanted {
+            installer.reconcile()
+        } else {
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Keeps the plugin installed until dropped, as long as it is `wanted`. `installed` says whether
+/// it is.
+pub async fn keep(installer: Installer, installed: Arc<AtomicBool>, wanted: Wanted) {
     let changed = Arc::new(Notify::new());
     let mut watch: Option<Watch> = None;
     let mut complaint = None;
@@ -260,8 +294,9 @@ pub async fn keep(installer: Installer, installed: Arc<AtomicBool>) {
                 .inspect_err(|e| debug!("changes are noticed late: {e}"))
                 .ok();
         }
-        let (worker, failed) = (installer.clone(), "the installer failed".to_owned());
-        let done = spawn_blocking(move || worker.reconcile().map_err(|e| e.to_string()));
+        let (worker, gate) = (installer.clone(), wanted.clone());
+        let failed = "the installer failed".to_owned();
+        let done = spawn_blocking(move || gate.reconcile(&worker).map_err(|e| e.to_string()));
         let done = done.await.unwrap_or(Err(failed));
         installed.store(done.is_ok(), Ordering::Relaxed);
         let pause = match done {
