@@ -189,9 +189,7 @@ fn problems(query: &str, exported: &Exported) -> Vec<String> {
                 rest = &after[end..];
                 if word == "by" || word == "without" {
                     listing = true;
-                } else if listing {
-                    grouped.push(word);
-                } else if query.starts_with("label_values(") && rest.starts_with(')') {
+                } else if listing || (query.starts_with("label_values(") && rest.starts_with(')')) {
                     grouped.push(word);
                 } else if !FUNCTIONS.contains(&word) && !word.starts_with("__") {
                     if !exported.contains_key(word) {

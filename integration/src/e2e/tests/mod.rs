@@ -27,7 +27,7 @@ pub fn all() -> Vec<Case> {
 }
 
 #[cfg(test)]
-mod tests {
+mod table {
     use std::collections::BTreeSet;
 
     #[test]
