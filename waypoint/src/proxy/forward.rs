@@ -1,8 +1,7 @@
 //! Sending a request to an endpoint, and to another one when that fails: picks, tries, pauses
 //! and deadlines.
 
-use std::cell::Cell;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,7 +11,7 @@ use adit_shared::policy::http::{HttpFields, normalize};
 use http::header::{EXPECT, HOST, HeaderName, SET_COOKIE, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Uri, Version};
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::{Sleep, sleep, sleep_until, timeout};
 
 use super::authorize::{Asked, authorize};
 use super::body::{Replay, RequestBody};
@@ -466,47 +465,46 @@ impl<'a> Sender<'a> {
         reach: &Reach,
         request: Box<Request<RequestBody>>,
     ) -> (Attempt, Result<Answer, SendError>) {
-        let denied_by = Cell::new(None);
         let worker = self.exchange.downstream.worker.clone();
         let connecting = connecting(&self.plan.decided.choice);
         let endpoint = reach.endpoint.of_caller(&self.exchange.downstream.caller);
-        let sending = upstream::send(&worker, &endpoint, self.version, *request, &connecting);
-        // It may be a stream whose answer comes when the client has done.
-        let sending = async {
-            match unless_denied(self.exchange, sending).await {
-                Ok(sent) => sent,
-                Err(denied) => {
-                    denied_by.set(Some(denied));
-                    Err(SendError {
-                        reply: Reply::DENIED,
-                        error: "denied by a policy that has changed".to_owned(),
-                        reached: Reached::Sent,
-                        request: None,
-                    })
-                }
+        let stated = self.plan.retry().per_try_timeout;
+        let sent = {
+            let sending = upstream::send(&worker, &endpoint, self.version, *request, &connecting);
+            let sending = pin!(sending);
+            // It may be a stream whose answer comes when the client has done.
+            let sending = unless_denied(self.exchange, sending);
+            match self.plan.decided.timeouts.backend_request.or(stated) {
+                None => Ok(sending.await),
+                Some(time) => match timeout(time, sending).await {
+                    Ok(sent) => Ok(sent),
+                    Err(_) => Err(time),
+                },
             }
         };
-        let stated = self.plan.retry().per_try_timeout;
-        let sent = match self.plan.decided.timeouts.backend_request.or(stated) {
-            None => sending.await,
-            Some(time) => match tokio::time::timeout(time, sending).await {
-                Ok(sent) => sent,
-                Err(_) => {
-                    self.observe(RequestResult::Timeout, Duration::ZERO);
-                    let error = SendError {
-                        reply: Reply::PER_TRY_TIMEOUT,
-                        error: format!("no answer within {time:?}"),
-                        reached: Reached::Sent,
-                        request: None,
-                    };
-                    return (Attempt::TimedOut, Err(error));
-                }
-            },
+        let sent = match sent {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(denied)) => {
+                self.exchange.policy = denied.policy;
+                self.denied = true;
+                Err(SendError {
+                    reply: Reply::DENIED,
+                    error: "denied by a policy that has changed".to_owned(),
+                    reached: Reached::Sent,
+                    request: None,
+                })
+            }
+            Err(time) => {
+                self.observe(RequestResult::Timeout, Duration::ZERO);
+                let error = SendError {
+                    reply: Reply::PER_TRY_TIMEOUT,
+                    error: format!("no answer within {time:?}"),
+                    reached: Reached::Sent,
+                    request: None,
+                };
+                return (Attempt::TimedOut, Err(error));
+            }
         };
-        if let Some(denied) = denied_by.take() {
-            self.exchange.policy = denied.policy;
-            self.denied = true;
-        }
         match sent {
             Ok(answer) => {
                 let status = answer.response.status().as_u16();

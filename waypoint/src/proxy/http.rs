@@ -412,12 +412,10 @@ pub struct LocalExecutor;
 
 impl<F> Executor<F> for LocalExecutor
 where
-    F: Future + 'static,
+    F: Future<Output = ()> + 'static,
 {
     fn execute(&self, task: F) {
-        spawn_local(async move {
-            task.await;
-        });
+        spawn_local(task);
     }
 }
 

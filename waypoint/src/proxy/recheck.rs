@@ -41,15 +41,17 @@ pub async fn run(worker: Rc<Worker>) {
 /// Does `work` for a request, until it is done or a change of the policies denies what they have
 /// allowed.
 ///
+/// `work` is pinned where it was made: futures of requests are large, and one that is passed by
+/// value is kept twice and copied in between.
+///
 /// # Errors
 /// Which policy denies.
 pub async fn unless_denied<T>(
     exchange: &Exchange,
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Denied> {
     let changed = &exchange.downstream.worker.changed;
     let mut waiting = pin!(changed.notified());
-    let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));

@@ -3,6 +3,7 @@
 //! when they do.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
@@ -70,7 +71,7 @@ impl Upgrade {
             return;
         };
         let counted = Counted::default();
-        let copying = between(client, upgraded.io, &counted, None);
+        let copying = pin!(between(client, upgraded.io, &counted, None));
         let ended = unless_denied(&exchange, copying).await;
         let request = &exchange.request.bytes;
         request.set(request.get() + counted.up.get());

@@ -208,11 +208,9 @@ fn unavailable<B>(request: &Request<B>, cause: Cause) -> Response<Empty<Bytes>> 
 #[derive(Clone, Copy)]
 struct LocalExecutor;
 
-impl<F: Future + 'static> Executor<F> for LocalExecutor {
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        spawn_local(async move {
-            future.await;
-        });
+        spawn_local(future);
     }
 }
 
