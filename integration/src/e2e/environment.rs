@@ -21,6 +21,10 @@ const INSTALL: Duration = Duration::from_secs(300);
 /// What the images of the tests are called: not to be mistaken for released ones.
 const HUB: &str = "localhost/adit-e2e";
 const TAG: &str = "e2e";
+/// What the images of the commit before are tagged with.
+const PREVIOUS_TAG: &str = "previous";
+/// The exit status of `scripts/previous` that says so.
+const NO_COMMIT_BEFORE: i32 = 3;
 const IMAGES: [&str; 5] = ["aditd", "ztunnel", "waypoint", "adit-cni", "app"];
 
 /// Where the tests run.
@@ -141,6 +145,12 @@ impl Environment {
         let output = target().join("images/dev");
         build.env("OUTPUT", &output);
         quiet("build the images", build, BUILD).await?;
+        self.load(IMAGES.map(|image| output.join(format!("{image}.tar"))))
+            .await
+    }
+
+    /// Into the nodes.
+    async fn load(&self, files: impl IntoIterator<Item = PathBuf>) -> anyhow::Result<()> {
         let script = match self.wanted.flavour {
             Flavour::Namespaces => directory("cluster").join("load-images"),
             Flavour::Kind => directory("kind").join("load-images"),
@@ -150,7 +160,7 @@ impl Environment {
             ),
         };
         let mut load = Command::new(script);
-        load.args(IMAGES.map(|image| output.join(format!("{image}.tar"))));
+        load.args(files);
         quiet("load the images", load, INSTALL).await
     }
 
@@ -179,19 +189,103 @@ impl Environment {
     /// # Errors
     /// It fails.
     pub async fn install(&self) -> anyhow::Result<()> {
+        self.install_with(&[]).await
+    }
+
+    /// The same with more settings, each `path=value`.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn install_with(&self, settings: &[&str]) -> anyhow::Result<()> {
         say("Adit: install");
-        let (hub, tag) = (format!("hub={}", self.hub), format!("tag={}", self.tag));
-        let install = self.adit(&[
-            "install",
-            "--set",
-            "profile=ambient",
-            "--set",
-            &hub,
-            "--set",
-            &tag,
-            "-y",
-        ])?;
+        let mut install = self.adit(&["install"])?;
+        self.set(&mut install, &self.tag, settings);
         quiet("install Adit", install, INSTALL).await
+    }
+
+    /// `adit upgrade` to this tree's version.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn upgrade(&self) -> anyhow::Result<()> {
+        say("Adit: upgrade");
+        let mut upgrade = self.adit(&["upgrade"])?;
+        self.set(&mut upgrade, &self.tag, &[]);
+        quiet("upgrade Adit", upgrade, INSTALL).await
+    }
+
+    fn set(&self, command: &mut Command, tag: &str, settings: &[&str]) {
+        command.args(["-y", "--set", "profile=ambient"]);
+        command.args(["--set", &format!("hub={}", self.hub)]);
+        command.args(["--set", &format!("tag={tag}")]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+    }
+
+    /// What this tree's images are tagged with.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// For tests that install Adit anew.
+    ///
+    /// # Errors
+    /// [`Skip`]: the installation is not the tests' own.
+    pub fn may_reinstall(&self) -> anyhow::Result<()> {
+        match self.installed {
+            true => Ok(()),
+            false => Err(Skip("Adit was not installed by the tests".into()).into()),
+        }
+    }
+
+    /// Builds the commit before this one and loads its images; where its `adit` is.
+    ///
+    /// # Errors
+    /// [`Skip`]: this clone has no commit before; or it cannot be built or loaded.
+    pub async fn previous(&self) -> anyhow::Result<PathBuf> {
+        if self.wanted.images.is_some() {
+            return Err(Skip("the cluster pulls images, of this version only".into()).into());
+        }
+        say("images: of the commit before");
+        let mut build = Command::new(directory("scripts").join("previous"));
+        build
+            .arg(PREVIOUS_TAG)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let done = timeout(BUILD, build.output()).await;
+        let done = done.context("build the commit before: no end")??;
+        if done.status.code() == Some(NO_COMMIT_BEFORE) {
+            return Err(Skip("this clone has no commit before".into()).into());
+        }
+        let (out, err) = (
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr),
+        );
+        anyhow::ensure!(
+            done.status.success(),
+            "build the commit before: {}\n{out}{err}",
+            done.status
+        );
+        let images = PathBuf::from(out.lines().last().context("no directory")?);
+        let files = IMAGES.iter().filter(|image| **image != "app");
+        let files = files.map(|image| images.join(format!("{image}.tar")));
+        self.load(files).await?;
+        Ok(images.join("adit"))
+    }
+
+    /// `adit install` by the program that [`Self::previous`] built.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn install_previous(&self, adit: &Path) -> anyhow::Result<()> {
+        say("Adit: install the version before");
+        let mut install = Command::new(adit);
+        install
+            .arg("install")
+            .env("KUBECONFIG", self.cluster.kubeconfig());
+        self.set(&mut install, PREVIOUS_TAG, &[]);
+        quiet("install the version before", install, INSTALL).await
     }
 
     /// `adit uninstall --purge`.
