@@ -114,10 +114,10 @@ async fn the_authority_is_replaced_without_a_failed_call(t: Test) -> anyhow::Res
     t.environment().may_reinstall()?;
     // Stages that take hours otherwise, because certificates live for a day.
     let quick = [
-        "values.pilot.env.DEFAULT_WORKLOAD_CERT_TTL=60s",
-        "values.pilot.env.ADIT_CA_ROTATION_ANNOUNCE=40s",
-        "values.pilot.env.ADIT_CA_ROTATION_RETIRE=70s",
-        "values.ztunnel.env.SECRET_TTL=60s",
+        "values.pilot.env.DEFAULT_WORKLOAD_CERT_TTL=40s",
+        "values.pilot.env.ADIT_CA_ROTATION_ANNOUNCE=26s",
+        "values.pilot.env.ADIT_CA_ROTATION_RETIRE=46s",
+        "values.ztunnel.env.SECRET_TTL=40s",
     ];
     t.environment().install_with(&quick).await?;
     let outcome = replace_authority(&t).await;
