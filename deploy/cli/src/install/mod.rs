@@ -13,6 +13,7 @@ pub mod crds;
 pub mod manifest;
 pub mod object;
 pub mod options;
+pub mod owner;
 pub mod precheck;
 pub mod schema;
 pub mod spec;

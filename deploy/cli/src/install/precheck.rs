@@ -8,10 +8,10 @@ use kube::ResourceExt as _;
 use kube::api::{Api, PostParams};
 use serde::Serialize;
 
-use super::access::{Access, ask, id_of};
+use super::access::{Access, ask};
 use super::object::ObjectId;
+use super::owner::{self, Owner, Part};
 use super::spec::Spec;
-use super::state::OWNED;
 
 /// The oldest Kubernetes that the charts are for.
 const MIN_KUBERNETES: (u32, u32) = (1, 30);
@@ -198,35 +198,37 @@ async fn gateway_api(access: &Access, findings: &mut Findings) -> anyhow::Result
     Ok(())
 }
 
-/// A control plane of Istio's name that is not ours.
+/// Parts of a mesh that go by Istio's names and that `adit install` has not put there.
 async fn other_mesh(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
-    for (kind, labels) in [("Deployment", "app=istiod"), ("DaemonSet", "app=ztunnel")] {
-        for found in access.list("apps/v1", kind, "", labels).await? {
-            let id = id_of(&found, "apps/v1", kind);
-            let labels = found.labels();
-            let manager = labels
-                .get("app.kubernetes.io/managed-by")
-                .map(String::as_str);
-            let chart = labels
-                .get("helm.sh/chart")
-                .map(String::as_str)
-                .unwrap_or_default();
-            let images = found.data["spec"]["template"]["spec"]["containers"].to_string();
-            let ours = OWNED.contains(&format!("managed-by={}", manager.unwrap_or_default()));
-            let same_revision = labels.get("istio.io/rev").map(String::as_str)
-                == Some(super::state::revision_label(spec.revision()));
-            if ours || (kind == "Deployment" && !same_revision) {
-                continue;
-            }
-            if images.contains("/aditd:") || images.contains("adit/ztunnel") {
+    for Part {
+        id,
+        owner,
+        chart,
+        revision,
+    } in owner::parts(access).await?
+    {
+        let control_plane = id.kind == "Deployment";
+        if control_plane && revision != super::state::revision_label(spec.revision()) {
+            continue;
+        }
+        match owner {
+            Owner::Installer => {}
+            Owner::Elsewhere => {
+                let with = match chart.as_str() {
+                    "" => "not by `adit install`".to_owned(),
+                    chart => format!("with Helm ({chart})"),
+                };
                 findings.warnings.push(format!(
-                    "{id} was installed with Helm ({chart}); from now on Helm and `adit` write the same objects."
-                ));
-            } else {
-                findings.problems.push(format!(
-                    "{id} belongs to another mesh, whose place Adit would take. Remove that one first, or install beside it with --revision and another --istioNamespace."
+                    "{id} was installed {with}; from now on two write the same objects."
                 ));
             }
+            Owner::Other if control_plane => findings.problems.push(format!(
+                "{id} belongs to another mesh, whose place Adit would take. Remove that one first, or install beside it with --revision and another --istioNamespace."
+            )),
+            // What captures pods on a node is there once.
+            Owner::Other => findings.problems.push(format!(
+                "{id} belongs to another mesh, which captures the pods of the same nodes. Remove that one first."
+            )),
         }
     }
     Ok(())

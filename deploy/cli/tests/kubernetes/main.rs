@@ -589,6 +589,25 @@ fn a_cluster_is_checked() {
         "{told}"
     );
 
+    // Whoever has no label of a manager is not taken for ours.
+    for (image, told) in [
+        (
+            "docker.io/istio/install-cni:1.30.0",
+            "DaemonSet istio-system/istio-cni-node belongs to another mesh",
+        ),
+        (
+            "registry.example/adit-cni@sha256:00",
+            "DaemonSet istio-system/istio-cni-node was installed not by",
+        ),
+    ] {
+        fake.put(json!({"apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": "istio-cni-node", "namespace": "istio-system",
+                "labels": {"k8s-app": "istio-cni-node"}},
+            "spec": {"template": {"spec": {"containers": [{"image": image}]}}}}));
+        let answer = expect(&fake, &["check", "--pre"], 1).stdout;
+        assert!(answer.contains(told), "{answer}");
+    }
+
     let set = |kind: &str, name: &str, status: Value| {
         json!({"apiVersion": "apps/v1", "kind": kind, "spec": {"replicas": 1}, "status": status,
             "metadata": {"name": name, "namespace": "istio-system"}})
