@@ -585,7 +585,7 @@ fn a_cluster_is_checked() {
         "{told}"
     );
     assert!(
-        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.17 or newer."),
+        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.18 or newer."),
         "{told}"
     );
 
