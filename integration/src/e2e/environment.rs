@@ -73,6 +73,17 @@ pub struct Wanted {
     pub keep: bool,
 }
 
+impl Wanted {
+    /// Whether Adit may be installed, with or without the mesh's namespace there already.
+    fn may_install(&self, there: bool) -> bool {
+        self.flavour != Flavour::Given || self.installed || !there
+    }
+
+    fn stays(&self) -> bool {
+        self.installed || self.keep
+    }
+}
+
 /// What the tests stand on.
 pub struct Environment {
     wanted: Wanted,
@@ -117,6 +128,7 @@ impl Environment {
     }
 
     async fn prepare(&mut self) -> anyhow::Result<()> {
+        self.is_ours().await?;
         if self.wanted.images.is_none() && !self.wanted.loaded {
             self.load_images().await?;
         }
@@ -126,6 +138,24 @@ impl Environment {
             self.install().await?;
         }
         Ok(())
+    }
+
+    /// A mesh that somebody runs in a cluster that is not ours would be overwritten, and
+    /// removed at the end.
+    async fn is_ours(&self) -> anyhow::Result<()> {
+        let there = self.cluster.get("", "v1", "Namespace", SYSTEM).await?;
+        anyhow::ensure!(
+            self.wanted.may_install(there.is_some()),
+            "the cluster that KUBECONFIG leads to has a namespace {SYSTEM}: these tests install \
+             Adit there, and take all of it away. Remove it first, or use the Adit that is \
+             there with --installed"
+        );
+        Ok(())
+    }
+
+    /// Whether Adit stays when the tests are over: then no test may take it away.
+    pub fn stays(&self) -> bool {
+        self.wanted.stays()
     }
 
     /// The image of the sample application.
@@ -355,4 +385,34 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mesh_of_others_is_neither_overwritten_nor_removed() {
+        // The cluster, --installed, --keep; whether it may be installed over a namespace
+        // that is there, and whether it stays.
+        for (flavour, installed, keep, may, stays) in [
+            (Flavour::Given, false, false, false, false),
+            (Flavour::Given, true, false, true, true),
+            (Flavour::Given, false, true, false, true),
+            (Flavour::Namespaces, false, false, true, false),
+            (Flavour::Kind, false, true, true, true),
+        ] {
+            let wanted = Wanted {
+                flavour,
+                kubeconfig: None,
+                images: None,
+                loaded: false,
+                installed,
+                keep,
+            };
+            let found = (wanted.may_install(true), wanted.stays());
+            assert_eq!(found, (may, stays), "{wanted:?}");
+            assert!(wanted.may_install(false));
+        }
+    }
 }
