@@ -41,7 +41,8 @@ pub struct Args {
     #[command(flatten)]
     cluster: ConnectionArgs,
     /// Remove everything, of every revision: definitions with all policies, the certificate
-    /// authority's key, root certificates, waypoints, annotations, the namespace
+    /// authority's key, root certificates, what runs of waypoints, annotations, the namespace.
+    /// Gateways and routes stay, whose definitions are not Adit's
     #[arg(long)]
     purge: bool,
     /// Remove one revision only
