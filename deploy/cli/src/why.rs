@@ -97,7 +97,7 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let cluster = args.cluster.open()?;
     let (asked, dump) = find(args, &cluster)?;
     if args.live {
-        return watch(args, &cluster, &asked, out);
+        return watch(args, &cluster, &asked, &dump, out);
     }
     let mut steps = Vec::new();
     let verdict = explain(args, &cluster, &asked, &dump, &mut steps)?;
@@ -112,6 +112,7 @@ fn watch(
     args: &Args,
     cluster: &Cluster,
     asked: &Asked,
+    dump: &Dump,
     out: &mut Output,
 ) -> anyhow::Result<Outcome> {
     let Some(gateway) = through(asked) else {
@@ -121,7 +122,7 @@ fn watch(
             asked.source.name
         );
     };
-    let name = waypoint_name(gateway);
+    let name = waypoint_name(gateway, dump);
     let followed = live::follow(args, cluster, asked, &name)?;
     let (answered, verdict) = live::verdict(&followed.told);
     let value = json!({"waypoint": followed.waypoint, "trace": followed.told,
@@ -197,7 +198,7 @@ fn explain(
         Found::Service(service, _) => endpoints(service, dump),
     };
     if let Some(gateway) = through(asked) {
-        let name = waypoint_name(gateway);
+        let name = waypoint_name(gateway, dump);
         if leads_nowhere(gateway) {
             says.push(format!(
                 "it should pass waypoint {name}, which is not ready"
@@ -432,12 +433,18 @@ fn identity(workload: &Workload) -> String {
     )
 }
 
-/// `namespace/hostname` of the waypoint's service, as the mesh names the component.
-fn waypoint_name(gateway: &Gateway) -> String {
+/// The waypoint as the mesh names the component. Its service is `namespace/hostname`, or
+/// `network/address` of a service that ztunnel knows.
+fn waypoint_name(gateway: &Gateway, dump: &Dump) -> String {
     let (namespace, host) = gateway
         .destination
         .split_once('/')
         .unwrap_or(("", &gateway.destination));
+    if let Ok(ip) = host.parse()
+        && let Found::Service(service, _) = by_address(ip, dump)
+    {
+        return format!("{}.{}", service.name, service.namespace);
+    }
     let name = host.split('.').next().unwrap_or(host);
     format!("{name}.{namespace}")
 }
@@ -614,6 +621,20 @@ mod tests {
         assert_eq!(decision_text(&lost).1, Err("404: no route matches".into()));
         let refused = json!({"refused": "gone", "status": 503});
         assert_eq!(decision_text(&refused).1, Err("503: gone".into()));
+    }
+
+    #[test]
+    fn a_waypoint_is_named_by_its_service() {
+        let dump = dump();
+        let named = |destination: &str| {
+            let gateway = json!({"destination": destination, "hboneMtlsPort": 15008});
+            waypoint_name(&serde_json::from_value(gateway).expect("a gateway"), &dump)
+        };
+        assert_eq!(
+            named("shop/waypoint.shop.svc.cluster.local"),
+            "waypoint.shop"
+        );
+        assert_eq!(named("/10.96.1.3"), "reviews.shop");
     }
 
     #[test]
