@@ -39,6 +39,9 @@ fn a_umask_does_not_reach_the_image() -> anyhow::Result<()> {
         image(folder.path(), "077")?,
         image(folder.path(), "000")?,
     ];
-    ensure!(images[0] == images[1] && images[0] == images[2], "the images differ");
+    ensure!(
+        images[0] == images[1] && images[0] == images[2],
+        "the images differ"
+    );
     Ok(())
 }
