@@ -177,6 +177,16 @@ fn another_mesh_is_left_alone(kubeconfig: &str) {
     assert!(!done && text.contains(&told), "{text}");
     assert!(well(kubeconfig, &["verify-install"]).contains("objects as installed"));
 
+    // Nor is one of Adit's that Helm looks after.
+    let ours = "*=registry.example/aditd@sha256:\
+        9b6ae4ff8b54a1d9a9b6c3a5f2a1d0c4e1a7a9b6c3a5f2a1d0c4e1a7a9b6c3a5";
+    here(&["set", "image", "deployment/istiod", ours]);
+    let (done, text) = adit(kubeconfig, &["uninstall", "--purge", "-y"]);
+    assert!(
+        !done && text.contains("of an Adit that `adit install` has not made"),
+        "{text}"
+    );
+
     here(&["delete", "deployment", "istiod"]);
     let text = well(kubeconfig, &["uninstall", "--purge", "-y"]);
     assert!(text.contains("Uninstallation complete"), "{text}");

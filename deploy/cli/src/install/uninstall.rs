@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(short = 'y', long = "skip-confirmation")]
     yes: bool,
     /// Go on when a node's agent does not end in time; with --purge, also when there is
-    /// another mesh
+    /// another mesh or one that Helm has installed
     #[arg(long)]
     force: bool,
     /// Say what would be removed
@@ -164,15 +164,24 @@ fn nothing(
     Ok(Outcome::Well)
 }
 
-/// What `--purge` removes belongs to the whole cluster: another mesh would miss it.
+/// What `--purge` removes belongs to the whole cluster: another mesh would miss it, and an
+/// Adit that Helm has installed as well.
 async fn alone(access: &Access) -> anyhow::Result<()> {
     let parts = owner::parts(access).await?;
-    let others = parts.iter().filter(|part| part.owner == Owner::Other);
-    let others: Vec<String> = others.map(|part| part.id.to_string()).collect();
+    let named = |owner: Owner| -> Vec<String> {
+        let found = parts.iter().filter(|part| part.owner == owner);
+        found.map(|part| part.id.to_string()).collect()
+    };
+    let (others, elsewhere) = (named(Owner::Other), named(Owner::Elsewhere));
     anyhow::ensure!(
         others.is_empty(),
         "{} of another mesh: --purge would take definitions and policies from it. Without --purge only Adit is removed; --force goes on",
         others.join(", ")
+    );
+    anyhow::ensure!(
+        elsewhere.is_empty(),
+        "{} of an Adit that `adit install` has not made: --purge would take keys, definitions and policies from it. Remove it first, with Helm if that has installed it; --force goes on",
+        elsewhere.join(", ")
     );
     Ok(())
 }
