@@ -22,12 +22,12 @@ use adit_shared::telemetry::http as status_http;
 use anyhow::Context as _;
 use http::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::install::{self, Installer};
 use crate::plugin::{self, NetConf};
-use crate::protocol::{AGENT_SOCKET, API_DEADLINE, ZTUNNEL_SOCKET};
+use crate::protocol::{AGENT_SOCKET, ZTUNNEL_SOCKET};
 use cluster::{Cluster, Presence};
 use metrics::Metrics;
 use server::Server;
@@ -122,6 +122,15 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .unwrap_or_else(|| options.namespace.clone());
 
     let cluster = Cluster::start(&options.node).await?;
+    let daemon_sets = [
+        options.ztunnel_daemon_set.clone(),
+        options.daemon_set.clone(),
+    ];
+    tokio::spawn(
+        cluster
+            .clone()
+            .learn(options.namespace.clone(), daemon_sets.clone()),
+    );
     let ztunnel = Ztunnel::new(&options.ztunnel_socket);
     let metrics = Arc::new(Metrics::default());
     let server = Arc::new(Server {
@@ -131,10 +140,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         root_namespace: root_namespace.clone(),
         exclude_namespaces: options.exclude_namespaces.clone(),
         namespace: options.namespace.clone(),
-        daemon_sets: [
-            options.ztunnel_daemon_set.clone(),
-            options.daemon_set.clone(),
-        ],
+        daemon_sets,
     });
     // The plugin is installed only when it will be answered.
     let listener = bind(&options.socket)?;
@@ -246,19 +252,17 @@ async fn end(
     ztunnel: &Ztunnel,
     (keeping, wanted): (tokio::task::JoinHandle<()>, install::Wanted),
 ) {
-    let asked = cluster.daemon_set(&options.namespace, &options.daemon_set);
-    match timeout(API_DEADLINE, asked).await {
-        Ok(Presence::Leaving) => {}
-        Ok(Presence::Stays) => {
+    match cluster
+        .daemon_set(&options.namespace, &options.daemon_set)
+        .await
+    {
+        Presence::Leaving => {}
+        Presence::Stays => {
             info!("the DaemonSet is still there: the plugin stays installed");
             return;
         }
-        Ok(Presence::Unknown(error)) => {
+        Presence::Forbidden(error) | Presence::Unknown(error) => {
             warn!("the plugin stays installed, for nobody says that the mesh is removed: {error}");
-            return;
-        }
-        Err(_) => {
-            warn!("the plugin stays installed: the Kubernetes API does not answer");
             return;
         }
     }
@@ -280,8 +284,10 @@ async fn end(
     // Capture goes only when ztunnel goes as well.
     let until = Instant::now() + LEAVE_WAIT;
     while Instant::now() < until && ztunnel.is_there().await {
-        let asked = cluster.daemon_set(&options.namespace, &options.ztunnel_daemon_set);
-        if matches!(timeout(API_DEADLINE, asked).await, Ok(Presence::Leaving)) {
+        let found = cluster
+            .daemon_set(&options.namespace, &options.ztunnel_daemon_set)
+            .await;
+        if found == Presence::Leaving {
             match ztunnel.leave().await {
                 Ok(()) => info!("the node's capture is removed"),
                 Err(error) => warn!("the node's capture is not removed: {error}"),
