@@ -163,6 +163,66 @@ fn a_single_plugin_becomes_a_list_and_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_single_plugin_comes_back_under_the_name_that_it_had() {
+    let node = Node::new();
+    node.write("10-net.json", SINGLE);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), ["10-net.conflist", "10-net.json.adit-saved"]);
+    assert!(node.installer.reconcile().expect("installed").is_empty());
+    node.uninstall();
+    assert_eq!(node.names(), ["10-net.json"]);
+    assert_eq!(
+        fs::read_to_string(node.conf("10-net.json")).expect("there"),
+        SINGLE
+    );
+}
+
+#[test]
+fn a_list_of_somebody_else_is_not_overwritten() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.write("10-net.conflist", OTHER);
+    let error = node.installer.reconcile().expect_err("not ours");
+    assert!(matches!(error, InstallError::Taken { .. }), "{error}");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conf", "10-net.conflist"]);
+    // Nor one that the plugin had joined.
+    fs::remove_file(node.conf("10-net.conf")).expect("removed");
+    node.installer.reconcile().expect("installed");
+    node.write("10-net.conf", SINGLE);
+    let error = node.installer.reconcile().expect_err("not ours");
+    assert!(matches!(error, InstallError::Taken { .. }), "{error}");
+    node.uninstall();
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conf", "10-net.conflist"]);
+}
+
+#[test]
+fn a_list_that_was_made_before_a_crash_is_our_own() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.installer.reconcile().expect("installed");
+    let (single, saved) = ("10-net.conf", "10-net.conf.adit-saved");
+    fs::rename(node.conf(saved), node.conf(single)).expect("moved");
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), [saved, "10-net.conflist"]);
+}
+
+/// Its owner has gone over to a list of its own, in the place of ours.
+#[test]
+fn a_list_that_took_the_place_of_ours_stays() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.installer.reconcile().expect("installed");
+    node.write("10-net.conflist", OTHER);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other", "adit-cni"]);
+    node.uninstall();
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conflist"]);
+}
+
+#[test]
 fn without_a_configuration_it_waits_and_says_so() {
     let node = Node::new();
     let error = node.installer.reconcile().expect_err("nothing there");
