@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_cni::install::{InstallError, Installer, Wanted, keep, uninstall};
+use adit_cni::install::{InPlace, InstallError, Installer, Wanted, keep, uninstall};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,6 +34,7 @@ impl Node {
             binary: at("binary"),
             entry: json!({"type": "adit-cni", "agentSocket": "/a"}),
             conf_name: None,
+            in_place: InPlace::default(),
         };
         Self {
             directory,
@@ -220,6 +221,39 @@ fn a_list_that_took_the_place_of_ours_stays() {
     node.uninstall();
     assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
     assert_eq!(node.names(), ["10-net.conflist"]);
+}
+
+#[test]
+fn a_binary_that_nobody_has_touched_is_not_read_again() {
+    const LARGE: usize = 4 << 20;
+    let node = Node::new();
+    let source = node.directory.path().join("binary");
+    fs::write(&source, vec![b'x'; LARGE]).expect("written");
+    node.write("10-net.conflist", LIST);
+    // Reading by this thread only.
+    let read_so_far = || {
+        let text = fs::read_to_string("/proc/thread-self/io").expect("Linux");
+        let count = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+        count.expect("there").parse::<usize>().expect("a number")
+    };
+    node.installer.reconcile().expect("installed");
+    node.installer.reconcile().expect("compared");
+    let before = read_so_far();
+    node.installer.reconcile().expect("unchanged");
+    assert!(read_so_far() - before < LARGE / 2, "read again");
+
+    // The same length, at any place.
+    let target = node.installer.bin_dir.join("adit-cni");
+    for touched in [&target, &source] {
+        fs::write(touched, vec![b'y'; LARGE]).expect("written");
+        node.installer.reconcile().expect("installed");
+        let (wanted, found) = (fs::read(&source), fs::read(&target));
+        assert!(wanted.expect("there") == found.expect("there"));
+    }
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).expect("ours");
+    node.installer.reconcile().expect("installed");
+    let mode = fs::metadata(&target).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
 }
 
 #[test]

@@ -158,6 +158,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
             options.plugin_log.clone(),
         )),
         conf_name: options.conf_name.clone(),
+        in_place: install::InPlace::default(),
     };
     let wanted = install::Wanted::default();
     let keeping = tokio::spawn(install::keep(installer, installed.clone(), wanted.clone()));

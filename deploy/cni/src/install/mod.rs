@@ -91,6 +91,25 @@ pub struct Installer {
     pub entry: Value,
     /// The configuration to join, by its file's name; default: the one that a runtime uses.
     pub conf_name: Option<String>,
+    /// The binary as it was last found in place.
+    pub in_place: InPlace,
+}
+
+/// Two binaries that were the same when they were last read: while neither has been touched,
+/// they need not be read again.
+#[derive(Debug, Clone, Default)]
+pub struct InPlace(Arc<Mutex<Option<[FileState; 2]>>>);
+
+/// What changes with a file's content: device, inode, length, and both times in nanoseconds.
+type FileState = (u64, u64, u64, (i64, i64), (i64, i64));
+
+fn file_state(path: &Path) -> Option<FileState> {
+    let found = fs::metadata(path).ok()?;
+    let (modified, changed) = (
+        (found.mtime(), found.mtime_nsec()),
+        (found.ctime(), found.ctime_nsec()),
+    );
+    Some((found.dev(), found.ino(), found.len(), modified, changed))
 }
 
 impl Installer {
@@ -124,9 +143,16 @@ impl Installer {
     fn install_binary(&self) -> Result<Option<PathBuf>, InstallError> {
         fs::create_dir_all(&self.bin_dir).map_err(io_error("make", &self.bin_dir))?;
         let target = self.bin_dir.join(PLUGIN_TYPE);
+        // Before they are read: what is written meanwhile is read the next time.
+        let states = file_state(&self.binary).zip(file_state(&target));
+        let states = states.map(|(binary, target)| [binary, target]);
+        if states.is_some() && *self.in_place.0.lock() == states {
+            return Ok(None);
+        }
         let wanted = fs::read(&self.binary).map_err(io_error("read", &self.binary))?;
         let mode = fs::metadata(&target).map(|file| file.permissions().mode() & 0o777);
         if fs::read(&target).is_ok_and(|found| found == wanted) && mode.is_ok_and(|m| m == 0o755) {
+            *self.in_place.0.lock() = states;
             return Ok(None);
         }
         file::replace(&target, &wanted, 0o755).map_err(io_error("write", &target))?;
