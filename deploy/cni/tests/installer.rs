@@ -323,16 +323,37 @@ async fn what_is_taken_out_for_good_is_not_put_back() {
     for round in 0..20 {
         let node = Node::new();
         let wanted = Wanted::default();
-        let installed = Arc::new(AtomicBool::new(false));
-        let keeping = tokio::spawn(keep(node.installer.clone(), installed, wanted.clone()));
+        let looked = Arc::new(AtomicBool::new(false));
+        let keeping = tokio::spawn(keep(node.installer.clone(), looked.clone(), wanted.clone()));
         let path = node.conf("10-net.conflist");
         fs::write(&path, LIST).expect("written");
         let (bin, conf) = (&node.installer.bin_dir, &node.installer.conf_dir);
-        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        // At once, and in the midst of each step.
+        let step = |what: &'static str, done: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while !done() {
+                assert!(Instant::now() < deadline, "waited in vain: {what}");
+                std::hint::spin_loop();
+            }
+        };
+        match round % 4 {
+            0 => {}
+            1 => step("the binary", &|| bin.join("adit-cni").exists()),
+            2 => step("its entry", &|| types(&path) == ["bridge", "adit-cni"]),
+            _ => step("the end of the round", &|| looked.load(Ordering::Relaxed)),
+        }
         wanted.uninstall(bin, conf).expect("taken out");
-        // Its owner writes it once more, and whoever keeps it hears of that.
-        fs::write(&path, LIST).expect("written");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Its owner writes it once more, and whoever keeps it hears of that. Of the two
+        // rounds that end after this, the second has begun after it.
+        for _ in 0..2 {
+            looked.store(false, Ordering::Relaxed);
+            fs::write(&path, LIST).expect("written");
+            let deadline = Instant::now() + PATIENCE;
+            while !looked.load(Ordering::Relaxed) {
+                assert!(Instant::now() < deadline, "nobody has looked");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         assert_eq!(types(&path), ["bridge"]);
         assert!(!bin.join("adit-cni").exists());
         keeping.abort();
@@ -346,13 +367,18 @@ async fn no_text_of_the_owner_is_lost() {
     let installed = Arc::new(AtomicBool::new(false));
     let keeping = tokio::spawn(keep(node.installer.clone(), installed, Wanted::default()));
     let path = node.conf("10-net.conflist");
-    let last = 300;
-    for number in 0..=last {
+    // Until the two have met often enough.
+    let (mut last, mut met) = (0, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while met < 20 {
+        assert!(Instant::now() < deadline, "joined {met} times");
+        last += 1;
         let new = node.conf(".owner");
-        let text = LIST.replace("bridge", &format!("bridge-{number}"));
+        let text = LIST.replace("bridge", &format!("bridge-{last}"));
         fs::write(&new, text).expect("written");
+        met += usize::from(types(&path).len() == 2);
         fs::rename(&new, &path).expect("moved");
-        tokio::time::sleep(Duration::from_micros(700)).await;
+        tokio::task::yield_now().await;
     }
     let expected = [format!("bridge-{last}"), "adit-cni".to_owned()];
     let deadline = Instant::now() + PATIENCE;
