@@ -159,7 +159,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         });
         // To the end of the process: the node may leave the mesh while we drain.
         let answering = socket.clone();
-        tokio::spawn(listener.serve(move |call| {
+        tokio::spawn(listener.serve_at(move |call| {
             let socket = answering.clone();
             async move { socket.answer(call).await }
         }));

@@ -42,6 +42,8 @@ const MAX_CALLS: usize = 128;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// For a call altogether. Handlers have deadlines of their own, below this one.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// A socket whose file somebody removed is made again after so long.
+const PLACE_LOOK: Duration = Duration::from_secs(1);
 /// After an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that one message may bring; all but the first are closed.
@@ -140,8 +142,63 @@ impl HandoffListener {
         H: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
+        let slots = Arc::new(Semaphore::new(MAX_CALLS));
+        self.answer_calls(&Arc::new(handler), &slots).await;
+    }
+
+    /// As [`HandoffListener::serve`]; the socket is made again when somebody removes its file.
+    /// A successor that has taken the path over keeps it, for good.
+    pub async fn serve_at<H, F>(mut self, handler: H)
+    where
+        H: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let handler = Arc::new(handler);
         let slots = Arc::new(Semaphore::new(MAX_CALLS));
+        loop {
+            tokio::select! {
+                () = self.answer_calls(&handler, &slots) => {}
+                () = self.removed() => {}
+            }
+            tracing::warn!(path = %self.path.display(), "the socket was removed; it is made again");
+            let mut complaint = None;
+            self = loop {
+                let made = match self.path.parent() {
+                    Some(directory) => std::fs::create_dir_all(directory),
+                    None => Ok(()),
+                };
+                match made.and_then(|()| Self::bind(&self.path)) {
+                    Ok(listener) => break listener,
+                    Err(error) => {
+                        let error = error.to_string();
+                        if complaint.as_ref() != Some(&error) {
+                            tracing::warn!(path = %self.path.display(), "cannot listen: {error}");
+                        }
+                        complaint = Some(error);
+                    }
+                }
+                tokio::time::sleep(PLACE_LOOK).await;
+            };
+        }
+    }
+
+    /// Returns when the file was removed and nobody has put another one in its place.
+    async fn removed(&self) {
+        loop {
+            match file_id(&self.path) {
+                None => return,
+                // What becomes of a successor's is its affair.
+                found if found != self.file => return std::future::pending().await,
+                Some(_) => tokio::time::sleep(PLACE_LOOK).await,
+            }
+        }
+    }
+
+    async fn answer_calls<H, F>(&self, handler: &Arc<H>, slots: &Arc<Semaphore>)
+    where
+        H: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else {
                 return;
@@ -532,6 +589,44 @@ mod tests {
         drop(old);
         let _server = tokio::spawn(new.serve(echo));
         assert!(ask(&path, "/", Vec::new()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_again() {
+        let directory = scratch();
+        let path = directory.path().join("run/a.sock");
+        std::fs::create_dir(directory.path().join("run")).expect("made");
+        let listener = HandoffListener::bind(&path).expect("bound");
+        let _server = tokio::spawn(listener.serve_at(echo));
+        assert!(ask(&path, "/", Vec::new()).await.is_ok());
+        for removed in [&path, &directory.path().join("run")] {
+            if removed.is_dir() {
+                std::fs::remove_dir_all(removed).expect("removed");
+            } else {
+                std::fs::remove_file(removed).expect("removed");
+            }
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while ask(&path, "/", Vec::new()).await.is_err() {
+                assert!(Instant::now() < deadline, "it does not come back");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// It may be ending, and must not be asked when its successor ends before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_path_that_a_successor_took_over_is_left_to_it() {
+        let directory = scratch();
+        let path = directory.path().join("a.sock");
+        let old = HandoffListener::bind(&path).expect("bound");
+        let mut removed = std::pin::pin!(old.removed());
+        let moment = 3 * PLACE_LOOK;
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+        let new = HandoffListener::bind(&path).expect("bound again");
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+        drop(new);
+        assert!(!path.exists());
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
     }
 
     #[tokio::test]

@@ -33,8 +33,6 @@ use metrics::Metrics;
 use server::Server;
 use ztunnel::Ztunnel;
 
-/// A socket that was removed from outside is made again after so long.
-const SOCKET_LOOK: Duration = Duration::from_secs(1);
 /// When the mesh is being removed, ztunnel's DaemonSet may go a little later than ours.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
 const LEAVE_LOOK: Duration = Duration::from_millis(500);
@@ -144,7 +142,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
     });
     // The plugin is installed only when it will be answered.
     let listener = bind(&options.socket)?;
-    tokio::spawn(serve(options.socket.clone(), listener, server));
+    tokio::spawn(listener.serve_at(move |call| {
+        let server = server.clone();
+        async move { server.answer(call).await }
+    }));
 
     let installed = Arc::new(AtomicBool::new(false));
     let installer = Installer {
@@ -214,35 +215,6 @@ fn bind(path: &Path) -> anyhow::Result<HandoffListener> {
             .with_context(|| format!("make {}", directory.display()))?;
     }
     HandoffListener::bind(path).with_context(|| format!("listen at {}", path.display()))
-}
-
-/// Serves the plugin; opens the socket again when somebody removes its file. A newer agent
-/// that has taken the path over keeps it.
-async fn serve(path: PathBuf, mut listener: HandoffListener, server: Arc<Server>) {
-    loop {
-        let watching = path.clone();
-        let answering = server.clone();
-        let serving = listener.serve(move |call| {
-            let server = answering.clone();
-            async move { server.answer(call).await }
-        });
-        let removed = async move {
-            while watching.symlink_metadata().is_ok() {
-                sleep(SOCKET_LOOK).await;
-            }
-        };
-        tokio::select! {
-            () = serving => {}
-            () = removed => warn!(path = %path.display(), "the socket was removed; it is made again"),
-        }
-        listener = loop {
-            match bind(&path) {
-                Ok(listener) => break listener,
-                Err(error) => warn!("{error:#}"),
-            }
-            sleep(SOCKET_LOOK).await;
-        };
-    }
 }
 
 /// What a signal means: a new agent follows and everything stays, so that pods meanwhile
