@@ -57,6 +57,20 @@ impl CertificateAuthority for NoCertificates {
     }
 }
 
+/// One that never answers.
+struct SilentAuthority;
+
+impl CertificateAuthority for SilentAuthority {
+    fn sign<'a>(
+        &'a self,
+        _: &'a SpiffeId,
+        _: &'a str,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<SignedChain, SignError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
 /// A network namespace with [`ADDRESS`], deleted with this.
 struct Netns(String);
 
@@ -130,6 +144,10 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(NoCertificates)
+    }
+
+    fn start_with(authority: impl CertificateAuthority + 'static) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("zt{}-{number}", std::process::id());
@@ -148,7 +166,7 @@ impl Node {
         });
         let redirector = Arc::new(Mutex::new(redirector.expect("this kernel can")));
 
-        let certificates = CertificateCache::new(Arc::new(NoCertificates), CacheOptions::default());
+        let certificates = CertificateCache::new(Arc::new(authority), CacheOptions::default());
         let metrics = Arc::new(Metrics::new("ztunnel", "test"));
         let telemetry = Telemetry::new(metrics, None, Vec::new());
         let (drain, watcher) = drain::channel();
@@ -264,7 +282,14 @@ impl Node {
 
     /// A sandbox of the pod is being made.
     async fn make_sandbox(&self, sandbox: &str, netns: &Netns) -> Answer {
-        let body = pod(sandbox, ADDRESS);
+        self.make_sandbox_of(UID, sandbox, netns).await
+    }
+
+    async fn make_sandbox_of(&self, uid: &str, sandbox: &str, netns: &Netns) -> Answer {
+        let body = SandboxPod {
+            uid: uid.into(),
+            ..pod(sandbox, ADDRESS)
+        };
         self.call(Method::POST, "/pods", &body, Some(netns.fd()))
             .await
     }
@@ -474,7 +499,7 @@ async fn a_sandbox_that_ends_takes_its_capture_along() {
     node.another_round().await;
     node.call(Method::DELETE, "/sandboxes/s2", &(), None).await;
     assert!(node.captured().is_empty());
-    assert_eq!(second.listeners(), 0);
+    wait_for("the end of its listeners", || second.listeners() == 0).await;
     node.another_round().await;
     assert!(node.captured().is_empty(), "it came back");
     assert!(!node.directory.join("pods").join(UID).exists());
@@ -495,7 +520,7 @@ async fn the_end_of_an_unknown_sandbox_is_the_pods_if_nothing_runs_in_it() {
     std::fs::remove_file(node.directory.join("netns").join(UID)).expect("a link");
     node.call(Method::DELETE, &target, &(), None).await;
     assert!(node.captured().is_empty());
-    assert_eq!(netns.listeners(), 0);
+    wait_for("the end of its listeners", || netns.listeners() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -541,4 +566,31 @@ async fn a_node_that_leaves_the_mesh_has_no_capture() {
         .output()
         .expect("iproute2 is installed");
     assert!(rules.stdout.is_empty(), "{rules:?}");
+}
+
+/// Certificates do not come; what has waited for them once does not hold up what starts now,
+/// and does not wait again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_the_certificates_of_others_or_twice_for_its_own() {
+    let mut node = Node::start_with(SilentAuthority);
+    let (running, starting) = (Netns::new(&node.name, "a"), Netns::new(&node.name, "b"));
+    node.set_netns(&running);
+    node.want(ADDRESS);
+    let answer = node.make_sandbox_of("other", "s1", &starting).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(node.captured(), [starting.fd().inode()]);
+    // The first one still gets its time, and then goes on without.
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+    wait_for("the pod that waits", || node.captured().len() == 2).await;
+
+    // One whose capture fails is tried in every round.
+    node.want(Ipv4Addr::new(10, 9, 0, 99));
+    node.is_reported(EnrolmentState::Failed, "10.9.0.99").await;
+    let started = Instant::now();
+    for _ in 0..4 {
+        node.want(Ipv4Addr::new(10, 9, 0, 99));
+        node.another_round().await;
+    }
+    // Less than it takes to wait once.
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
