@@ -234,7 +234,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     ));
     tokio::spawn(notify_when_ready(readiness));
     tokio::spawn(tidy(checked));
-    tokio::spawn(sweep(metrics, model));
+    tokio::spawn(sweep(metrics, shared.clone()));
 
     let quit = Arc::new(Notify::new());
     let page = Arc::new(Admin {
@@ -447,11 +447,14 @@ async fn tidy(checked: Arc<Notify>) {
     }
 }
 
-/// Drops the series of workloads that are gone from time to time.
-async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
+/// Drops what is known of workloads that are gone from time to time.
+async fn sweep(metrics: Arc<Metrics>, shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        let snapshot = model.load_full();
+        let snapshot = shared.model.load_full();
+        shared
+            .failing_waypoints
+            .forget(|uid| snapshot.workload(uid).is_some());
         let names: std::collections::HashSet<_> = snapshot
             .workloads()
             .map(|w| (w.namespace.clone(), w.workload_name.clone()))
