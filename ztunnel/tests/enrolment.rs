@@ -16,12 +16,13 @@ use adit_shared::identity::{
     CacheOptions, CertificateAuthority, CertificateCache, SignError, SignedChain, SpiffeId,
     TrustDomain,
 };
-use adit_shared::model::SharedModel;
 use adit_shared::model::enrolment::SandboxPod;
+use adit_shared::model::{SharedModel, address_from_resource};
 use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::net::handoff::{self, Answer, HandoffListener};
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport, EnrolmentState};
+use adit_shared::proto::workload as wire;
 use adit_shared::telemetry::{Metrics, Telemetry};
 use adit_ztunnel::config::{Config, OwnPod, PodDiscovery};
 use adit_ztunnel::discovery::Discovery;
@@ -133,6 +134,7 @@ struct Node {
     directory: PathBuf,
     cgroup: PathBuf,
     wanted: Arc<Wanted>,
+    shared: Arc<Shared>,
     redirector: Arc<Mutex<Redirector>>,
     reports: watch::Receiver<EnrolmentReport>,
     /// How often the manager has worked off what is wanted.
@@ -231,6 +233,7 @@ impl Node {
             directory,
             cgroup,
             wanted,
+            shared,
             redirector,
             reports,
             rounds,
@@ -593,4 +596,61 @@ async fn nobody_waits_for_the_certificates_of_others_or_twice_for_its_own() {
     }
     // Less than it takes to wait once.
     assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// The pod's own certificate is missing: that is no failure of the waypoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waypoint_is_not_blamed_for_a_certificate_that_is_missing() {
+    let mut node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    node.set_netns(&netns);
+    let address = |last: u8| vec![10, 9, 0, last];
+    let workload = |name: &str, last: u8| wire::Workload {
+        uid: format!("Kubernetes//Pod/shop/{name}"),
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        addresses: vec![address(last)],
+        tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+        ..wire::Workload::default()
+    };
+    let waypoint = wire::NetworkAddress {
+        network: String::new(),
+        address: address(60),
+        length: None,
+    };
+    let behind = wire::Workload {
+        waypoint: Some(wire::GatewayAddress {
+            destination: Some(wire::gateway_address::Destination::Address(waypoint)),
+            hbone_mtls_port: 15008,
+        }),
+        ..workload("server", 50)
+    };
+    for workload in [workload("web-1", 2), behind, workload("waypoint", 60)] {
+        let uid = workload.uid.clone();
+        let resource = wire::Address {
+            r#type: Some(wire::address::Type::Workload(workload)),
+        };
+        let update = address_from_resource(&uid, &resource).expect("valid");
+        node.shared.model.apply([update]);
+    }
+    node.want(ADDRESS);
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+
+    let call = format!(
+        "echo $$ >{}/cgroup.procs && exec nsenter --net={} timeout 20 bash -c '\
+         exec 3<>/dev/tcp/10.9.0.50/80; printf \"GET / HTTP/1.1\\r\\nhost: server\\r\\n\\r\\n\" >&3; cat <&3'",
+        node.cgroup.display(),
+        netns.path().display()
+    );
+    let called = tokio::task::spawn_blocking(move || {
+        let output = Command::new("sh").args(["-c", &call]).output();
+        output.expect("a shell is installed")
+    });
+    let output = called.await.expect("no panic");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    let reason = "x-adit-reason: no_certificate";
+    assert!(answer.contains(reason), "{answer} {output:?}");
+    let failing = node.shared.failing_waypoints.snapshot(|_| true);
+    assert!(failing.is_empty(), "{failing:?}");
 }
