@@ -46,8 +46,10 @@ const CALL_DEADLINE: Duration = Duration::from_secs(60);
 const PLACE_LOOK: Duration = Duration::from_secs(1);
 /// After an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Descriptors that one message may bring; all but the first are closed.
-const MAX_PASSED: usize = 4;
+/// Descriptors that one message may bring: all that the kernel lets anybody send
+/// (`SCM_MAX_FD`). All but the first are closed; with room for fewer, those that were already
+/// made for us would stay open.
+const MAX_PASSED: usize = 253;
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -627,6 +629,46 @@ mod tests {
         drop(new);
         assert!(!path.exists());
         assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_nobody_asked_for_are_closed() {
+        let directory = scratch();
+        let path = directory.path().join("a.sock");
+        let listener = HandoffListener::bind(&path).expect("bound");
+        let _server = tokio::spawn(listener.serve(|call: Call| async move {
+            Answer::new(StatusCode::OK, call.descriptor.is_some().to_string())
+        }));
+        let told = tokio::task::spawn_blocking(move || {
+            let (mut left, passed) = StdUnixStream::pair().expect("a pair");
+            let mut stream = StdUnixStream::connect(&path).expect("connected");
+            // As many as the kernel lets pass.
+            let many = vec![passed.as_raw_fd(); 253];
+            let request = b"POST / HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\n\r\n";
+            let sent = sendmsg::<()>(
+                stream.as_raw_fd(),
+                &[IoSlice::new(request)],
+                &[ControlMessage::ScmRights(&many)],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            assert_eq!(sent.expect("sent"), request.len());
+            drop(passed);
+            let patience = Some(Duration::from_secs(20));
+            stream.set_read_timeout(patience).expect("set");
+            let mut told = String::new();
+            stream.read_to_string(&mut told).expect("answered");
+            // It ends when nobody has the other side any more.
+            left.set_read_timeout(patience).expect("set");
+            let end = left
+                .read(&mut [0])
+                .expect("somebody still has a descriptor");
+            assert_eq!(end, 0);
+            told
+        });
+        let told = told.await.expect("no panic");
+        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+        assert!(told.ends_with("true"), "{told}");
     }
 
     #[tokio::test]
