@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adit_shared::net::handoff::HandoffListener;
+use adit_shared::net::socket::any_address;
 use adit_shared::telemetry::http as status_http;
 use anyhow::Context as _;
 use http::StatusCode;
@@ -86,7 +87,7 @@ pub struct Options {
     #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
     pub log_format: String,
     /// `/healthz`, `/readyz` and `/metrics`.
-    #[arg(long, env = "ADIT_CNI_STATUS_ADDRESS", default_value = "[::]:8000")]
+    #[arg(long, env = "ADIT_CNI_STATUS_ADDRESS", default_value_t = any_address(8000))]
     pub status_address: SocketAddr,
 }
 
