@@ -7,35 +7,14 @@ use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
-use super::enrolment::{Decision, decide};
 use super::l7::{self, Consulted, MeshSettings, ResourceKey, View};
 use super::mesh::MeshConfig;
 use super::namespace::{Compiled, Shared, namespace};
 use super::peer_authentication::{STATIC_STRICT, static_strict};
-use super::redirection::{Desired, Redirection};
+use super::redirection::{Redirection, Redirections};
 use crate::model::{NamespaceObjects, ObjectRef, Objects};
 use crate::serve::SnapshotBuilder;
 use crate::status::ObjectStatus;
-
-/// Which pods ought to be enrolled.
-pub fn desired(objects: &Objects, mesh: &MeshConfig) -> Desired {
-    let mut desired = Desired::default();
-    for of in objects.namespaces.values() {
-        for pod in of.pods.values() {
-            let uid = pod.meta.uid.clone();
-            match decide(pod, of.namespace.as_deref(), mesh) {
-                Decision::Enrol => {
-                    desired.enrolled.insert(uid, pod.node.clone());
-                }
-                Decision::Leave(_) if pod.phase.is_terminal() || pod.addresses.is_empty() => {}
-                Decision::Leave(_) => {
-                    desired.others.insert(uid);
-                }
-            }
-        }
-    }
-    desired
-}
 
 /// Compiles everything at once.
 pub fn compile(objects: &Objects, redirection: &Redirection, mesh: &MeshConfig) -> Compiled {
@@ -96,14 +75,16 @@ pub struct Compiler {
     /// How many namespaces give a resource to a waypoint: what a service brings along is
     /// given by all that send there.
     givers: BTreeMap<ResourceKey, usize>,
+    /// Namespaces that the last update compiled, or found to be gone.
+    changed: Vec<Arc<str>>,
 }
 
 /// A namespace with the inputs that it was compiled from.
 #[derive(Debug, Default)]
 struct Part {
     objects: Arc<NamespaceObjects>,
-    /// Pods that are captured or enrolled, as far as they are of this namespace.
-    redirection: Redirection,
+    /// Pods that are captured or enrolled.
+    redirection: Arc<Redirection>,
     /// For node proxies.
     compiled: Compiled,
     /// For waypoints.
@@ -125,6 +106,7 @@ impl Compiler {
             parts: BTreeMap::new(),
             classes: BTreeMap::new(),
             givers: BTreeMap::new(),
+            changed: Vec::new(),
         }
     }
 
@@ -137,7 +119,7 @@ impl Compiler {
     pub fn update(
         &mut self,
         objects: &Objects,
-        redirection: &Redirection,
+        redirections: &Redirections,
         snapshot: &mut SnapshotBuilder,
     ) -> usize {
         self.settings.refresh(objects, &self.configured);
@@ -145,7 +127,7 @@ impl Compiler {
         let shared = Shared::of(objects, &mesh);
         let all = self.shared.as_ref() != Some(&shared) || self.mesh != mesh;
         self.mesh = mesh;
-        let mut count = 0;
+        self.changed.clear();
         let gone = self
             .parts
             .keys()
@@ -154,17 +136,18 @@ impl Compiler {
             if let Some(part) = self.parts.remove(&name) {
                 edit(snapshot, &part.compiled, &Compiled::default());
                 self.edit_l7(snapshot, &part.l7, &l7::Part::default());
-                count += 1;
+                self.changed.push(name);
             }
         }
+        let nothing = Arc::default();
         for (name, of) in &objects.namespaces {
-            let redirection = restrict(redirection, of);
+            let redirection = redirections.get(name).unwrap_or(&nothing);
             let mut part = self.parts.remove(name).unwrap_or_default();
             let changed = all || !Arc::ptr_eq(&part.objects, of);
-            let l4 = changed || part.redirection != redirection;
+            let l4 = changed || part.redirection != *redirection;
             let l7 = changed || !part.consulted.is_current(objects);
             if l4 {
-                let compiled = namespace(name, of, &shared, &redirection, &self.mesh);
+                let compiled = namespace(name, of, &shared, redirection, &self.mesh);
                 edit(snapshot, &part.compiled, &compiled);
                 part.compiled = compiled;
             }
@@ -177,10 +160,10 @@ impl Compiler {
             }
             if l4 || l7 {
                 part.objects = of.clone();
-                part.redirection = redirection;
+                part.redirection = redirection.clone();
                 part.statuses = part.compiled.statuses.clone();
                 merge_statuses(&mut part.statuses, part.l7.statuses.clone());
-                count += 1;
+                self.changed.push(name.clone());
             }
             self.parts.insert(name.clone(), part);
         }
@@ -199,13 +182,23 @@ impl Compiler {
         );
         self.classes = l7::class_statuses(objects);
         self.shared = Some(shared);
-        count
+        self.changed.len()
     }
 
     /// Status of all objects.
     pub fn statuses(&self) -> impl Iterator<Item = (&ObjectRef, &ObjectStatus)> {
         let parts = self.parts.values().flat_map(|part| &part.statuses);
         parts.chain(&self.classes)
+    }
+
+    /// Status of all objects of the namespaces that the last update compiled, and, under
+    /// the empty name, of what is in no namespace. A namespace that is gone has none.
+    pub fn changed_statuses(
+        &self,
+    ) -> impl Iterator<Item = (Arc<str>, Option<&BTreeMap<ObjectRef, ObjectStatus>>)> {
+        let of = |name: &Arc<str>| Some(&self.parts.get(name)?.statuses);
+        let changed = self.changed.iter().map(move |name| (name.clone(), of(name)));
+        changed.chain([(Arc::default(), Some(&self.classes))])
     }
 
     /// Makes the difference between what a namespace gave to waypoints and gives now.
@@ -233,20 +226,6 @@ impl Compiler {
             }
         }
     }
-}
-
-fn restrict(redirection: &Redirection, of: &NamespaceObjects) -> Redirection {
-    let mut own = Redirection::default();
-    for pod in of.pods.values() {
-        let uid = &pod.meta.uid;
-        if redirection.hbone.contains(uid) {
-            own.hbone.insert(uid.clone());
-        }
-        if redirection.enrolments.contains(uid) {
-            own.enrolments.insert(uid.clone());
-        }
-    }
-    own
 }
 
 /// Makes the difference between two versions of a namespace.

@@ -93,12 +93,17 @@ fn finish(shared: &Shared, uid: Arc<str>, mark: &Mark, result: Result<(), Reques
         Ok(()) => {
             state.pods.done(&uid);
             if mark.enable {
-                state.confirmed.insert(uid);
+                state.confirmed.insert((mark.namespace.clone(), uid));
                 shared.written.notify_one();
             }
         }
         // That pod is no more; the watch will say so.
-        Err(Failure::Gone | Failure::Conflict) => state.pods.done(&uid),
+        Err(Failure::Gone) => state.pods.done(&uid),
+        // Somebody else has written in this moment, or another pod has the name. If it is
+        // that, the watch takes the mark away, and nobody tries again.
+        Err(Failure::Conflict) => {
+            state.pods.failed(&uid, None, Instant::now());
+        }
         Err(Failure::Refused) => {
             state.pods.failed(&uid, Some(REFUSED), Instant::now());
         }
