@@ -197,7 +197,10 @@ impl Compiler {
         &self,
     ) -> impl Iterator<Item = (Arc<str>, Option<&BTreeMap<ObjectRef, ObjectStatus>>)> {
         let of = |name: &Arc<str>| Some(&self.parts.get(name)?.statuses);
-        let changed = self.changed.iter().map(move |name| (name.clone(), of(name)));
+        let changed = self
+            .changed
+            .iter()
+            .map(move |name| (name.clone(), of(name)));
         changed.chain([(Arc::default(), Some(&self.classes))])
     }
 

@@ -351,15 +351,42 @@ impl Tracked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::testing::pod as pod_object;
 
-    fn desired(enrolled: &[(&str, &str)], others: &[&str]) -> Desired {
-        Desired {
-            enrolled: enrolled
-                .iter()
-                .map(|(uid, node)| ((*uid).into(), (*node).into()))
-                .collect(),
-            others: others.iter().map(|uid| (*uid).into()).collect(),
+    /// Pods that ought to be enrolled, with their nodes, and others.
+    fn desired(enrolled: &[(&str, &str)], others: &[&str]) -> Objects {
+        let enrolled = enrolled.iter().map(|(uid, node)| (*uid, *node, "ambient"));
+        let others = others.iter().map(|uid| (*uid, "n", "none"));
+        let mut of = NamespaceObjects::default();
+        for (uid, node, mode) in enrolled.chain(others) {
+            let metadata = format!("uid: {uid}\n  labels: {{istio.io/dataplane-mode: {mode}}}");
+            let spec = format!("nodeName: {node}");
+            let pod = pod_object("a", uid, &metadata, &spec, "podIP: 10.0.0.1");
+            of.pods.insert(uid.into(), Arc::new(pod));
         }
+        let namespaces = [("a".into(), Arc::new(of))].into();
+        Objects {
+            namespaces,
+            ..Objects::default()
+        }
+    }
+
+    fn reconcile(
+        tracker: &mut RedirectionTracker,
+        objects: &Objects,
+        now: Instant,
+    ) -> Arc<Redirection> {
+        tracker.reconcile(objects, &MeshConfig::default(), |_| false, now);
+        tracker.redirection("a").cloned().unwrap_or_default()
+    }
+
+    fn started_with(uid: &str, node: &str) -> RedirectionTracker {
+        let captured = Captured {
+            namespace: "a".into(),
+            uid: uid.into(),
+            node: node.into(),
+        };
+        RedirectionTracker::new(WITHDRAW_DELAY, [captured])
     }
 
     fn pod(uid: &str, state: EnrolmentState) -> PodEnrolment {
@@ -380,16 +407,16 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
         let wanted = desired(&[("u", "n")], &[]);
-        let plan = tracker.reconcile(&wanted, at(0));
+        let plan = reconcile(&mut tracker, &wanted, at(0));
         assert_eq!(
             (texts(&plan.hbone), texts(&plan.enrolments)),
             (vec![], vec!["u"])
         );
         assert!(tracker.report("n", &[pod("u", EnrolmentState::Pending)]));
-        assert!(tracker.reconcile(&wanted, at(1)).hbone.is_empty());
+        assert!(reconcile(&mut tracker, &wanted, at(1)).hbone.is_empty());
         assert!(tracker.report("n", &[pod("u", EnrolmentState::Enrolled)]));
         assert!(!tracker.report("n", &[pod("u", EnrolmentState::Enrolled)]));
-        assert_eq!(texts(&tracker.reconcile(&wanted, at(2)).hbone), ["u"]);
+        assert_eq!(texts(&reconcile(&mut tracker, &wanted, at(2)).hbone), ["u"]);
 
         // The proxy restarts, fails, forgets: still HBONE.
         for report in [
@@ -398,33 +425,33 @@ mod tests {
             vec![],
         ] {
             tracker.report("n", &report);
-            assert_eq!(texts(&tracker.reconcile(&wanted, at(3)).hbone), ["u"]);
+            assert_eq!(texts(&reconcile(&mut tracker, &wanted, at(3)).hbone), ["u"]);
         }
 
         let unwanted = desired(&[], &["u"]);
-        let plan = tracker.reconcile(&unwanted, at(1000));
+        let plan = reconcile(&mut tracker, &unwanted, at(1000));
         assert_eq!(
             (texts(&plan.hbone), texts(&plan.enrolments)),
             (vec![], vec!["u"])
         );
         assert_eq!(tracker.next_deadline(), Some(at(3000)));
         assert_eq!(
-            texts(&tracker.reconcile(&unwanted, at(2999)).enrolments),
+            texts(&reconcile(&mut tracker, &unwanted, at(2999)).enrolments),
             ["u"]
         );
-        assert_eq!(tracker.captured().count(), 1);
-        let plan = tracker.reconcile(&unwanted, at(3000));
-        assert_eq!(plan, Redirection::default());
+        assert!(tracker.captured_on("a", "u").is_some());
+        let plan = reconcile(&mut tracker, &unwanted, at(3000));
+        assert_eq!(*plan, Redirection::default());
         assert_eq!(tracker.next_deadline(), None);
-        assert_eq!(tracker.captured().count(), 0);
+        assert!(tracker.captured_on("a", "u").is_none());
     }
 
     #[test]
     fn coming_back_before_the_withdrawal_is_done_needs_no_report() {
         let now = Instant::now();
-        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
-        tracker.reconcile(&desired(&[], &["u"]), now);
-        let plan = tracker.reconcile(&desired(&[("u", "n")], &[]), now);
+        let mut tracker = started_with("u", "n");
+        reconcile(&mut tracker, &desired(&[], &["u"]), now);
+        let plan = reconcile(&mut tracker, &desired(&[("u", "n")], &[]), now);
         assert_eq!(texts(&plan.hbone), ["u"]);
         assert_eq!(tracker.next_deadline(), None);
     }
@@ -432,9 +459,9 @@ mod tests {
     #[test]
     fn a_pod_that_is_gone_is_forgotten_at_once() {
         let now = Instant::now();
-        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n".into())]);
+        let mut tracker = started_with("u", "n");
         assert_eq!(
-            tracker.reconcile(&desired(&[], &[]), now),
+            *reconcile(&mut tracker, &desired(&[], &[]), now),
             Redirection::default()
         );
         assert_eq!(tracker.next_deadline(), None);
@@ -443,18 +470,18 @@ mod tests {
     #[test]
     fn a_pod_that_moved_has_to_be_reported_again() {
         let now = Instant::now();
-        let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, [("u".into(), "n1".into())]);
+        let mut tracker = started_with("u", "n1");
         let moved = desired(&[("u", "n2")], &[]);
-        assert!(tracker.reconcile(&moved, now).hbone.is_empty());
+        assert!(reconcile(&mut tracker, &moved, now).hbone.is_empty());
         tracker.report("n2", &[pod("u", EnrolmentState::Enrolled)]);
-        assert_eq!(texts(&tracker.reconcile(&moved, now).hbone), ["u"]);
+        assert_eq!(texts(&reconcile(&mut tracker, &moved, now).hbone), ["u"]);
     }
 
     #[test]
     fn a_node_cannot_speak_for_the_pods_of_another() {
         let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
         tracker.report("evil", &[pod("u", EnrolmentState::Enrolled)]);
-        let plan = tracker.reconcile(&desired(&[("u", "n")], &[]), Instant::now());
+        let plan = reconcile(&mut tracker, &desired(&[("u", "n")], &[]), Instant::now());
         assert!(plan.hbone.is_empty());
     }
 
@@ -462,9 +489,9 @@ mod tests {
     fn a_pod_that_was_never_captured_is_withdrawn_at_once() {
         let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
         let now = Instant::now();
-        tracker.reconcile(&desired(&[("u", "n")], &[]), now);
+        reconcile(&mut tracker, &desired(&[("u", "n")], &[]), now);
         assert_eq!(
-            tracker.reconcile(&desired(&[], &["u"]), now),
+            *reconcile(&mut tracker, &desired(&[], &["u"]), now),
             Redirection::default()
         );
     }

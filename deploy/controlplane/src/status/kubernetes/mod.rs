@@ -12,6 +12,8 @@
 
 mod merge;
 mod objects;
+#[cfg(test)]
+mod oracle;
 mod pods;
 mod resources;
 
@@ -207,7 +209,10 @@ impl KubernetesStatus {
             touched.extend(objects.namespaces.keys().cloned());
         }
         for name in touched {
-            let now = objects.namespaces.get(&name).zip(tracker.redirection(&name));
+            let now = objects
+                .namespaces
+                .get(&name)
+                .zip(tracker.redirection(&name));
             let Some((of, redirection)) = now else {
                 if let Some(gone) = self.namespaces.remove(&name) {
                     for uid in gone.marked {
@@ -231,9 +236,7 @@ impl KubernetesStatus {
     /// Replaces what is told about the objects of these namespaces.
     pub(super) fn set_statuses<'a>(
         &mut self,
-        statuses: impl IntoIterator<
-            Item = (Arc<str>, Option<&'a BTreeMap<ObjectRef, ObjectStatus>>),
-        >,
+        statuses: impl IntoIterator<Item = (Arc<str>, Option<&'a BTreeMap<ObjectRef, ObjectStatus>>)>,
         objects: &Objects,
     ) {
         let mut state = self.shared.state.lock();
@@ -327,7 +330,11 @@ impl OfNamespace {
 
     /// Leaves out of `redirection` whatever nobody but us knows.
     fn publish(&self, redirection: &Arc<Redirection>, published: &mut Arc<Redirection>) {
-        if redirection.hbone.iter().all(|uid| self.kept.contains_key(uid)) {
+        if redirection
+            .hbone
+            .iter()
+            .all(|uid| self.kept.contains_key(uid))
+        {
             *published = redirection.clone();
             return;
         }
