@@ -1,6 +1,6 @@
 //! Compiles again only what changed, and edits the served snapshot accordingly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
@@ -11,8 +11,9 @@ use super::l7::{self, Consulted, MeshSettings, ResourceKey, View};
 use super::mesh::MeshConfig;
 use super::namespace::{Compiled, Shared, namespace};
 use super::peer_authentication::{STATIC_STRICT, static_strict};
-use super::redirection::{Redirection, Redirections};
-use crate::model::{NamespaceObjects, ObjectRef, Objects};
+use super::redirection::{PodUid, Redirection, Redirections};
+use super::workloads::pod_uid;
+use crate::model::{ByName, EndpointSlice, NamespaceObjects, ObjectRef, Objects, Pod, differing};
 use crate::serve::SnapshotBuilder;
 use crate::status::ObjectStatus;
 
@@ -95,6 +96,105 @@ struct Part {
     statuses: BTreeMap<ObjectRef, ObjectStatus>,
 }
 
+/// Pods of a namespace that are to be compiled again.
+#[derive(Debug, Default)]
+struct ChangedPods {
+    /// As they are.
+    now: ByName<Pod>,
+    /// Their versions before, and those that are gone.
+    before: Vec<Arc<Pod>>,
+}
+
+impl Part {
+    /// The pods that changed, if they are few and nothing else did that workloads depend on.
+    /// `None`: the namespace is to be compiled as a whole.
+    fn changed_pods(
+        &self,
+        of: &NamespaceObjects,
+        redirection: &Arc<Redirection>,
+    ) -> Option<ChangedPods> {
+        let same = self.objects.same_besides_endpoints(of)
+            && differing(&self.objects.endpoint_slices, &of.endpoint_slices).all(|slices| {
+                let slices = [slices.0, slices.1].into_iter().flatten();
+                slices.into_iter().all(|slice| adds_nothing(slice, of))
+            });
+        if !same {
+            return None;
+        }
+        let mut changed = ChangedPods::default();
+        let add = |changed: &mut ChangedPods, pods: [Option<&Arc<Pod>>; 2]| {
+            let [before, now] = pods;
+            changed.before.extend(before.cloned());
+            let now = now.map(|pod| (pod.meta.name.clone(), pod.clone()));
+            changed.now.extend(now);
+        };
+        for (before, now) in differing(&self.objects.pods, &of.pods) {
+            add(&mut changed, [before, now]);
+        }
+        if !Arc::ptr_eq(&self.redirection, redirection) {
+            let (known, now) = (&self.redirection, redirection);
+            for pod in of.pods.values() {
+                let uid = &pod.meta.uid;
+                if known.hbone.contains(uid) != now.hbone.contains(uid)
+                    || known.enrolments.contains(uid) != now.enrolments.contains(uid)
+                {
+                    add(&mut changed, [Some(pod), Some(pod)]);
+                }
+            }
+        }
+        let few = changed.before.len() + changed.now.len() <= of.pods.len();
+        // Two of the same uid, as files may have them, depend on each other.
+        let uids = changed.before.iter().chain(changed.now.values());
+        let uids: BTreeSet<&PodUid> = uids.map(|pod| &pod.meta.uid).collect();
+        let all = of.pods.values().filter(|pod| uids.contains(&pod.meta.uid));
+        (few && all.count() == changed.now.len()).then_some(changed)
+    }
+
+    /// Takes what was compiled of `of`, which has some of the pods only: each of them depends
+    /// on no other.
+    fn replace_pods(
+        &mut self,
+        before: &[Arc<Pod>],
+        compiled: Compiled,
+        mesh: &MeshConfig,
+        snapshot: &mut SnapshotBuilder,
+    ) {
+        let known = &mut self.compiled;
+        let mut old = Compiled {
+            authorizations: std::mem::take(&mut known.authorizations),
+            ..Compiled::default()
+        };
+        let uids = before.iter().map(|pod| pod_uid(pod, mesh));
+        for name in uids.chain(compiled.addresses.keys().cloned()) {
+            if let Some(address) = known.addresses.remove(&name) {
+                old.addresses.insert(name, address);
+            }
+        }
+        for pod in before {
+            let entry = known.enrolments.remove_entry(&*pod.meta.uid);
+            old.enrolments.extend(entry);
+        }
+        edit(snapshot, &old, &compiled);
+        known.addresses.extend(compiled.addresses);
+        known.enrolments.extend(compiled.enrolments);
+        known.authorizations = compiled.authorizations;
+        known.statuses = compiled.statuses;
+    }
+}
+
+/// Whether a slice tells nothing of its pods that they do not tell themselves.
+fn adds_nothing(slice: &EndpointSlice, of: &NamespaceObjects) -> bool {
+    let service = slice
+        .service
+        .as_ref()
+        .and_then(|name| of.services.get(name));
+    service.is_none_or(|service| !service.selector.is_empty())
+        && slice
+            .endpoints
+            .iter()
+            .all(|endpoint| endpoint.pod.is_some())
+}
+
 impl Compiler {
     /// Nothing is compiled yet.
     pub fn new(mesh: MeshConfig) -> Self {
@@ -147,9 +247,22 @@ impl Compiler {
             let l4 = changed || part.redirection != *redirection;
             let l7 = changed || !part.consulted.is_current(objects);
             if l4 {
-                let compiled = namespace(name, of, &shared, redirection, &self.mesh);
-                edit(snapshot, &part.compiled, &compiled);
-                part.compiled = compiled;
+                let mesh = &self.mesh;
+                let compiled = |of: &_| namespace(name, of, &shared, redirection, mesh);
+                match part.changed_pods(of, redirection).filter(|_| !all) {
+                    Some(ChangedPods { now: pods, before }) => {
+                        let of = NamespaceObjects {
+                            pods,
+                            ..NamespaceObjects::clone(of)
+                        };
+                        part.replace_pods(&before, compiled(&of), mesh, snapshot);
+                    }
+                    None => {
+                        let compiled = compiled(of);
+                        edit(snapshot, &part.compiled, &compiled);
+                        part.compiled = compiled;
+                    }
+                }
             }
             if l7 {
                 let view = View::new(name, objects, &shared.waypoints, &self.mesh);

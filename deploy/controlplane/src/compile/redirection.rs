@@ -7,8 +7,9 @@
 //! plaintext. On opt-out the workload says NONE first, and only when clients have had
 //! time to follow is the enrolment itself withdrawn.
 //!
-//! A namespace is gone over again only if its objects are others, a report changes what
-//! is known of a pod of it, or a delay in it has passed: there may be very many pods.
+//! A namespace is gone over again only if something about its pods changes that matters to
+//! capture, by its objects or by a report, or a delay in it has passed: there may be very
+//! many pods.
 //!
 //! Pure: time is an argument.
 
@@ -20,7 +21,7 @@ use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
 
 use super::enrolment::{Decision, decide};
 use super::mesh::MeshConfig;
-use crate::model::{NamespaceObjects, Objects, Pod};
+use crate::model::{NamespaceObjects, Objects, Pod, differing};
 
 /// How long clients get to follow an opt-out.
 pub const WITHDRAW_DELAY: Duration = Duration::from_secs(2);
@@ -229,7 +230,7 @@ impl RedirectionTracker {
         for (name, of) in &objects.namespaces {
             let tracked = self.namespaces.entry(name.clone()).or_default();
             let known = tracked.objects.as_ref();
-            let same = !all && known.is_some_and(|known| Arc::ptr_eq(known, of));
+            let same = !all && known.is_some_and(|known| same_fates(known, of, mesh, &marked));
             if !same {
                 let mut desired = Desired::default();
                 desired.add(of, mesh);
@@ -242,8 +243,10 @@ impl RedirectionTracker {
                 }
                 let homes = enrolled.keys().map(|uid| (uid.clone(), name.clone()));
                 self.homes.extend(homes);
-                tracked.objects = Some(of.clone());
-            } else if !stale.contains(name) && tracked.until.is_none_or(|until| until > now) {
+            }
+            tracked.objects = Some(of.clone());
+            let passed = tracked.until.is_some_and(|until| until <= now);
+            if same && !passed && !stale.contains(name) {
                 continue;
             }
             for pod in of.pods.values().filter(|pod| marked(pod)) {
@@ -276,6 +279,34 @@ impl RedirectionTracker {
     pub fn reported(&self, node: &str, uid: &str) -> Option<&PodReport> {
         self.reports.get(node)?.get(uid)
     }
+}
+
+/// Whether two versions of a namespace are the same as far as capture is concerned: mostly
+/// it is readiness that changes.
+fn same_fates(
+    known: &Arc<NamespaceObjects>,
+    now: &Arc<NamespaceObjects>,
+    mesh: &MeshConfig,
+    marked: impl Fn(&Pod) -> bool,
+) -> bool {
+    if Arc::ptr_eq(known, now) {
+        return true;
+    }
+    if known.namespace != now.namespace {
+        return false;
+    }
+    let namespace = now.namespace.as_deref();
+    let fate = |pod: &Pod| {
+        let decision = decide(pod, namespace, mesh) == Decision::Enrol;
+        let exists = (pod.phase.is_terminal(), pod.addresses.is_empty());
+        (decision, exists, pod.meta.deleting, marked(pod))
+    };
+    differing(&known.pods, &now.pods).all(|pods| match pods {
+        (Some(known), Some(now)) => {
+            known.meta.uid == now.meta.uid && known.node == now.node && fate(known) == fate(now)
+        }
+        _ => false,
+    })
 }
 
 impl PodReport {

@@ -30,7 +30,7 @@ const HISTORIES: u64 = 60;
 const STEPS: usize = 80;
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const NODES: [&str; 2] = ["n0", "n1"];
-const SLOTS: usize = 4;
+const SLOTS: usize = 6;
 
 /// What a history is made of.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +92,7 @@ impl World {
     /// A random change of the objects.
     fn change(&mut self) {
         let namespace = self.one(&NAMESPACES);
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..14) {
             0 => {
                 let labels = self.one(&[
                     None,
@@ -110,7 +110,8 @@ impl World {
                 let yaml = port.map(|port| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: {namespace}}}\nspec: {{selector: {{app: p0}}, ports: [{{port: {port}}}]}}\n"));
                 self.put(Kind::Service, namespace, "s", yaml);
             }
-            2 => {
+            2 => self.change_slice(namespace),
+            3 => {
                 let scope = self.one(&[
                     None,
                     Some(("istio-system", "{app: p1}")),
@@ -121,6 +122,7 @@ impl World {
                     self.put(Kind::AuthorizationPolicy, place, "l", yaml);
                 }
             }
+            4 => self.change_waypoint(),
             _ => {
                 let index = self.random.random_range(0..SLOTS);
                 let mode = self.one(&[None, Some("ambient"), Some("none")]);
@@ -149,6 +151,36 @@ impl World {
                 self.show(namespace, index);
             }
         }
+    }
+
+    /// Of a service that selects its pods, of one that does not, or of what is no pod.
+    fn change_slice(&mut self, namespace: &str) {
+        let name = self.one(&["s-1", "t-1"]);
+        let service = &name[..1];
+        let reference =
+            |index| format!(", targetRef: {{kind: Pod, name: p{index}, namespace: {namespace}}}");
+        let index = self.random.random_range(0..SLOTS);
+        let target = self.one(&[true, true, false]);
+        let target = match target {
+            true => reference(index),
+            false => String::new(),
+        };
+        let present = self.random.random_bool(0.8);
+        let slice = present.then(|| format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.0.1.{index}]{target}}}]\n"));
+        self.put(Kind::EndpointSlice, namespace, name, slice);
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: NS}\nspec: {ports: [{port: 90}]}\n";
+        let service = self
+            .random
+            .random_bool(0.8)
+            .then(|| service.replace("NS", namespace));
+        self.put(Kind::Service, namespace, "t", service);
+    }
+
+    /// A waypoint, which some namespaces use.
+    fn change_waypoint(&mut self) {
+        let present = self.random.random_bool(0.7);
+        let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a, labels: {istio.io/waypoint-for: all}}\nspec: {gatewayClassName: istio-waypoint, addresses: [{value: 10.9.0.1}], listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+        self.put(Kind::Gateway, "a", "w", present.then(|| gateway.to_owned()));
     }
 
     /// Has the watch see a pod as it is.
