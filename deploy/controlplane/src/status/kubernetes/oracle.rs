@@ -504,24 +504,46 @@ fn going_over_what_changed_is_going_over_everything() {
 #[test]
 fn other_namespaces_are_left_alone() {
     let mut world = World::new(1);
-    for _ in 0..200 {
-        world.change();
+    for slot in world.slots.values_mut() {
+        slot.present = true;
+        slot.mode = Some("ambient");
+    }
+    for namespace in NAMESPACES {
+        (0..SLOTS).for_each(|index| world.show(namespace, index));
     }
     let mesh = MeshConfig::default();
     let mut tracker = RedirectionTracker::new(WITHDRAW_DELAY, []);
-    let mut reconcile = |objects: &Objects, now| tracker.reconcile(objects, &mesh, |_| true, now);
-    let now = world.now + Duration::from_secs(60);
-    let before = world.table.objects().clone();
-    reconcile(&before, now);
-    // Those that are withdrawn have gone.
-    reconcile(&before, now + WITHDRAW_DELAY);
-    let later = now + WITHDRAW_DELAY * 2;
-    assert!(reconcile(&before, later).is_empty());
-    for slot in world.slots.values_mut() {
-        slot.present = true;
-        slot.ready = !slot.ready;
-    }
+    let now = world.now;
+    let reconcile = |tracker: &mut RedirectionTracker, world: &World| -> Vec<Arc<str>> {
+        let objects = world.table.objects();
+        let touched = tracker.reconcile(objects, &mesh, |_| false, now);
+        touched.into_iter().collect()
+    };
+    assert_eq!(reconcile(&mut tracker, &world).len(), NAMESPACES.len());
+    assert!(reconcile(&mut tracker, &world).is_empty());
+    let slot = world.slots.get_mut(&("b", 0)).expect("there");
+    slot.ready = false;
     world.show("b", 0);
-    let touched = reconcile(world.table.objects(), later);
-    assert_eq!(touched, [Arc::from("b")].into());
+    assert!(
+        reconcile(&mut tracker, &world).is_empty(),
+        "readiness is nothing to do with capture"
+    );
+    let slot = world.slots.get_mut(&("b", 0)).expect("there");
+    slot.mode = Some("none");
+    world.show("b", 0);
+    assert_eq!(reconcile(&mut tracker, &world), [Arc::from("b")]);
+    // A report concerns the namespaces whose pods it is about.
+    let slot = world.slots[&("c", 1)];
+    let report = |state: EnrolmentState| {
+        [PodEnrolment {
+            uid: uid("c", 1, slot),
+            state: state.into(),
+            message: String::new(),
+        }]
+    };
+    let node = node(1, slot);
+    tracker.report(node, &report(EnrolmentState::Pending));
+    assert!(reconcile(&mut tracker, &world).is_empty());
+    tracker.report(node, &report(EnrolmentState::Enrolled));
+    assert_eq!(reconcile(&mut tracker, &world), [Arc::from("c")]);
 }
