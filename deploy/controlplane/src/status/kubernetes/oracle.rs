@@ -107,8 +107,9 @@ impl World {
             }
             1 => {
                 let port = self.one(&[None, Some("80"), Some("81")]);
-                let yaml = port.map(|port| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: {namespace}}}\nspec: {{selector: {{app: p0}}, ports: [{{port: {port}}}]}}\n"));
-                self.put(Kind::Service, namespace, "s", yaml);
+                let (name, selector) = self.one(&[("s", "selector: {app: p0}, "), ("t", "")]);
+                let yaml = port.map(|port| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{selector}ports: [{{port: {port}}}]}}\n"));
+                self.put(Kind::Service, namespace, name, yaml);
             }
             2 => self.change_slice(namespace),
             3 => {
@@ -168,12 +169,6 @@ impl World {
         let present = self.random.random_bool(0.8);
         let slice = present.then(|| format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.0.1.{index}]{target}}}]\n"));
         self.put(Kind::EndpointSlice, namespace, name, slice);
-        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: NS}\nspec: {ports: [{port: 90}]}\n";
-        let service = self
-            .random
-            .random_bool(0.8)
-            .then(|| service.replace("NS", namespace));
-        self.put(Kind::Service, namespace, "t", service);
     }
 
     /// A waypoint, which some namespaces use.
