@@ -28,6 +28,9 @@ struct Cli {
     hub: Option<String>,
     #[arg(long, env = "TAG", requires = "hub")]
     tag: Option<String>,
+    /// Build the images with optimizations
+    #[arg(long)]
+    optimized: bool,
     /// Take the images that a former run has loaded
     #[arg(long)]
     loaded: bool,
@@ -77,6 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
         flavour,
         kubeconfig,
         images: cli.hub.zip(cli.tag),
+        optimized: cli.optimized,
         loaded: cli.loaded,
         installed: cli.installed,
         keep: cli.keep,

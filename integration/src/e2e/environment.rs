@@ -73,6 +73,8 @@ pub struct Wanted {
     pub kubeconfig: Option<PathBuf>,
     /// Images that the cluster can pull; `None`: this tree's are built and loaded.
     pub images: Option<(String, String)>,
+    /// This tree's images are built with optimizations, which takes ten minutes more.
+    pub optimized: bool,
     /// Take the images that are loaded already.
     pub loaded: bool,
     /// The mesh is there already and stays.
@@ -174,9 +176,13 @@ impl Environment {
     async fn load_images(&self) -> anyhow::Result<()> {
         say("images: of this tree");
         let mut build = Command::new(root().join("deploy/images/build"));
-        build.args(IMAGES).env("PROFILE", "dev");
+        let profile = match self.is_optimized() {
+            true => "release",
+            false => "dev",
+        };
+        build.args(IMAGES).env("PROFILE", profile);
         build.env("HUB", &self.hub).env("TAG", &self.tag);
-        let output = target().join("images/dev");
+        let output = target().join("images").join(profile);
         build.env("OUTPUT", &output);
         quiet("build the images", build, BUILD).await?;
         self.load(IMAGES.map(|image| output.join(format!("{image}.tar"))))
@@ -255,6 +261,11 @@ impl Environment {
         for setting in settings {
             command.args(["--set", setting]);
         }
+    }
+
+    /// Whether the programs are built as they are released: limits of time mean those.
+    pub fn is_optimized(&self) -> bool {
+        self.wanted.images.is_some() || self.wanted.optimized
     }
 
     /// What this tree's images are tagged with.

@@ -261,7 +261,10 @@ async fn probes_of_all_kinds_pass_in_the_mesh(t: Test) -> anyhow::Result<()> {
 /// The time from the label to the first call that is mutual TLS, for pods that run.
 async fn the_label_takes_effect_within_a_second(t: Test) -> anyhow::Result<()> {
     const PODS: usize = 100;
+    /// Of programs as they are released.
     const BAR: Duration = Duration::from_secs(1);
+    /// How much longer the others may take: at this pace they use up two cores.
+    const UNOPTIMIZED: u32 = 3;
     /// Others may have the machine's time in one of them.
     const ROUNDS: usize = 3;
     // In the mesh from the start, and it takes mutual TLS only: an answer is a proof.
@@ -277,17 +280,21 @@ async fn the_label_takes_effect_within_a_second(t: Test) -> anyhow::Result<()> {
     t.run(&[App::server("probe").on(0)]).await?;
     t.refused("probe", &url).await?;
     // A hundred pods that call more often have no time left for anything else.
-    let pace = Duration::from_millis(200);
+    let pace = Duration::from_millis(250);
+    let bar = match t.environment().is_optimized() {
+        true => BAR,
+        false => BAR * UNOPTIMIZED,
+    };
     let clients: Vec<_> = (0..PODS)
         .map(|n| App::caller(&format!("client-{n}"), &url, pace).on(n))
         .collect();
     t.run(&clients).await?;
-    let mut best = BAR;
+    let mut best = bar;
     for round in 0..ROUNDS {
         let labelled = SystemTime::now();
         t.ambient(true).await?;
         // Who reads a hundred logs meanwhile is measured too.
-        tokio::time::sleep(2 * BAR).await;
+        tokio::time::sleep(2 * bar).await;
         let mut times = Vec::new();
         for client in &clients {
             let taken = eventually(&format!("{} is answered", client.name), SOON, async || {
@@ -307,7 +314,7 @@ async fn the_label_takes_effect_within_a_second(t: Test) -> anyhow::Result<()> {
             0 => p99,
             _ => best.min(p99),
         };
-        if best <= BAR {
+        if best <= bar {
             break;
         }
         t.ambient(false).await?;
@@ -315,8 +322,8 @@ async fn the_label_takes_effect_within_a_second(t: Test) -> anyhow::Result<()> {
         tokio::time::sleep(2 * BAR).await;
     }
     ensure!(
-        best <= BAR,
-        "99 of {PODS} pods took {best:.2?} in the best of {ROUNDS} rounds; the bar is {BAR:?}"
+        best <= bar,
+        "99 of {PODS} pods took {best:.2?} in the best of {ROUNDS} rounds; the bar is {bar:?}"
     );
     Ok(())
 }
