@@ -295,8 +295,10 @@ fn json(node: &Node, event: &RequestEvent<'_>, out: &mut String) {
 
 /// Escapes what was appended since `start` (RFC 8259 7).
 fn escape_from(out: &mut String, start: usize) {
-    let needs = |c: char| c == '"' || c == '\\' || c.is_control();
-    if !out[start..].contains(needs) {
+    // Hardly any value needs it. Without an early end many bytes are looked at at once.
+    let needs = |b: u8| b < b' ' || b == b'"' || b == b'\\' || b >= 0x7f;
+    let bytes = out.as_bytes().get(start..).unwrap_or_default();
+    if !bytes.iter().fold(false, |any, &b| any | needs(b)) {
         return;
     }
     let value = out.split_off(start);

@@ -192,11 +192,8 @@ impl Operator {
             | Self::UpstreamLocal
             | Self::DownstreamLocal
             | Self::DownstreamRemote => {
-                let Some(address) = self.address(event) else {
-                    return false;
-                };
-                let _ = write!(out, "{address}");
-                true
+                let address = self.address(event);
+                address.is_some_and(|address| socket_address(address, out))
             }
             Self::WithoutPort(of) => {
                 let Some(address) = of.address(event) else {
@@ -293,6 +290,22 @@ fn text(value: &str, out: &mut String) -> bool {
 fn number(value: u64, out: &mut String) -> bool {
     out.push_str(itoa::Buffer::new().format(value));
     true
+}
+
+/// As `Display` writes it; IPv4, of which a line has three, without its machinery.
+fn socket_address(address: SocketAddr, out: &mut String) -> bool {
+    let SocketAddr::V4(v4) = address else {
+        let _ = write!(out, "{address}");
+        return true;
+    };
+    for (n, octet) in v4.ip().octets().into_iter().enumerate() {
+        if n > 0 {
+            out.push('.');
+        }
+        number(octet.into(), out);
+    }
+    out.push(':');
+    number(v4.port().into(), out)
 }
 
 fn milliseconds(duration: Duration, out: &mut String) -> bool {
