@@ -186,11 +186,12 @@ pub fn capabilities(config: &NodeConfig) -> Vec<Capability> {
         ..required(
             "sockops",
             "letting the kubelet's probes through",
-            "4.13",
+            // For the cookie of its network namespace.
+            "5.15",
             outcome(bpf::load_program(
                 ProgramType::SockOps,
                 AttachType::SockOps,
-                &allow(),
+                &with_call(&[], GET_NETNS_COOKIE),
             )),
         )
     });

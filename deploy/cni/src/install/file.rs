@@ -14,8 +14,10 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{InstallError, io_error};
 
-/// A file that is written all the time is left until the next look.
+/// A file that is written all the time is left, as its owner wrote it last, until the next look.
 const MAX_ROUNDS: usize = 8;
+/// Giving the owner's text back takes some microseconds, in which there may be a newer one.
+const MAX_RETURNS: usize = 1000;
 
 /// Puts `text` in the place of a file.
 pub(super) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
@@ -53,17 +55,43 @@ pub(super) fn update(
             remove(&temporary);
             return Err(io_error("replace", path)(error));
         }
-        let before = fs::read(&temporary);
-        remove(&temporary);
-        match before {
-            Ok(before) if before == there => return Ok(Some(path.to_owned())),
+        match fs::read(&temporary) {
+            Ok(before) if before == there => {
+                remove(&temporary);
+                return Ok(Some(path.to_owned()));
+            }
             // Written by its owner in between: theirs is the newer one.
-            Ok(newer) => (text, there) = (newer, new),
+            Ok(newer) if round + 1 < MAX_ROUNDS => {
+                remove(&temporary);
+                (text, there) = (newer, new);
+            }
+            Ok(_) => {
+                give_back(path, &temporary, new).map_err(io_error("give back", path))?;
+                break;
+            }
             // The file system cannot exchange, or somebody cleans up after us.
             Err(_) => return Ok(Some(path.to_owned())),
         }
     }
-    Ok(Some(path.to_owned()))
+    let busy = io::Error::new(io::ErrorKind::ResourceBusy, "it is written all the time");
+    Err(io_error("change", path)(busy))
+}
+
+/// Puts the owner's file, which came out for `ours`, back in its place, or a newer one that
+/// came meanwhile.
+fn give_back(path: &Path, owners: &Path, ours: Vec<u8>) -> io::Result<()> {
+    let mut there = ours;
+    for _ in 0..MAX_RETURNS {
+        let given = fs::read(owners)?;
+        exchange(owners, path)?;
+        if fs::read(owners)? == there {
+            remove(owners);
+            return Ok(());
+        }
+        there = given;
+    }
+    remove(owners);
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 /// Lets the two files change places; where the file system cannot, the first takes the
@@ -139,6 +167,24 @@ mod tests {
         });
         assert_eq!(changed.expect("done"), Some(path.clone()));
         assert_eq!(fs::read_to_string(&path).expect("there"), "newer+ours");
+        assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn an_owner_that_writes_all_the_time_has_its_last_word() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("10-net.conflist");
+        fs::write(&path, "0").expect("written");
+        let rounds = Cell::new(0);
+        let changed = update(&path, |text| {
+            rounds.set(rounds.get() + 1);
+            replace(&path, rounds.get().to_string().as_bytes(), 0o644).expect("written");
+            Ok(Some(format!("{}+ours", String::from_utf8_lossy(text))))
+        });
+        assert!(changed.is_err(), "it is not changed");
+        assert_eq!(rounds.get(), MAX_ROUNDS);
+        let left = fs::read_to_string(&path).expect("there");
+        assert_eq!(left, MAX_ROUNDS.to_string());
         assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 1);
     }
 
