@@ -218,10 +218,30 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         .patch(&map, json!({"data": {"deploymnet": "spec: {}"}}))
         .await;
     cluster.until("the typo is told", &gateway, invalid).await;
+    // What cannot be laid over an object is told too, and holds up no other Gateway.
+    cluster
+        .patch(
+            &map,
+            json!({"data": {"deploymnet": null, "service": "spec: 5", "deployment": "spec: []"}}),
+        )
+        .await;
+    cluster
+        .until("the misfit is told", &gateway, |gateway| {
+            invalid(gateway) && gateway["status"].to_string().contains(".spec")
+        })
+        .await;
+    let another = cluster.create(self::gateway("another", json!({}))).await;
+    cluster
+        .until("another waypoint", &made("Deployment", "another"), any)
+        .await;
+    cluster.delete(&another).await;
 
     // Defaults of the class, from the root namespace.
     cluster
-        .patch(&map, json!({"data": {"deploymnet": null}}))
+        .patch(
+            &map,
+            json!({"data": {"service": null, "deployment": "spec: {replicas: 2}"}}),
+        )
         .await;
     cluster
         .create(json!({"apiVersion": "v1", "kind": "ConfigMap",
