@@ -235,8 +235,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
-    // Of the authority's key: replicas and restarts agree without anything that has to be kept.
-    options.mesh.shared_secret = Some(ca.get().derive_secret("adit waypoints"));
+    options.authority = Some(ca.clone());
     let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
