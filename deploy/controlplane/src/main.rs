@@ -224,7 +224,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         input,
         authenticator,
         ca,
-        cluster: _cluster,
+        mut cluster,
     } = surroundings(&args).await?;
     let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
@@ -262,7 +262,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             max: args.max_workload_cert_ttl,
         },
     );
-    let serving = Serving::start(
+    let mut serving = Serving::start(
         ServeConfig {
             listen: args.listen,
             monitoring: Some(args.monitoring_listen),
@@ -283,10 +283,19 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         let _ = serving.metrics().writes.set(writes);
     }
 
-    let failed = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = control_plane.ended() => true,
+    // What ends by itself has met a defect, and the rest would go on without it unnoticed.
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = control_plane.ended() => Some("compiling the configuration"),
+        () = serving.ended() => Some("serving"),
+        Some(result) = provisioner.join_next() => {
+            if let Err(error) = result {
+                error!(%error, "waypoints are not run any more");
+            }
+            Some("running waypoints")
+        }
+        what = Cluster::ended(cluster.as_mut()) => Some(what),
     };
     info!("stopping");
     // Another replica leads as soon as the Lease is back, so whoever writes ends before.
@@ -298,8 +307,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if !serving.stop().await {
         info!("not every connection ended in time");
     }
-    anyhow::ensure!(!failed, "the control plane has ended by itself");
-    Ok(())
+    match ended {
+        None => Ok(()),
+        Some(what) => anyhow::bail!("{what} has ended by itself"),
+    }
 }
 
 /// What differs between a cluster and a directory.
@@ -313,8 +324,28 @@ struct Surroundings {
 /// What goes on in a cluster as long as this lives.
 struct Cluster {
     ca: ClusterCa,
-    _roots: RootCertificates,
-    _bundles: Option<CaBundles>,
+    roots: RootCertificates,
+    bundles: Option<CaBundles>,
+}
+
+impl Cluster {
+    /// Returns what has ended, once something has.
+    async fn ended(this: Option<&mut Self>) -> &'static str {
+        let Some(Self { ca, roots, bundles }) = this else {
+            return std::future::pending().await;
+        };
+        let bundles = async {
+            match bundles {
+                Some(bundles) => bundles.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ca.ended() => "following the certificate authority",
+            () = roots.ended() => "handing out root certificates",
+            () = bundles => "keeping the webhook's caBundle",
+        }
+    }
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -332,8 +363,8 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let times = args.rotation_times();
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
         let cluster = Cluster {
-            _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
-            _bundles: webhook_configuration(args)
+            roots: RootCertificates::start(kubernetes.clone(), ca.current()),
+            bundles: webhook_configuration(args)
                 .map(|name| CaBundles::start(kubernetes.clone(), name, ca.current())),
             ca,
         };

@@ -159,6 +159,18 @@ async fn a_stop_ends_streams_at_once() {
     proxy.wait("disconnected", |status| !status.connected).await;
 }
 
+/// A process that has lost a part of it is started anew, which it has to hear of.
+#[tokio::test]
+async fn a_part_that_ends_by_itself_is_told() {
+    let mut mesh = Mesh::start().await;
+    let ended = timeout(Duration::from_millis(100), mesh.serving_mut().ended()).await;
+    assert!(ended.is_err(), "nothing has ended");
+    mesh.end_snapshots();
+    let ended = timeout(PATIENCE, mesh.serving_mut().ended()).await;
+    assert!(ended.is_ok(), "nobody is told");
+    assert!(mesh.stop().await);
+}
+
 /// Tokens are looked at before bodies, and asking in vain earns no place.
 #[tokio::test]
 async fn a_stranger_is_refused_before_its_body_and_does_not_stay() {

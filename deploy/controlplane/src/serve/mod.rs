@@ -26,9 +26,10 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 pub use ads::StreamLimits;
 pub use clients::{ClientReport, TypeReport};
@@ -118,6 +119,8 @@ pub struct Serving {
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What serves the ports and renews the certificate: none of it ends before the stop.
+    essential: JoinSet<()>,
     deadline: Duration,
 }
 
@@ -136,6 +139,7 @@ impl Serving {
         let metrics = Arc::new(Metrics::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let mut essential = JoinSet::new();
         let clients = clients::Clients::default();
 
         let (tls, renew_in) = tls::ServingTls::new(
@@ -161,15 +165,16 @@ impl Serving {
                 stop: stop.clone(),
                 tasks: tasks.clone(),
             });
-            tasks.spawn(port.run(listener));
+            essential.spawn(tasks.track_future(port.run(listener)));
             info!(%address, "serving the validating webhook");
         }
 
-        tasks.spawn(stoppable(&stop, config.debounce.run(source, target)));
-        tasks.spawn({
+        let debounce = stoppable(&stop, config.debounce.run(source, target));
+        essential.spawn(tasks.track_future(debounce));
+        essential.spawn(tasks.track_future({
             let (tls, stop) = (tls.clone(), stop.clone());
             async move { tls.renew(renew_in, stop).await }
-        });
+        }));
 
         let gate = gate::Gate::new(authenticator, metrics.clone());
         let trusted = issuer.trusted().clone();
@@ -204,7 +209,7 @@ impl Serving {
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
-        tasks.spawn(port.run(listener));
+        essential.spawn(tasks.track_future(port.run(listener)));
         let monitoring_address = monitoring.as_ref().map(|(_, address)| *address);
         if let Some((listener, _)) = monitoring {
             let port = Arc::new(monitoring::Monitoring {
@@ -214,7 +219,7 @@ impl Serving {
                 stop: stop.clone(),
                 tasks: tasks.clone(),
             });
-            tasks.spawn(port.run(listener));
+            essential.spawn(tasks.track_future(port.run(listener)));
         }
         info!(%address, monitoring = ?monitoring_address, "serving");
         Ok(Self {
@@ -223,6 +228,7 @@ impl Serving {
             metrics,
             stop,
             tasks,
+            essential,
             deadline: config.stop_deadline,
         })
     }
@@ -240,6 +246,14 @@ impl Serving {
     /// What has been counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Returns when something without which serving is of no use has ended before the stop,
+    /// which it does by a defect only: the process should end too, so that it is started anew.
+    pub async fn ended(&mut self) {
+        if let Some(Err(error)) = self.essential.join_next().await {
+            error!(%error, "a part of serving has ended");
+        }
     }
 
     /// Ends streams and connections in good order, within the deadline for that. Returns
