@@ -21,7 +21,7 @@ use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
-use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
+use adit_controlplane::webhook::{Admission, CaBundles, Webhook, WebhookLimits};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
@@ -250,6 +250,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let webhook = args.kubernetes.then(|| Webhook {
         listen: args.webhook_listen,
         admission: Admission::new(control_plane.source(), mesh),
+        limits: WebhookLimits::default(),
     });
     let serving_names = serving_names(&args);
     let issuer = CertificateIssuer::new(

@@ -5,6 +5,7 @@
 //! [`certificates`] or [`reports`]. A change's way: the compiler publishes a
 //! [`ResourceSnapshot`] -> [`debounce`] -> each stream compares it with what it has sent.
 
+pub(crate) mod accept;
 mod ads;
 mod body;
 mod certificates;
@@ -116,6 +117,7 @@ pub enum ServeError {
 pub struct Serving {
     address: SocketAddr,
     monitoring: Option<SocketAddr>,
+    webhook: Option<SocketAddr>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -156,11 +158,15 @@ impl Serving {
         };
 
         let (target, snapshots) = watch::channel(source.borrow().clone());
+        let mut webhook_address = None;
         if let Some(webhook) = config.webhook {
             let (listener, address) = listen(webhook.listen).await?;
+            webhook_address = Some(address);
             let tls = tls.clone();
             let port = Arc::new(webhook::Port {
                 admission: webhook.admission,
+                limits: webhook.limits,
+                accepts: metrics.accepts.clone(),
                 tls: move || tls.config(),
                 stop: stop.clone(),
                 tasks: tasks.clone(),
@@ -225,6 +231,7 @@ impl Serving {
         Ok(Self {
             address,
             monitoring: monitoring_address,
+            webhook: webhook_address,
             metrics,
             stop,
             tasks,
@@ -241,6 +248,11 @@ impl Serving {
     /// Where operators connect.
     pub fn monitoring_address(&self) -> Option<SocketAddr> {
         self.monitoring
+    }
+
+    /// Where the API server asks.
+    pub fn webhook_address(&self) -> Option<SocketAddr> {
+        self.webhook
     }
 
     /// What has been counted.
