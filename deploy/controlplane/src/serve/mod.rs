@@ -43,6 +43,7 @@ pub use tls::ServingError;
 
 use crate::auth::Authenticator;
 use crate::ca::CertificateIssuer;
+use crate::quota::Quota;
 use crate::webhook::{self, Webhook};
 
 /// How to serve.
@@ -194,7 +195,8 @@ impl Serving {
             admission: Arc::new(Semaphore::new(config.streams.streams)),
             pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
             large_pushes: Arc::new(Semaphore::new(config.streams.large_in_flight as usize)),
-            large_requests: Arc::new(Semaphore::new(config.streams.large_requests.max(1))),
+            turns: requests::Turns::new(config.streams.large_requests),
+            of_pods: Quota::new(config.streams.streams_of_pod),
             stop: stop.clone(),
             tasks: tasks.clone(),
         }));
