@@ -47,9 +47,6 @@ pub struct StreamLimits {
     pub streams: usize,
     /// Open streams of one pod; a proxy has one, and the next before the last is gone.
     pub streams_of_pod: usize,
-    /// Responses that are being built and handed over at one time: the first response of each
-    /// of a thousand nodes would otherwise be in memory at once.
-    pub concurrent_pushes: usize,
     /// Responses with more resources than this are large.
     pub large: usize,
     /// Resources in large responses that are with the transport and not acknowledged, over all
@@ -78,7 +75,6 @@ impl Default for StreamLimits {
         Self {
             streams: 10_000,
             streams_of_pod: 4,
-            concurrent_pushes: 64,
             large: 500,
             large_in_flight: 1_000_000,
             large_requests: 8,
@@ -101,7 +97,6 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: StreamLimits,
     pub(super) admission: Arc<Semaphore>,
-    pub(super) pushes: Semaphore,
     pub(super) large_pushes: Arc<Semaphore>,
     pub(super) turns: Turns,
     pub(super) of_pods: Quota<Pod>,
@@ -357,11 +352,19 @@ impl Connection<'_> {
     /// Sends what may be sent now.
     async fn push(&self, state: &mut ServerState, large: &mut Option<Large>) -> Result<(), End> {
         while let Some(size) = state.next_size() {
+            // First of all the client has to take the one before: until then nothing is built
+            // for it, and nothing is held that others wait for.
+            let place = match timeout(self.shared.limits.send, self.responses.reserve()).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(_)) => return Err(End::Client),
+                Err(_) => {
+                    let status = Status::deadline_exceeded("the client does not read");
+                    return Err(failed("not_read", status));
+                }
+            };
             if size > self.shared.limits.large && large.is_none() {
                 *large = Some(self.large(size).await?);
             }
-            // The semaphore is never closed.
-            let _turn = self.shared.pushes.acquire().await;
             let Some(response) = state.next_shared() else {
                 return Ok(());
             };
@@ -371,14 +374,7 @@ impl Connection<'_> {
                 "push"
             );
             self.shared.metrics.pushes.inc(&response.type_url);
-            match timeout(self.shared.limits.send, self.responses.send(Ok(response))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(End::Client),
-                Err(_) => {
-                    let status = Status::deadline_exceeded("the client does not read");
-                    return Err(failed("not_read", status));
-                }
-            }
+            place.send(Ok(response));
         }
         Ok(())
     }

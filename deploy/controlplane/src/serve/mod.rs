@@ -193,7 +193,6 @@ impl Serving {
             metrics: metrics.clone(),
             limits: config.streams,
             admission: Arc::new(Semaphore::new(config.streams.streams)),
-            pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
             large_pushes: Arc::new(Semaphore::new(config.streams.large_in_flight as usize)),
             turns: requests::Turns::new(config.streams.large_requests),
             of_pods: Quota::new(config.streams.streams_of_pod),
