@@ -429,6 +429,7 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         network: args.network.clone(),
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
+        node_accounts: args.trusted_node_accounts.clone(),
     }
 }
 

@@ -414,6 +414,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::provision::settings::tests::settings;
 
     fn gateway() -> WaypointGateway {
         WaypointGateway {
@@ -432,24 +433,6 @@ mod tests {
             service_type: None,
             image: None,
             log_level: None,
-        }
-    }
-
-    fn settings() -> WaypointSettings {
-        WaypointSettings {
-            image: WaypointSettings::image_of("docker.io/adit", "0.1.0"),
-            pull_policy: "IfNotPresent".into(),
-            pull_secrets: vec!["registry".into()],
-            defaults: r#"{"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}"#
-                .parse()
-                .expect("JSON"),
-            control_plane: "https://istiod.istio-system.svc:15012".into(),
-            trust_domain: "cluster.local".into(),
-            cluster_id: "Kubernetes".into(),
-            cluster_domain: "cluster.local".into(),
-            network: String::new(),
-            revision: "default".into(),
-            root_namespace: "istio-system".into(),
         }
     }
 

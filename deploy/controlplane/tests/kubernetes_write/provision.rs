@@ -30,6 +30,9 @@ async fn run(cluster: &Cluster) -> Running {
         network: String::new(),
         revision: "default".into(),
         root_namespace: cluster.namespace.clone(),
+        node_accounts: format!("{}/ztunnel", cluster.namespace)
+            .parse()
+            .expect("legal"),
     };
     let faults = control_plane.faults().expect("a cluster");
     let provisioner = Provisioner::new(&cluster.handle(), settings, faults);
@@ -182,6 +185,7 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         .create(
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "params"},
             "data": {"deployment": "spec: {replicas: 2}",
+                "service": "metadata: {labels: {first: x}}",
                 "horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 4}",
                 "podDisruptionBudget": "spec: {minAvailable: 1}"}}),
         )
@@ -195,6 +199,16 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         })
         .await;
     let deployment = made("Deployment", "w");
+    // What the first version had and the next has not goes, though it was created, not applied.
+    cluster
+        .until("the Service is ours", &made("Service", "w"), |of| {
+            let managers = of["metadata"]["managedFields"].as_array();
+            managers.is_some_and(|all| {
+                let mut ours = all.iter().filter(|of| of["manager"] == "adit-gateway");
+                ours.next().is_some_and(|of| of["operation"] == "Apply") && ours.next().is_none()
+            })
+        })
+        .await;
     cluster
         .until("the replicas", &deployment, |of| {
             of["spec"]["replicas"] == 2
@@ -209,7 +223,15 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
     cluster
         .patch(
             &map,
-            json!({"data": {"podDisruptionBudget": null, "horizontalPodAutoscaler": null}}),
+            json!({"data": {"podDisruptionBudget": null, "horizontalPodAutoscaler": null,
+                "service": null}}),
+        )
+        .await;
+    cluster
+        .until(
+            "the label of the first version goes",
+            &made("Service", "w"),
+            |of| of["metadata"]["labels"]["first"].is_null(),
         )
         .await;
     cluster.until_gone(&budget).await;
@@ -300,6 +322,36 @@ async fn a_service_of_somebody_else_is_not_taken_over() {
         .until("no fault is told any more", &gateway, |gateway| {
             !told(gateway)
         })
+        .await;
+    cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn a_waypoint_does_not_run_as_a_node_proxy() {
+    let Some((_alone, cluster)) = Cluster::connect("account").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let mut object = gateway("w", json!({}));
+    object["metadata"]["annotations"] = json!({"gateway.istio.io/service-account": "ztunnel"});
+    let gateway = cluster.create(object).await;
+    cluster
+        .until("it is told", &gateway, |gateway| {
+            let status = &gateway["status"];
+            has(
+                &status["conditions"],
+                "Accepted",
+                "False",
+                "InvalidParameters",
+            ) && status.to_string().contains("/ztunnel")
+        })
+        .await;
+    assert!(cluster.get(&made("Deployment", "w")).await.is_none());
+    let own = json!({"metadata": {"annotations": {"gateway.istio.io/service-account": "own"}}});
+    cluster.patch(&gateway, own).await;
+    cluster
+        .until("the waypoint", &made("Deployment", "w"), any)
         .await;
     cluster.delete(&gateway).await;
     cluster.remove().await;
