@@ -1,11 +1,17 @@
 //! Waypoints for Gateways.
 
+use std::time::Duration;
+
 use adit_controlplane::driver::ControlPlane;
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
+use kube::Api;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
-use crate::cluster::{Cluster, has, leadership};
+use crate::cluster::{Cluster, PATIENCE, has, leadership};
 
 const GATEWAY: &str = "gateway.networking.k8s.io/v1";
 
@@ -354,5 +360,33 @@ async fn a_waypoint_does_not_run_as_a_node_proxy() {
         .until("the waypoint", &made("Deployment", "w"), any)
         .await;
     cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn the_class_tells_what_waypoints_can() {
+    let Some((_alone, cluster)) = Cluster::connect("features").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+    let classes: Api<DynamicObject> =
+        Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&kind));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let class = classes.get_opt("istio-waypoint").await.expect("an answer");
+        let status = class.map(|class| class.data["status"].clone());
+        let status = status.unwrap_or_default();
+        let features = status["supportedFeatures"].as_array();
+        let names = features.into_iter().flatten().map(|of| of["name"].as_str());
+        let names: Vec<_> = names.collect();
+        // The other writer's part stays.
+        let accepted = has(&status["conditions"], "Accepted", "True", "Accepted");
+        if accepted && names.contains(&Some("MeshConsumerRoute")) && names.is_sorted() {
+            break;
+        }
+        assert!(Instant::now() < end, "not told: {status}");
+        sleep(Duration::from_millis(50)).await;
+    }
     cluster.remove().await;
 }
