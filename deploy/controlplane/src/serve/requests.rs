@@ -288,7 +288,7 @@ mod tests {
             ..DeltaDiscoveryRequest::default()
         };
         assert_eq!(decode(&claim.encode_to_vec()).expect("a request"), claim);
-        let names = |count: usize| vec![0x1a, 0].repeat(count);
+        let names = |count: usize| [0x1a, 0].repeat(count);
         assert!(decode(&names(MAX_NAMES)).is_ok());
         let node = [&[0x0a, 0x80, 0x80, 0x80, 0x01][..], &vec![0; 2 << 20]].concat();
         for (what, message, code) in [
