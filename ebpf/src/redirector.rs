@@ -5,30 +5,33 @@
 //! entry goes first when the pod leaves. What a process leaves behind stays in force (pins), and is found
 //! by the next one in the map of enrolments.
 
+mod hook;
+mod maps;
+mod reconcile;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use socket2::SockRef;
 
 use crate::MARK_OUT;
-use crate::abi::{
-    self, Address, Enrolment, MAX_ADDRESSES, MAX_PODS, MAX_UID, POD_IPV4, POD_IPV6,
-    POD_OUTBOUND_ONLY, SLOTS_PER_POD, Slot,
-};
-use crate::bpf::{AttachType, Map};
+use crate::abi::{MAX_PODS, MAX_UID, Slot};
+use crate::bpf::AttachType;
 use crate::capabilities::{capabilities, shared_ports};
 use crate::links::PinnedLink;
 use crate::netns::{self, NetnsFd};
 use crate::pins::{NodeConfig, Pins};
 use crate::programs::{LoadError, Loader};
 use crate::routing::{self, Established, RoutingError};
-use crate::sysctl::{SYSCTLS, UNKNOWN};
+use crate::sysctl::SYSCTLS;
 use crate::watch::SteeringWatch;
+use hook::Hook;
+use maps::Maps;
+pub use reconcile::ReconcileReport;
 
 /// Why capture could not be set up, for the node or for a pod.
 #[derive(Debug, thiserror::Error)]
@@ -160,41 +163,6 @@ pub struct PodStatus {
     pub listeners: [bool; 3],
 }
 
-/// What [`Redirector::reconcile`] found to be wrong, and put right.
-#[derive(Debug, Default)]
-pub struct ReconcileReport {
-    /// Rules that were missing or changed.
-    pub restored_rules: usize,
-    /// Routes that were missing or changed.
-    pub restored_routes: usize,
-    /// Settings of pods that had been changed.
-    pub restored_sysctls: usize,
-    /// Links that had been detached.
-    pub restored_links: usize,
-    /// Pins that had been removed.
-    pub restored_pins: usize,
-    /// Pods whose entry had been removed from the maps.
-    pub restored_entries: usize,
-    /// Pods that gained or lost an address.
-    pub updated_addresses: usize,
-    /// Slots of captured pods without a listener: connections there are refused.
-    pub empty_slots: usize,
-    /// What could not be put right.
-    pub failures: Vec<Error>,
-}
-
-impl ReconcileReport {
-    /// Everything that was put right.
-    pub fn restored(&self) -> usize {
-        self.restored_rules
-            + self.restored_routes
-            + self.restored_sysctls
-            + self.restored_links
-            + self.restored_pins
-            + self.restored_entries
-    }
-}
-
 /// The capture of one node. Dropping it leaves everything in force.
 ///
 /// The methods block: entering a namespace, rtnetlink and loading a program take milliseconds, and an
@@ -208,25 +176,6 @@ pub struct Redirector {
     pods: BTreeMap<String, Pod>,
     outdated: Vec<PathBuf>,
     watch: Arc<SteeringWatch>,
-}
-
-struct Maps {
-    cookies: Map<u64, u32>,
-    pods: Map<u32, abi::Pod>,
-    slots: Map<u32, u64>,
-    addresses: Map<Address, u32>,
-    enrolments: Map<u32, Enrolment>,
-    probes: Map<abi::Flow, u8>,
-}
-
-/// A program of a cgroup.
-struct Hook {
-    attach_type: AttachType,
-    program: OwnedFd,
-    cgroup: File,
-    path: PathBuf,
-    pin: PathBuf,
-    link: PinnedLink,
 }
 
 struct Pod {
@@ -559,120 +508,6 @@ impl Redirector {
         Ok(removed)
     }
 
-    /// Puts back what others removed: hooks, links, pins, entries, and of pods that this process enrolled
-    /// rules, routes and settings.
-    pub fn reconcile(&mut self) -> ReconcileReport {
-        let mut report = ReconcileReport::default();
-        if let Err(error) = self.reconcile_node(&mut report) {
-            report.failures.push(error);
-        }
-        for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
-            let Some(mut pod) = self.pods.remove(&uid) else {
-                continue;
-            };
-            if let Err(error) = self.reconcile_pod(&uid, &mut pod, &mut report) {
-                report.failures.push(error);
-            }
-            self.pods.insert(uid, pod);
-        }
-        let restored = report.restored();
-        if restored > 0 || !report.failures.is_empty() {
-            tracing::warn!(
-                node = self.node,
-                ?report,
-                "the capture had been tampered with"
-            );
-        }
-        report
-    }
-
-    fn reconcile_node(&mut self, report: &mut ReconcileReport) -> Result<(), Error> {
-        self.pins.create().map_err(io_error("the pin directory"))?;
-        report.restored_pins += self.maps.pin_again(&self.pins)?;
-        for hook in &mut self.hooks {
-            if let Err(error) = hook.find_cgroup() {
-                // A kubelet that restarts has none for a moment; the pods' is always there.
-                if hook.attach_type == AttachType::SockOps {
-                    continue;
-                }
-                return Err(io_error(format!("the cgroup {}", hook.path.display()))(
-                    error,
-                ));
-            }
-            if !hook.link.is_attached_to(hook.cgroup.as_fd()) {
-                hook.link = PinnedLink::establish(
-                    &hook.pin,
-                    hook.attach_type,
-                    hook.program.as_fd(),
-                    hook.cgroup.as_fd(),
-                )
-                .map_err(io_error(format!("attaching {:?} again", hook.attach_type)))?;
-                report.restored_links += 1;
-            } else if !hook.link.is_pinned() {
-                hook.link
-                    .pin_again()
-                    .map_err(io_error("pinning a hook again"))?;
-                report.restored_pins += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn reconcile_pod(
-        &mut self,
-        uid: &str,
-        pod: &mut Pod,
-        report: &mut ReconcileReport,
-    ) -> Result<(), Error> {
-        if pod.state == PodState::Left {
-            return Ok(());
-        }
-        let Some(netns) = &pod.netns else {
-            return Ok(());
-        };
-        let establish = || routing::establish(netns, &pod.given);
-        let established =
-            self.watch
-                .exclusively(uid, establish)
-                .map_err(|source| Error::Routing {
-                    uid: uid.to_owned(),
-                    source,
-                })?;
-        report.restored_rules += established.changed.rules;
-        report.restored_routes += established.changed.routes;
-        report.restored_sysctls += established.changed.sysctls;
-        match &pod.link {
-            Some(link) if link.is_attached_to(netns.as_fd()) => {
-                if !link.is_pinned() {
-                    link.pin_again()
-                        .map_err(io_error(format!("pod {uid}: pinning its link")))?;
-                    report.restored_pins += 1;
-                }
-            }
-            // Taken off on purpose: see `unsteer`.
-            None if pod.state == PodState::Released => {}
-            _ => {
-                pod.link = Some(self.attach(uid, pod.index, netns)?);
-                report.restored_links += 1;
-            }
-        }
-        if established.addresses != pod.addresses {
-            report.updated_addresses += 1;
-        }
-        self.maps.describe(uid, pod, &established)?;
-        self.maps.record(uid, pod)?;
-        if pod.state == PodState::Captured {
-            report.empty_slots += Slot::ALL
-                .iter()
-                .filter(|slot| !self.maps.has_listener(pod.index, **slot))
-                .count();
-            if self.maps.remember_cookie(pod)? {
-                report.restored_entries += 1;
-            }
-        }
-        Ok(())
-    }
-
     /// Makes room for a pod's enrolment with a namespace: no other pod may have it, nor this pod another.
     fn vacate(&mut self, uid: &str, cookie: u64) -> Result<(), Error> {
         let other = |(known, pod): (&String, &Pod)| {
@@ -810,281 +645,5 @@ fn detach(uid: &str, pod: &mut Pod) -> Result<(), Error> {
     }
 }
 
-impl Hook {
-    fn establish(
-        pins: &Pins,
-        name: &str,
-        attach_type: AttachType,
-        program: OwnedFd,
-        cgroup: &std::path::Path,
-    ) -> Result<Self, Error> {
-        let what = format!("attaching {name} to {}", cgroup.display());
-        let pin = pins.of(name);
-        let file = File::open(cgroup).map_err(io_error(what.clone()))?;
-        let link = PinnedLink::establish(&pin, attach_type, program.as_fd(), file.as_fd())
-            .map_err(io_error(what))?;
-        Ok(Self {
-            attach_type,
-            program,
-            cgroup: file,
-            path: cgroup.to_owned(),
-            pin,
-            link,
-        })
-    }
-
-    /// Looks whether the cgroup is there; one that was made anew under its path takes the place of
-    /// the old one.
-    fn find_cgroup(&mut self) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt as _;
-        let now = std::fs::metadata(&self.path)?.ino();
-        if !self.cgroup.metadata().is_ok_and(|held| held.ino() == now) {
-            self.cgroup = File::open(&self.path)?;
-        }
-        Ok(())
-    }
-}
-
 /// The pin of the link of the kubelet's cgroup.
 const PROBE: &str = "probe";
-
-/// Name and size of each map, as the programs define them.
-const COOKIES: (&str, u32) = ("adit_cookies", MAX_PODS);
-const PODS: (&str, u32) = ("adit_pods", MAX_PODS);
-const SLOTS: (&str, u32) = ("adit_slots", MAX_PODS * SLOTS_PER_POD);
-const ADDRESSES: (&str, u32) = ("adit_addresses", MAX_PODS * MAX_ADDRESSES as u32);
-const ENROLMENTS: (&str, u32) = ("adit_enrolments", MAX_PODS);
-const PROBES: (&str, u32) = ("adit_probes", abi::MAX_PROBES);
-
-fn open_map<K: abi::Plain, V: abi::Plain>(
-    pins: &Pins,
-    (name, entries): (&str, u32),
-) -> Result<Map<K, V>, Error> {
-    Map::open(&pins.of(name), entries).map_err(io_error(format!("the map {name}")))
-}
-
-impl Maps {
-    fn open(pins: &Pins) -> Result<Self, Error> {
-        Ok(Self {
-            cookies: open_map(pins, COOKIES)?,
-            pods: open_map(pins, PODS)?,
-            slots: open_map(pins, SLOTS)?,
-            addresses: open_map(pins, ADDRESSES)?,
-            enrolments: open_map(pins, ENROLMENTS)?,
-            probes: open_map(pins, PROBES)?,
-        })
-    }
-
-    /// Why pinned maps cannot be used: they have other sizes. One that is not there is no reason.
-    fn incompatible(pins: &Pins) -> Option<Error> {
-        let results = [
-            open_map::<u64, u32>(pins, COOKIES).err(),
-            open_map::<u32, abi::Pod>(pins, PODS).err(),
-            open_map::<u32, u64>(pins, SLOTS).err(),
-            open_map::<Address, u32>(pins, ADDRESSES).err(),
-            open_map::<u32, Enrolment>(pins, ENROLMENTS).err(),
-            open_map::<abi::Flow, u8>(pins, PROBES).err(),
-        ];
-        results.into_iter().flatten().find(|error| {
-            matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::InvalidData)
-        })
-    }
-
-    /// Pins maps whose pin was removed; how many.
-    fn pin_again(&self, pins: &Pins) -> Result<usize, Error> {
-        let maps = [
-            (COOKIES, self.cookies.as_fd()),
-            (PODS, self.pods.as_fd()),
-            (SLOTS, self.slots.as_fd()),
-            (ADDRESSES, self.addresses.as_fd()),
-            (ENROLMENTS, self.enrolments.as_fd()),
-            (PROBES, self.probes.as_fd()),
-        ];
-        let mut restored = 0;
-        for ((name, _), fd) in maps {
-            let path = pins.of(name);
-            if !path.exists() {
-                crate::bpf::pin(&path, fd).map_err(io_error(format!("pinning {name} again")))?;
-                restored += 1;
-            }
-        }
-        Ok(restored)
-    }
-
-    /// The pods that the map of enrolments knows.
-    fn left_behind(&self, pins: &Pins) -> Result<BTreeMap<String, Pod>, Error> {
-        let mut pods = BTreeMap::new();
-        for index in self
-            .enrolments
-            .keys()
-            .map_err(io_error("listing enrolments"))?
-        {
-            let Some(record) = self
-                .enrolments
-                .get(&index)
-                .map_err(io_error("reading an enrolment"))?
-            else {
-                continue;
-            };
-            let uid = &record.uid[..usize::from(record.uid_length).min(MAX_UID)];
-            let given = &record.addresses[..usize::from(record.address_count).min(MAX_ADDRESSES)];
-            let given: Vec<IpAddr> = given.iter().map(|address| (*address).into()).collect();
-            let described = self.pods.get(&index).map_err(io_error("reading a pod"))?;
-            let addresses = described.map_or_else(Vec::new, |pod| {
-                let count = (pod.address_count as usize).min(MAX_ADDRESSES);
-                pod.addresses[..count]
-                    .iter()
-                    .map(|address| (*address).into())
-                    .collect()
-            });
-            let pod = Pod {
-                index,
-                cookie: record.cookie,
-                netns_inode: record.netns_inode,
-                netns: None,
-                state: PodState::Left,
-                generation: record.generation,
-                outbound_only: record.outbound_only != 0,
-                given,
-                addresses,
-                sysctls_before: record.sysctls_before,
-                link: PinnedLink::open(&pins.of_pod(index), AttachType::SkLookup),
-            };
-            pods.insert(String::from_utf8_lossy(uid).into_owned(), pod);
-        }
-        Ok(pods)
-    }
-
-    /// Writes down what a later process must know.
-    fn record(&self, uid: &str, pod: &Pod) -> Result<(), Error> {
-        let mut record = Enrolment {
-            cookie: pod.cookie,
-            netns_inode: pod.netns_inode,
-            generation: pod.generation,
-            outbound_only: pod.outbound_only.into(),
-            uid_length: 0,
-            address_count: 0,
-            reserved: [0; 5],
-            sysctls_before: pod.sysctls_before,
-            uid: [0; MAX_UID],
-            addresses: [Address::default(); MAX_ADDRESSES],
-        };
-        for (to, from) in record.uid.iter_mut().zip(uid.as_bytes()) {
-            *to = *from;
-            record.uid_length += 1;
-        }
-        for (to, from) in record.addresses.iter_mut().zip(&pod.given) {
-            *to = (*from).into();
-            record.address_count += 1;
-        }
-        self.enrolments
-            .set(&pod.index, &record)
-            .map_err(io_error(format!("pod {uid}: its enrolment")))
-    }
-
-    /// Tells the programs what is true of a pod.
-    fn describe(&self, uid: &str, pod: &mut Pod, found: &Established) -> Result<(), Error> {
-        let flags = [
-            (pod.outbound_only, POD_OUTBOUND_ONLY),
-            (found.ipv4, POD_IPV4),
-            (found.ipv6, POD_IPV6),
-        ];
-        let mut entry = abi::Pod {
-            flags: flags
-                .iter()
-                .filter(|(set, _)| *set)
-                .map(|(_, flag)| flag)
-                .sum(),
-            address_count: 0,
-            addresses: [Address::default(); MAX_ADDRESSES],
-        };
-        for (to, from) in entry.addresses.iter_mut().zip(&found.addresses) {
-            *to = (*from).into();
-            entry.address_count += 1;
-        }
-        let failed = || io_error(format!("pod {uid}: its addresses"));
-        self.pods.set(&pod.index, &entry).map_err(failed())?;
-        let gone: Vec<IpAddr> = pod
-            .addresses
-            .iter()
-            .filter(|old| !found.addresses.contains(old))
-            .copied()
-            .collect();
-        self.forget_addresses(pod.index, &gone).map_err(failed())?;
-        for address in found.addresses.iter().filter(|address| is_routed(address)) {
-            self.addresses
-                .set(&(*address).into(), &pod.index)
-                .map_err(failed())?;
-        }
-        pod.addresses.clone_from(&found.addresses);
-        for (known, before) in pod.sysctls_before.iter_mut().zip(found.sysctls_before) {
-            if *known == UNKNOWN {
-                *known = before;
-            }
-        }
-        Ok(())
-    }
-
-    /// An address that another pod has taken over stays that pod's.
-    fn forget_addresses(&self, index: u32, addresses: &[IpAddr]) -> io::Result<()> {
-        for address in addresses {
-            let key = Address::from(*address);
-            if self.addresses.get(&key)? == Some(index) {
-                self.addresses.remove(&key)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the hooks capture; whether they did not before.
-    fn remember_cookie(&self, pod: &Pod) -> Result<bool, Error> {
-        let failed = |error| io_error("a pod's cookie")(error);
-        if self.cookies.get(&pod.cookie).map_err(failed)? == Some(pod.index) {
-            return Ok(false);
-        }
-        self.cookies.set(&pod.cookie, &pod.index).map_err(failed)?;
-        Ok(true)
-    }
-
-    fn forget_cookie(&self, pod: &Pod) -> Result<(), Error> {
-        self.cookies
-            .remove(&pod.cookie)
-            .map(drop)
-            .map_err(io_error("a pod's cookie"))
-    }
-
-    /// Removes what the maps know of a pod, the enrolment last.
-    fn forget(&self, uid: &str, pod: &Pod) -> Result<(), Error> {
-        let forget = || -> io::Result<()> {
-            for slot in Slot::ALL {
-                self.slots.remove(&slot.of(pod.index))?;
-            }
-            self.forget_addresses(pod.index, &pod.addresses)?;
-            self.enrolments.remove(&pod.index)?;
-            Ok(())
-        };
-        forget().map_err(io_error(format!("pod {uid}: its entries")))
-    }
-
-    /// Puts a listener into a slot. One that is there already stays: kernels have lost track of a socket that
-    /// replaced itself.
-    fn fill(&self, slot: u32, listener: BorrowedFd<'_>) -> io::Result<()> {
-        // What user space reads from a SOCKMAP is the socket's cookie.
-        if self.slots.get(&slot)? == Some(SockRef::from(&listener).cookie()?) {
-            return Ok(());
-        }
-        self.slots.set(&slot, &(listener.as_raw_fd() as u64))
-    }
-
-    fn has_listener(&self, index: u32, slot: Slot) -> bool {
-        matches!(self.slots.get(&slot.of(index)), Ok(Some(_)))
-    }
-}
-
-/// Whether an address means one pod: link-local ones repeat.
-fn is_routed(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(_) => true,
-        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
-    }
-}

@@ -26,5 +26,5 @@ pub use manifest::Manifest;
 pub use mesh::{MeshBuilder, Pod, SAMPLE_MESH, TestMesh, pod};
 pub use observe::{AccessLine, Metrics};
 pub use socket::Outcome;
-pub use waypoint::{Counted, SAMPLE_TOKEN, sample_waypoint};
+pub use waypoint::{Counted, SAMPLE_TOKEN, reviews_mesh, sample_waypoint};
 pub use wire::Packets;

@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::mesh::{DEADLINE, Pod, TestMesh};
+use crate::mesh::{DEADLINE, MeshBuilder, Pod, SAMPLE_MESH, TestMesh};
 use crate::observe::Metrics;
 
 /// A client that makes thousands of requests ends by then.
@@ -59,6 +59,22 @@ pub const SAMPLE_TOKEN: &str = include_str!("../../deploy/samples/waypoint/demo.
 pub fn sample_waypoint(file: &str) -> &'static str {
     let found = SAMPLE_WAYPOINT.iter().find(|(name, _)| *name == file);
     found.expect("a file of the sample").1
+}
+
+/// The sample's mesh with `reviews` and further manifests in it, and namespace `shop` behind a
+/// waypoint.
+///
+/// # Errors
+/// Something does not get ready.
+pub fn reviews_mesh(files: &[(&str, &str)]) -> anyhow::Result<TestMesh> {
+    let mesh = MeshBuilder::default()
+        .files(SAMPLE_MESH)
+        .files(&[("reviews.yaml", sample_waypoint("reviews.yaml"))])
+        .files(files)
+        .up()?;
+    mesh.enrol_waypoint("shop")?;
+    mesh.wait_bound("reviews.shop.svc.cluster.local", true)?;
+    Ok(mesh)
 }
 
 /// What `adit-sample requests` counted.
@@ -315,14 +331,32 @@ impl TestMesh {
             .collect()
     }
 
+    /// The first line of [`Self::sample_lines`].
+    ///
+    /// # Errors
+    /// As there, or there is none.
+    pub fn first_line(&self, from: Pod<'_>, argv: &[&str]) -> anyhow::Result<Value> {
+        let mut lines = self.sample_lines(from, argv)?.into_iter();
+        lines.next().context("the client said nothing")
+    }
+
+    /// The status that a request is answered with.
+    ///
+    /// # Errors
+    /// There was no answer.
+    pub fn status_of(&self, from: Pod<'_>, url: &str, options: &[&str]) -> anyhow::Result<u64> {
+        let line = self.first_line(from, &[&["call", url], options].concat())?;
+        let status = line["status"].as_u64();
+        status.with_context(|| format!("no answer: {line}"))
+    }
+
     /// What the server saw of one request.
     ///
     /// # Errors
     /// There was no answer, or none of the sample server.
     pub fn seen(&self, from: Pod<'_>, url: &str, options: &[&str]) -> anyhow::Result<Value> {
         let argv = [&["call", url, "--json"], options].concat();
-        let line = self.sample_lines(from, &argv)?;
-        let line = line.first().context("the client said nothing")?;
+        let line = self.first_line(from, &argv)?;
         match &line["answer"] {
             Value::Object(answer) => Ok(Value::Object(answer.clone())),
             _ => bail!("no answer of a sample server: {line}"),

@@ -1,21 +1,8 @@
 //! HTTP/1.1, HTTP/2, gRPC of every kind, WebSocket, trailers and plain TCP pass a waypoint as
 //! they are, and those whose server speaks first too.
 
-use adit_integration::mesh::{MeshBuilder, SAMPLE_MESH};
-use adit_integration::{TestMesh, pod, sample_waypoint};
+use adit_integration::{pod, reviews_mesh};
 use anyhow::Context;
-use serde_json::Value;
-
-fn mesh() -> anyhow::Result<TestMesh> {
-    let reviews = ("reviews.yaml", sample_waypoint("reviews.yaml"));
-    let mesh = MeshBuilder::default()
-        .files(SAMPLE_MESH)
-        .files(&[reviews, ("greeter.yaml", GREETER)])
-        .up()?;
-    mesh.enrol_waypoint("shop")?;
-    mesh.wait_bound("reviews.shop.svc.cluster.local", true)?;
-    Ok(mesh)
-}
 
 const GREETER: &str = "
 apiVersion: v1
@@ -36,14 +23,9 @@ spec:
   ports: [{ name: tcp-mail, port: 25, targetPort: 9090 }]
 ";
 
-fn one(mesh: &TestMesh, argv: &[&str]) -> anyhow::Result<Value> {
-    let lines = mesh.sample_lines(pod("shop/client"), argv)?;
-    lines.into_iter().next().context("the client said nothing")
-}
-
 #[test]
 fn requests_and_streams_pass_as_they_are() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[("greeter.yaml", GREETER)])?;
     for (options, protocol) in [(&[][..], "HTTP/1.1"), (&["--http2"][..], "HTTP/2.0")] {
         let url = "http://reviews.shop/a/b?c=d%2Fe";
         let seen = mesh.seen(pod("shop/client"), url, options)?;
@@ -58,17 +40,20 @@ fn requests_and_streams_pass_as_they_are() -> anyhow::Result<()> {
             "body",
             "--json",
         ];
-        let line = one(&mesh, &[&argv[..], options].concat())?;
+        let line = mesh.first_line(pod("shop/client"), &[&argv[..], options].concat())?;
         assert_eq!(
             (&line["status"], &line["answer"]),
             (&200.into(), &"body".into())
         );
         let url = "http://reviews.shop/?trailer=x-sum:12";
         let argv = ["call", url, "--json", "-H", "te: trailers"];
-        let line = one(&mesh, &[&argv[..], options].concat())?;
+        let line = mesh.first_line(pod("shop/client"), &[&argv[..], options].concat())?;
         assert_eq!(line["trailers"]["x-sum"][0], "12", "{protocol}: {line}");
     }
-    let large = one(&mesh, &["call", "http://reviews.shop/bytes/5000000"])?;
+    let large = mesh.first_line(
+        pod("shop/client"),
+        &["call", "http://reviews.shop/bytes/5000000"],
+    )?;
     assert_eq!(large["bytes"], 5_000_000, "{large}");
     for (kind, answers, received) in [
         ("unary", 1, 1),
@@ -87,7 +72,7 @@ fn requests_and_streams_pass_as_they_are() -> anyhow::Result<()> {
             "-H",
             "x-user: jason",
         ];
-        let line = one(&mesh, &[&argv[..], &["--json"]].concat())?;
+        let line = mesh.first_line(pod("shop/client"), &[&argv[..], &["--json"]].concat())?;
         assert_eq!(line["status"], 0, "{kind}: {line}");
         assert_eq!(line["answers"], answers, "{kind}: {line}");
         assert_eq!(line["received"], received, "{kind}: {line}");
@@ -99,7 +84,7 @@ fn requests_and_streams_pass_as_they_are() -> anyhow::Result<()> {
         "-H",
         "x-adit-fault: grpc-status=7",
     ];
-    let line = one(&mesh, &failing)?;
+    let line = mesh.first_line(pod("shop/client"), &failing)?;
     assert_eq!(
         (&line["status"], &line["from"]),
         (&7.into(), &"server".into())
@@ -118,7 +103,7 @@ fn requests_and_streams_pass_as_they_are() -> anyhow::Result<()> {
 
 #[test]
 fn bytes_pass_and_servers_may_speak_first() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[("greeter.yaml", GREETER)])?;
     let argv = [
         "tcp",
         "reviews.shop:9090",

@@ -1,8 +1,7 @@
 //! A token opens what a policy closes; and one request is told alike by the metrics, the access
 //! log and its trace, with the identities of both ends.
 
-use adit_integration::mesh::{MeshBuilder, SAMPLE_MESH};
-use adit_integration::{SAMPLE_TOKEN, TestMesh, pod, sample_waypoint};
+use adit_integration::{SAMPLE_TOKEN, pod, reviews_mesh, sample_waypoint};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
@@ -10,36 +9,16 @@ const URL: &str = "http://reviews.shop/";
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 const REVIEWS: &str = "spiffe://cluster.local/ns/shop/sa/reviews";
 
-fn mesh() -> anyhow::Result<TestMesh> {
-    let files = ["reviews.yaml", "telemetry.yaml"].map(|file| (file, sample_waypoint(file)));
-    let mesh = MeshBuilder::default()
-        .files(SAMPLE_MESH)
-        .files(&files)
-        .up()?;
-    mesh.enrol_waypoint("shop")?;
-    mesh.wait_bound("reviews.shop.svc.cluster.local", true)?;
-    Ok(mesh)
-}
-
-fn status(mesh: &TestMesh, from: &str, options: &[&str]) -> anyhow::Result<u64> {
-    let argv = [&["call", URL], options].concat();
-    let lines = mesh.sample_lines(pod(from), &argv)?;
-    let line = lines.first().context("the client said nothing")?;
-    line["status"]
-        .as_u64()
-        .with_context(|| format!("no answer: {line}"))
-}
-
 #[test]
 fn a_token_opens_what_was_closed_and_a_false_one_is_refused() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[("telemetry.yaml", sample_waypoint("telemetry.yaml"))])?;
     mesh.apply_objects(sample_waypoint("readers.yaml"))?;
     mesh.apply_objects(sample_waypoint("jwt.yaml"))?;
     let bearer = format!("authorization: Bearer {}", SAMPLE_TOKEN.trim());
     let post = ["-X", "POST", "-H", &bearer];
     mesh.eventually("the token", || {
-        let visitor = status(&mesh, "shop/visitor", &[])?;
-        let opened = status(&mesh, "shop/visitor", &post)?;
+        let visitor = mesh.status_of(pod("shop/visitor"), URL, &[])?;
+        let opened = mesh.status_of(pod("shop/visitor"), URL, &post)?;
         ensure!((visitor, opened) == (403, 200), "{visitor} {opened}");
         Ok(())
     })?;
@@ -55,7 +34,7 @@ fn a_token_opens_what_was_closed_and_a_false_one_is_refused() -> anyhow::Result<
         (&["-H", "authorization: Bearer nothing"][..], 401),
         (&["-H", &bearer][..], 200),
     ] {
-        let got = status(&mesh, "shop/client", options)?;
+        let got = mesh.status_of(pod("shop/client"), URL, options)?;
         assert_eq!(got, expected, "{:?}", &options[..options.len() - 1]);
     }
     Ok(())
@@ -63,7 +42,7 @@ fn a_token_opens_what_was_closed_and_a_false_one_is_refused() -> anyhow::Result<
 
 #[test]
 fn metrics_access_log_and_trace_tell_of_the_same_request() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[("telemetry.yaml", sample_waypoint("telemetry.yaml"))])?;
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let parent = format!("traceparent: 00-{trace}-b7ad6b7169203331-01");
     let seen = mesh.seen(

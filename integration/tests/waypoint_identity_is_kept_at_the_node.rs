@@ -1,8 +1,7 @@
 //! Behind a waypoint the destination's node judges and names the caller, not only the waypoint;
 //! and a destination that is marked takes nothing that has not passed its waypoint.
 
-use adit_integration::mesh::{MeshBuilder, SAMPLE_MESH};
-use adit_integration::{TestMesh, pod, sample_waypoint};
+use adit_integration::{TestMesh, pod, reviews_mesh};
 use anyhow::ensure;
 
 const REVIEWS: &str = "http://reviews.shop/";
@@ -10,17 +9,6 @@ const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 const VISITOR: &str = "spiffe://cluster.local/ns/shop/sa/visitor";
 const WAYPOINT: &str = "spiffe://cluster.local/ns/shop/sa/waypoint";
 const REQUIRE: &str = "istio.io/require-waypoint";
-
-fn mesh() -> anyhow::Result<TestMesh> {
-    let reviews = ("reviews.yaml", sample_waypoint("reviews.yaml"));
-    let mesh = MeshBuilder::default()
-        .files(SAMPLE_MESH)
-        .files(&[reviews])
-        .up()?;
-    mesh.enrol_waypoint("shop")?;
-    mesh.wait_bound("reviews.shop.svc.cluster.local", true)?;
-    Ok(mesh)
-}
 
 fn policy(spec: &str) -> String {
     format!(
@@ -45,7 +33,7 @@ fn has_origin(mesh: &TestMesh, identity: &str) -> anyhow::Result<()> {
 
 #[test]
 fn policies_at_the_node_judge_the_caller_behind_the_waypoint() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     let (client, visitor) = (pod("shop/client"), pod("shop/visitor"));
     // Before that the waypoint, which is not the client, was refused by the node.
     let spec = "action: DENY, rules: [{ from: [{ source: { notPrincipals: [cluster.local/ns/shop/sa/client] } }] }]";
@@ -78,7 +66,7 @@ fn policies_at_the_node_judge_the_caller_behind_the_waypoint() -> anyhow::Result
 
 #[test]
 fn a_destination_that_requires_its_waypoint_refuses_what_has_not_passed_it() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     let (client, legacy) = (pod("shop/client"), pod("legacy/client"));
     let direct = format!("http://{}:8080/", mesh.address(pod("shop/web-b"))?);
     let by_service = "http://web.shop/";

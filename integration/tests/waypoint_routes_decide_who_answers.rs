@@ -3,24 +3,12 @@
 
 use std::time::Duration;
 
-use adit_integration::mesh::{MeshBuilder, SAMPLE_MESH};
-use adit_integration::{Counted, TestMesh, pod, sample_waypoint};
-use anyhow::{Context, ensure};
+use adit_integration::{Counted, TestMesh, pod, reviews_mesh, sample_waypoint};
+use anyhow::ensure;
 use serde_json::Value;
 
 const URL: &str = "http://reviews.shop/";
 const GRPC: &str = "http://reviews.shop:9000";
-
-fn mesh() -> anyhow::Result<TestMesh> {
-    let reviews = ("reviews.yaml", sample_waypoint("reviews.yaml"));
-    let mesh = MeshBuilder::default()
-        .files(SAMPLE_MESH)
-        .files(&[reviews])
-        .up()?;
-    mesh.enrol_waypoint("shop")?;
-    mesh.wait_bound("reviews.shop.svc.cluster.local", true)?;
-    Ok(mesh)
-}
 
 /// Waits until `n` requests with these options are all answered as `right` says.
 fn settles(
@@ -38,13 +26,12 @@ fn settles(
 
 fn call(mesh: &TestMesh, url: &str, options: &[&str]) -> anyhow::Result<Value> {
     let argv = [&["call", url, "--json"], options].concat();
-    let lines = mesh.sample_lines(pod("shop/client"), &argv)?;
-    lines.into_iter().next().context("the client said nothing")
+    mesh.first_line(pod("shop/client"), &argv)
 }
 
 #[test]
 fn traffic_is_split_by_weight_and_by_header() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     mesh.apply_accepted(sample_waypoint("route.yaml"))?;
     settles(&mesh, URL, &["-n", "100"], |counted| {
         (60..100).contains(&counted.version("v1"))
@@ -111,7 +98,7 @@ spec:
 
 #[test]
 fn filters_change_requests_and_what_no_rule_takes_is_answered_with_404() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     mesh.apply_objects(FILTERS)?;
     mesh.eventually("the route", || {
         let line = call(&mesh, "http://reviews.shop/other", &[])?;
@@ -151,7 +138,7 @@ fn filters_change_requests_and_what_no_rule_takes_is_answered_with_404() -> anyh
 
 #[test]
 fn a_route_that_changes_all_the_time_loses_no_request() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     let route = |weight: u32| {
         sample_waypoint("route.yaml").replace("weight: 90", &format!("weight: {weight}"))
     };
@@ -175,7 +162,7 @@ fn a_route_that_changes_all_the_time_loses_no_request() -> anyhow::Result<()> {
 
 #[test]
 fn a_request_that_fails_is_tried_again_elsewhere_and_only_when_asked_for() -> anyhow::Result<()> {
-    let mesh = mesh()?;
+    let mesh = reviews_mesh(&[])?;
     let broken = ["-n", "50", "-H", "x-adit-fault: status=503,only=v1"];
     let counted = mesh.requests(pod("shop/client"), URL, &broken)?;
     assert_eq!(counted.failures, 0, "{counted:?}");

@@ -2,7 +2,7 @@
 //! `GATEWAY_NAME`. Adit's own begin with `ADIT_`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use adit_shared::environment::{
 };
 use adit_shared::hbone::Settings;
 use adit_shared::identity::{SpiffeId, TrustDomain};
+use adit_shared::net::socket::any_address;
 
 /// Streams that a client may have on one HBONE connection. Few, so that a client with many
 /// connections opens several tunnels and all workers get their share; not one, for streams
@@ -114,7 +115,6 @@ impl Config {
         })?;
         let xds_address = text("XDS_ADDRESS", "https://istiod.istio-system.svc:15012");
         let root_ca = "./var/run/secrets/istio/root-cert.pem";
-        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Ok(Self {
             pod: text("POD_NAME", &gateway),
             gateway,
@@ -143,10 +143,10 @@ impl Config {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 share_of_cores("ADIT_WORKER_THREADS", cores)?
             },
-            hbone_address: parsed("ADIT_HBONE_ADDRESS", any(15008))?,
+            hbone_address: parsed("ADIT_HBONE_ADDRESS", any_address(15008))?,
             admin_address: parsed("ADMIN_ADDRESS", SocketAddr::from(([127, 0, 0, 1], 15000)))?,
-            stats_address: parsed("STATS_ADDRESS", any(15020))?,
-            readiness_address: parsed("READINESS_ADDRESS", any(15021))?,
+            stats_address: parsed("STATS_ADDRESS", any_address(15020))?,
+            readiness_address: parsed("READINESS_ADDRESS", any_address(15021))?,
             pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, positive)?,
             pool_unused_release: duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
             http2: http2_settings(),

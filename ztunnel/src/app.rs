@@ -159,7 +159,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
         });
         // To the end of the process: the node may leave the mesh while we drain.
         let answering = socket.clone();
-        tokio::spawn(listener.serve(move |call| {
+        tokio::spawn(listener.serve_at(move |call| {
             let socket = answering.clone();
             async move { socket.answer(call).await }
         }));
@@ -234,7 +234,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
     ));
     tokio::spawn(notify_when_ready(readiness));
     tokio::spawn(tidy(checked));
-    tokio::spawn(sweep(metrics, model));
+    tokio::spawn(sweep(metrics, shared.clone()));
 
     let quit = Arc::new(Notify::new());
     let page = Arc::new(Admin {
@@ -293,12 +293,17 @@ async fn named<T>(name: &'static str, task: impl Future<Output = T>) -> &'static
     name
 }
 
-/// Waits for the first of the tasks to end and tells which and how.
+/// Waits for the first of the tasks to end and tells which and how. One that we end ourselves
+/// is no failure: when the node leaves the mesh, the enrolment manager ends before the capture
+/// of its pods is removed, and the process must live to do that.
 async fn first_end(tasks: &mut JoinSet<&'static str>) -> String {
-    match tasks.join_next().await {
-        Some(Ok(name)) => format!("{name}: ended by itself"),
-        Some(Err(panicked)) => format!("an essential task failed: {panicked}"),
-        None => std::future::pending().await,
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(name)) => return format!("{name}: ended by itself"),
+            Some(Err(error)) if error.is_cancelled() => {}
+            Some(Err(panicked)) => return format!("an essential task failed: {panicked}"),
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -442,11 +447,14 @@ async fn tidy(checked: Arc<Notify>) {
     }
 }
 
-/// Drops the series of workloads that are gone from time to time.
-async fn sweep(metrics: Arc<Metrics>, model: Arc<SharedModel>) {
+/// Drops what is known of workloads that are gone from time to time.
+async fn sweep(metrics: Arc<Metrics>, shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        let snapshot = model.load_full();
+        let snapshot = shared.model.load_full();
+        shared
+            .failing_waypoints
+            .forget(|uid| snapshot.workload(uid).is_some());
         let names: std::collections::HashSet<_> = snapshot
             .workloads()
             .map(|w| (w.namespace.clone(), w.workload_name.clone()))
@@ -478,5 +486,25 @@ mod tests {
         tasks.spawn(named("xDS client", async { panic!("on purpose") }));
         let told = first_end(&mut tasks).await;
         assert!(told.contains("on purpose"), "{told}");
+    }
+
+    /// What the socket does when the node leaves the mesh.
+    #[tokio::test]
+    async fn the_process_outlives_a_manager_that_is_stopped() {
+        let mut tasks = JoinSet::new();
+        let managing = tasks.spawn(named("enrolment", std::future::pending::<()>()));
+        managing.abort();
+        while !managing.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        tasks.spawn(named("xDS client", ended));
+        let mut told = std::pin::pin!(first_end(&mut tasks));
+        let now = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(told.as_mut().poll(context).is_ready())
+        });
+        assert!(!now.await, "taken for a failure");
+        drop(end);
+        assert_eq!(told.await, "xDS client: ended by itself");
     }
 }

@@ -5,7 +5,7 @@
 //! runs on a default nobody asked for is worse than one that does not run.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use adit_shared::environment::{
 };
 use adit_shared::hbone::Settings;
 use adit_shared::identity::TrustDomain;
+use adit_shared::net::socket::any_address;
 
 /// Everything that is decided before the first packet.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -140,7 +141,6 @@ impl Config {
     pub fn from_env() -> Result<Self, ConfigError> {
         let xds_address = text("XDS_ADDRESS", "https://istiod.istio-system.svc:15012");
         let root_ca = "./var/run/secrets/istio/root-cert.pem";
-        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let defaults = Settings::default();
         let pod_discovery = parsed_with(
             "ADIT_POD_DISCOVERY",
@@ -179,8 +179,8 @@ impl Config {
             certificate_ttl: duration("SECRET_TTL", Duration::from_secs(24 * 3600))?,
             workers: workers()?,
             admin_address: parsed("ADMIN_ADDRESS", SocketAddr::from(([127, 0, 0, 1], 15000)))?,
-            stats_address: parsed("STATS_ADDRESS", any(15020))?,
-            readiness_address: parsed("READINESS_ADDRESS", any(15021))?,
+            stats_address: parsed("STATS_ADDRESS", any_address(15020))?,
+            readiness_address: parsed("READINESS_ADDRESS", any_address(15021))?,
             ipv6: parsed("IPV6_ENABLED", true)?,
             pool_max_streams: parsed_with("POOL_MAX_STREAMS_PER_CONNECTION", 100, positive)?,
             pool_unused_release: duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,

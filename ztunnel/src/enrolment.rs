@@ -125,6 +125,8 @@ struct State {
     withdrawing: HashMap<Arc<str>, Withdrawal>,
     /// Identities that certificates are kept for.
     identities: HashSet<SpiffeId>,
+    /// Until when each wanted pod waits for its certificate, or has waited: nobody waits twice.
+    waits: HashMap<Arc<str>, Instant>,
 }
 
 /// Why the manager looks at its pods.
@@ -183,6 +185,18 @@ fn pending(wanted: &[Arc<str>], entries: &HashMap<Arc<str>, Entry>) -> usize {
         .iter()
         .filter(|uid| entries.get(*uid).is_none_or(|entry| entry.status.is_err()))
         .count()
+}
+
+impl Target {
+    /// Tells who asked for it how its enrolment ended.
+    fn tell(&self, status: &Result<Option<NetnsId>, EnrolmentError>) {
+        let waiter = self.waiter.as_ref().and_then(|waiter| waiter.lock().take());
+        if let Some(waiter) = waiter {
+            let status = status.as_ref().map(drop).map_err(ToString::to_string);
+            // Who asked may have given up.
+            let _ = waiter.send(status);
+        }
+    }
 }
 
 /// Whether there is something to do about a pod.
@@ -262,8 +276,8 @@ impl EnrolmentManager {
                 adopted = true;
             }
             let synced = targets.synced;
-            self.converge(&mut state, targets, wake).await;
-            if !synced {
+            let is_done = self.converge(&mut state, targets, wake).await;
+            if !synced || !is_done {
                 // What an earlier process left stays until it is known who is wanted.
                 self.publish(&state.entries);
                 continue;
@@ -278,12 +292,15 @@ impl EnrolmentManager {
         }
     }
 
-    async fn converge(&self, state: &mut State, targets: Targets, wake: Wake) {
+    /// Enrols and withdraws. `false` if pods still wait for their certificates: something else
+    /// is wanted, which comes first, and then it goes on with them.
+    async fn converge(&self, state: &mut State, targets: Targets, wake: Wake) -> bool {
         let wanted = targets.by_uid;
         let State {
             entries,
             withdrawing,
             identities,
+            waits,
         } = state;
         for uid in &targets.ended {
             // The control plane was faster: nothing is left to be drained.
@@ -324,30 +341,62 @@ impl EnrolmentManager {
             self.telemetry.metrics().set_pending_proxies(count);
         };
         count_pending(entries);
-        let open: Vec<Target> = wanted
+        let (open, settled): (Vec<&Target>, Vec<&Target>) = wanted
             .values()
-            .filter(|target| is_open(target, entries.get(&target.spec.uid), wake))
-            .cloned()
-            .collect();
+            .partition(|target| is_open(target, entries.get(&target.spec.uid), wake));
+        let open: Vec<Target> = open.into_iter().cloned().collect();
+        for target in settled {
+            // One that has failed is open again in the next round.
+            if let Some(Entry {
+                status: status @ Ok(_),
+                ..
+            }) = entries.get(&target.spec.uid)
+            {
+                target.tell(status);
+            }
+        }
         identities.extend(open.iter().map(|target| target.spec.identity.clone()));
         for target in &open {
             self.certificates.prefetch(&target.spec.identity);
         }
         let mut published = Instant::now();
-        let until = Instant::now() + CERTIFICATE_WAIT;
+        let now = Instant::now();
+        waits.retain(|uid, _| wanted.contains_key(uid));
         let coming = self.locate(open).await.into_iter();
         let mut coming: FuturesUnordered<_> = coming
-            .map(|(target, netns)| async move {
+            .map(|(target, netns)| {
                 // What starts now has a runtime waiting for it; its connections wait for the
                 // certificate by themselves.
-                if !target.early && netns.is_ok() {
-                    self.await_certificate(&target.spec.identity, until).await;
+                let waits = (!target.early && netns.is_ok()).then(|| {
+                    // The same for all of a series: a certificate service that is away must
+                    // not delay the last pod by the sum of all waits.
+                    let until = waits.entry(target.spec.uid.clone());
+                    *until.or_insert(now + CERTIFICATE_WAIT)
+                });
+                async move {
+                    if let Some(until) = waits.filter(|until| *until > now) {
+                        self.await_certificate(&target.spec.identity, until).await;
+                    }
+                    (target.spec, netns)
                 }
-                (target.spec, netns)
             })
             .collect();
+        let mut is_done = true;
         // In the order in which their certificates come.
-        while let Some((spec, netns)) = coming.next().await {
+        loop {
+            let (spec, netns) = tokio::select! {
+                biased;
+                next = coming.next() => match next {
+                    Some(next) => next,
+                    None => break,
+                },
+                // A sandbox that is being made, or one that has ended, does not wait for them.
+                () = self.wanted.changed() => {
+                    self.wanted.look_again();
+                    is_done = false;
+                    break;
+                }
+            };
             // It would end by taking away what is set up here.
             if let Some(withdrawal) = withdrawing.remove(&spec.uid) {
                 withdrawal.stop().await;
@@ -380,6 +429,9 @@ impl EnrolmentManager {
             {
                 self.telemetry.emit(&Event::ProxyStarted);
             }
+            if let Some(target) = wanted.get(&spec.uid) {
+                target.tell(&status);
+            }
             entries.insert(spec.uid.clone(), Entry { spec, status });
             count_pending(entries);
             // The first of many need not wait for the last until peers use HBONE.
@@ -388,16 +440,7 @@ impl EnrolmentManager {
                 published = Instant::now();
             }
         }
-        for (uid, target) in &wanted {
-            let waiter = target.waiter.as_ref().and_then(|w| w.lock().take());
-            if let (Some(waiter), Some(entry)) = (waiter, entries.get(uid)) {
-                // Who asked may have given up.
-                let _ = waiter.send(match &entry.status {
-                    Ok(_) => Ok(()),
-                    Err(e) => Err(e.to_string()),
-                });
-            }
-        }
+        is_done
     }
 
     /// Finds the namespaces of all of them on a thread for blocking work.
@@ -427,8 +470,6 @@ impl EnrolmentManager {
         }
     }
 
-    /// `until` is the same for all of a series: a certificate service that is away must not
-    /// delay the last pod by the sum of all waits.
     async fn await_certificate(&self, identity: &SpiffeId, until: Instant) {
         match timeout_at(until, self.certificates.get(identity)).await {
             Ok(Ok(_)) => {}
@@ -554,6 +595,7 @@ impl EnrolmentManager {
             entries,
             withdrawing,
             identities,
+            ..
         } = state;
         withdrawing.retain(|_, withdrawal| !withdrawal.task.is_finished());
         let used: HashSet<&SpiffeId> = entries

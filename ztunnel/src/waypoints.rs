@@ -58,12 +58,18 @@ impl FailingWaypoints {
         self.any.store(!instances.is_empty(), Ordering::Relaxed);
     }
 
-    /// Forgets instances that `known` does not know any more, and tells the others.
-    pub fn snapshot(&self, known: impl Fn(&str) -> bool) -> HashMap<WorkloadUid, Failing> {
+    /// Forgets instances that `known` does not know any more: nobody reaches them ever again,
+    /// and as long as one is remembered every connection that succeeds looks here.
+    pub fn forget(&self, known: impl Fn(&str) -> bool) {
         let mut instances = self.instances.lock();
         instances.retain(|uid, _| known(uid));
         self.any.store(!instances.is_empty(), Ordering::Relaxed);
-        instances.clone()
+    }
+
+    /// Forgets as [`FailingWaypoints::forget`], and tells the others.
+    pub fn snapshot(&self, known: impl Fn(&str) -> bool) -> HashMap<WorkloadUid, Failing> {
+        self.forget(known);
+        self.instances.lock().clone()
     }
 }
 
@@ -85,6 +91,18 @@ mod tests {
         let now = failing.snapshot(|_| true);
         assert!(!now.contains_key(&one) && now.contains_key(&two));
         assert!(failing.snapshot(|_| false).is_empty());
+        assert!(!failing.any.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn nobody_looks_for_instances_that_are_gone() {
+        let failing = FailingWaypoints::default();
+        failing.failed(&"gone".into(), "refused");
+        failing.failed(&"there".into(), "refused");
+        failing.forget(|uid| uid == "there");
+        assert!(failing.any.load(Ordering::Relaxed));
+        assert_eq!(failing.instances.lock().len(), 1);
+        failing.forget(|_| false);
         assert!(!failing.any.load(Ordering::Relaxed));
     }
 }

@@ -16,12 +16,13 @@ use adit_shared::identity::{
     CacheOptions, CertificateAuthority, CertificateCache, SignError, SignedChain, SpiffeId,
     TrustDomain,
 };
-use adit_shared::model::SharedModel;
 use adit_shared::model::enrolment::SandboxPod;
+use adit_shared::model::{SharedModel, address_from_resource};
 use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::net::handoff::{self, Answer, HandoffListener};
 use adit_shared::policy::TrustDomains;
 use adit_shared::proto::enrolment::{Enrolment, EnrolmentReport, EnrolmentState};
+use adit_shared::proto::workload as wire;
 use adit_shared::telemetry::{Metrics, Telemetry};
 use adit_ztunnel::config::{Config, OwnPod, PodDiscovery};
 use adit_ztunnel::discovery::Discovery;
@@ -54,6 +55,20 @@ impl CertificateAuthority for NoCertificates {
         _: Duration,
     ) -> BoxFuture<'a, Result<SignedChain, SignError>> {
         Box::pin(async { Err(SignError::Refused("not in this test".into())) })
+    }
+}
+
+/// One that never answers.
+struct SilentAuthority;
+
+impl CertificateAuthority for SilentAuthority {
+    fn sign<'a>(
+        &'a self,
+        _: &'a SpiffeId,
+        _: &'a str,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<SignedChain, SignError>> {
+        Box::pin(std::future::pending())
     }
 }
 
@@ -119,6 +134,7 @@ struct Node {
     directory: PathBuf,
     cgroup: PathBuf,
     wanted: Arc<Wanted>,
+    shared: Arc<Shared>,
     redirector: Arc<Mutex<Redirector>>,
     reports: watch::Receiver<EnrolmentReport>,
     /// How often the manager has worked off what is wanted.
@@ -130,6 +146,10 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(NoCertificates)
+    }
+
+    fn start_with(authority: impl CertificateAuthority + 'static) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("zt{}-{number}", std::process::id());
@@ -148,7 +168,7 @@ impl Node {
         });
         let redirector = Arc::new(Mutex::new(redirector.expect("this kernel can")));
 
-        let certificates = CertificateCache::new(Arc::new(NoCertificates), CacheOptions::default());
+        let certificates = CertificateCache::new(Arc::new(authority), CacheOptions::default());
         let metrics = Arc::new(Metrics::new("ztunnel", "test"));
         let telemetry = Telemetry::new(metrics, None, Vec::new());
         let (drain, watcher) = drain::channel();
@@ -213,6 +233,7 @@ impl Node {
             directory,
             cgroup,
             wanted,
+            shared,
             redirector,
             reports,
             rounds,
@@ -264,7 +285,14 @@ impl Node {
 
     /// A sandbox of the pod is being made.
     async fn make_sandbox(&self, sandbox: &str, netns: &Netns) -> Answer {
-        let body = pod(sandbox, ADDRESS);
+        self.make_sandbox_of(UID, sandbox, netns).await
+    }
+
+    async fn make_sandbox_of(&self, uid: &str, sandbox: &str, netns: &Netns) -> Answer {
+        let body = SandboxPod {
+            uid: uid.into(),
+            ..pod(sandbox, ADDRESS)
+        };
         self.call(Method::POST, "/pods", &body, Some(netns.fd()))
             .await
     }
@@ -474,7 +502,7 @@ async fn a_sandbox_that_ends_takes_its_capture_along() {
     node.another_round().await;
     node.call(Method::DELETE, "/sandboxes/s2", &(), None).await;
     assert!(node.captured().is_empty());
-    assert_eq!(second.listeners(), 0);
+    wait_for("the end of its listeners", || second.listeners() == 0).await;
     node.another_round().await;
     assert!(node.captured().is_empty(), "it came back");
     assert!(!node.directory.join("pods").join(UID).exists());
@@ -495,7 +523,7 @@ async fn the_end_of_an_unknown_sandbox_is_the_pods_if_nothing_runs_in_it() {
     std::fs::remove_file(node.directory.join("netns").join(UID)).expect("a link");
     node.call(Method::DELETE, &target, &(), None).await;
     assert!(node.captured().is_empty());
-    assert_eq!(netns.listeners(), 0);
+    wait_for("the end of its listeners", || netns.listeners() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -541,4 +569,88 @@ async fn a_node_that_leaves_the_mesh_has_no_capture() {
         .output()
         .expect("iproute2 is installed");
     assert!(rules.stdout.is_empty(), "{rules:?}");
+}
+
+/// Certificates do not come; what has waited for them once does not hold up what starts now,
+/// and does not wait again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_the_certificates_of_others_or_twice_for_its_own() {
+    let mut node = Node::start_with(SilentAuthority);
+    let (running, starting) = (Netns::new(&node.name, "a"), Netns::new(&node.name, "b"));
+    node.set_netns(&running);
+    node.want(ADDRESS);
+    let answer = node.make_sandbox_of("other", "s1", &starting).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(node.captured(), [starting.fd().inode()]);
+    // The first one still gets its time, and then goes on without.
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+    wait_for("the pod that waits", || node.captured().len() == 2).await;
+
+    // One whose capture fails is tried in every round.
+    node.want(Ipv4Addr::new(10, 9, 0, 99));
+    node.is_reported(EnrolmentState::Failed, "10.9.0.99").await;
+    let started = Instant::now();
+    for _ in 0..4 {
+        node.want(Ipv4Addr::new(10, 9, 0, 99));
+        node.another_round().await;
+    }
+    // Less than it takes to wait once.
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// The pod's own certificate is missing: that is no failure of the waypoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waypoint_is_not_blamed_for_a_certificate_that_is_missing() {
+    let mut node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    node.set_netns(&netns);
+    let address = |last: u8| vec![10, 9, 0, last];
+    let workload = |name: &str, last: u8| wire::Workload {
+        uid: format!("Kubernetes//Pod/shop/{name}"),
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        addresses: vec![address(last)],
+        tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+        ..wire::Workload::default()
+    };
+    let waypoint = wire::NetworkAddress {
+        network: String::new(),
+        address: address(60),
+        length: None,
+    };
+    let behind = wire::Workload {
+        waypoint: Some(wire::GatewayAddress {
+            destination: Some(wire::gateway_address::Destination::Address(waypoint)),
+            hbone_mtls_port: 15008,
+        }),
+        ..workload("server", 50)
+    };
+    for workload in [workload("web-1", 2), behind, workload("waypoint", 60)] {
+        let uid = workload.uid.clone();
+        let resource = wire::Address {
+            r#type: Some(wire::address::Type::Workload(workload)),
+        };
+        let update = address_from_resource(&uid, &resource).expect("valid");
+        node.shared.model.apply([update]);
+    }
+    node.want(ADDRESS);
+    node.is_reported(EnrolmentState::Enrolled, "").await;
+
+    let call = format!(
+        "echo $$ >{}/cgroup.procs && exec nsenter --net={} timeout 20 bash -c '\
+         exec 3<>/dev/tcp/10.9.0.50/80; printf \"GET / HTTP/1.1\\r\\nhost: server\\r\\n\\r\\n\" >&3; cat <&3'",
+        node.cgroup.display(),
+        netns.path().display()
+    );
+    let called = tokio::task::spawn_blocking(move || {
+        let output = Command::new("sh").args(["-c", &call]).output();
+        output.expect("a shell is installed")
+    });
+    let output = called.await.expect("no panic");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    let reason = "x-adit-reason: no_certificate";
+    assert!(answer.contains(reason), "{answer} {output:?}");
+    let failing = node.shared.failing_waypoints.snapshot(|_| true);
+    assert!(failing.is_empty(), "{failing:?}");
 }

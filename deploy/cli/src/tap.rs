@@ -22,7 +22,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 Examples:
   adit tap
   adit tap waypoint.shop --service reviews.shop --status 5xx
-  adit tap --from client.shop --path /api -o json")]
+  adit tap --from client.shop --path /api -o json
+
+One request through every stage at its waypoint: adit why SRC DST --live")]
 pub struct Args {
     /// A waypoint, as NAME[.NAMESPACE] or by its pod [default: all]
     #[arg(value_name = "WAYPOINT")]

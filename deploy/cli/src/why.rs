@@ -1,10 +1,14 @@
 //! `adit why`: which hops a request takes, and which route, policy and rule decide.
 //!
 //! Nothing is guessed: the client's ztunnel is asked for what it knows, and the waypoint
-//! decides about the request with the code that decides about real ones.
+//! decides about the request with the code that decides about real ones. With `--live` the
+//! next real request is waited for instead, and told as it went.
+
+mod live;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::Method;
@@ -32,7 +36,11 @@ const ADMIN: u16 = 15000;
 Examples:
   adit why client.shop reviews.shop
   adit why client.shop reviews.shop:80 POST /reviews/1 -H 'end-user: jason'
-  adit why visitor.shop web-b.shop:8080")]
+  adit why visitor.shop web-b.shop:8080
+
+  # what becomes of the next real request, stage by stage
+  adit why client.shop reviews.shop --live
+  adit why client.shop reviews.shop POST /reviews --live --wait 2m")]
 pub struct Args {
     /// The pod that asks, as NAME[.NAMESPACE]
     #[arg(value_name = "SRC")]
@@ -40,20 +48,35 @@ pub struct Args {
     /// Service or pod, as NAME[.NAMESPACE][:PORT], or an address and port
     #[arg(value_name = "DST")]
     destination: String,
-    /// Method
-    #[arg(default_value = "GET")]
-    method: Method,
-    /// Path with query
-    #[arg(default_value = "/")]
-    path: String,
+    /// Method [default: GET; with --live any]
+    method: Option<Method>,
+    /// Path with query [default: /; with --live any, else how it begins]
+    path: Option<String>,
     /// Request header, `name: value`; may be repeated
     #[arg(long = "header", short = 'H')]
     headers: Vec<String>,
+    /// Wait for the next such request that really comes, and tell each stage of it at the
+    /// waypoint, what was decided there and when
+    #[arg(long)]
+    live: bool,
+    /// How long to wait for it, 5 minutes at most
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration, requires = "live")]
+    wait: Duration,
     /// How the answer is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
     cluster: ClusterArgs,
+}
+
+impl Args {
+    fn method(&self) -> &Method {
+        self.method.as_ref().unwrap_or(&Method::GET)
+    }
+
+    fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or("/")
+    }
 }
 
 /// What is asked about, as the client's ztunnel knows it.
@@ -73,6 +96,9 @@ enum Found {
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let cluster = args.cluster.open()?;
     let (asked, dump) = find(args, &cluster)?;
+    if args.live {
+        return watch(args, &cluster, &asked, &dump, out);
+    }
     let mut steps = Vec::new();
     let verdict = explain(args, &cluster, &asked, &dump, &mut steps)?;
     let value = json!({"steps": steps, "verdict": verdict.1, "answered": verdict.0});
@@ -80,6 +106,42 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Outcome> {
         text(args, &asked, &steps, &verdict.1)
     })?;
     Ok(Outcome::of(verdict.0))
+}
+
+fn watch(
+    args: &Args,
+    cluster: &Cluster,
+    asked: &Asked,
+    dump: &Dump,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    let Some(gateway) = through(asked) else {
+        bail!(
+            "no waypoint stands before {} for {}: ztunnel's connections are what can be watched (`adit ztunnel-config connections`)",
+            args.destination,
+            asked.source.name
+        );
+    };
+    let name = waypoint_name(gateway, dump);
+    let followed = live::follow(args, cluster, asked, &name)?;
+    let (answered, verdict) = live::verdict(&followed.told);
+    let value = json!({"waypoint": followed.waypoint, "trace": followed.told,
+        "verdict": verdict, "answered": answered});
+    output::print(out, args.output, &value, || {
+        let hop = format!("waypoint {}", followed.waypoint);
+        let steps = [json!({"hop": hop, "says": live::lines(&followed.told)})];
+        text(args, asked, &steps, &verdict)
+    })?;
+    Ok(Outcome::of(answered))
+}
+
+/// The waypoint that the client's ztunnel sends it to.
+fn through(asked: &Asked) -> Option<&Gateway> {
+    match (&asked.destination, asked.source.protocol == "HBONE") {
+        (_, false) | (Found::Unknown(_), true) => None,
+        (Found::Service(service, _), true) => service.waypoint.as_ref(),
+        (Found::Workload(workload, _), true) => workload.waypoint.as_ref(),
+    }
 }
 
 fn text(args: &Args, asked: &Asked, steps: &[Value], verdict: &str) -> String {
@@ -91,9 +153,13 @@ fn text(args: &Args, asked: &Asked, steps: &[Value], verdict: &str) -> String {
         Found::Unknown(ip) => ip.to_string(),
     };
     let source = &asked.source;
+    let request = match args.live {
+        true => "the next request".to_owned(),
+        false => format!("{} {}", args.method(), args.path()),
+    };
     let mut text = format!(
-        "{}.{} -> {to} port {}: {} {}\n",
-        source.name, source.namespace, asked.port, args.method, args.path
+        "{}.{} -> {to} port {}: {request}\n",
+        source.name, source.namespace, asked.port
     );
     for (index, step) in steps.iter().enumerate() {
         let word = |key: &str| step[key].as_str().unwrap_or_default().to_owned();
@@ -120,12 +186,6 @@ fn explain(
         false => "it is outside the mesh: it dials by itself, in plaintext".into(),
     }];
     let hop = format!("{}.{} on {}", source.name, source.namespace, asked.node);
-    let through = match (&asked.destination, captured) {
-        (_, false) => None,
-        (Found::Service(service, _), true) => service.waypoint.as_ref(),
-        (Found::Workload(workload, _), true) => workload.waypoint.as_ref(),
-        (Found::Unknown(_), true) => None,
-    };
     let endpoints = match &asked.destination {
         Found::Unknown(ip) => {
             says.push(format!(
@@ -137,8 +197,8 @@ fn explain(
         Found::Workload(workload, _) => vec![workload.as_ref().clone()],
         Found::Service(service, _) => endpoints(service, dump),
     };
-    if let Some(gateway) = through {
-        let name = waypoint_name(gateway);
+    if let Some(gateway) = through(asked) {
+        let name = waypoint_name(gateway, dump);
         if leads_nowhere(gateway) {
             says.push(format!(
                 "it should pass waypoint {name}, which is not ready"
@@ -194,8 +254,8 @@ fn through_waypoint(
         encode(&identity(&asked.source)),
         encode(source.map_or("0.0.0.0", String::as_str)),
         encode(&destination.to_string()),
-        args.method,
-        encode(&args.path),
+        args.method(),
+        encode(args.path()),
         encode(headers.trim_end()),
     );
     let answer = waypoint_in(cluster, Some(name), None, ADMIN);
@@ -373,12 +433,18 @@ fn identity(workload: &Workload) -> String {
     )
 }
 
-/// `namespace/hostname` of the waypoint's service, as the mesh names the component.
-fn waypoint_name(gateway: &Gateway) -> String {
+/// The waypoint as the mesh names the component. Its service is `namespace/hostname`, or
+/// `network/address` of a service that ztunnel knows.
+fn waypoint_name(gateway: &Gateway, dump: &Dump) -> String {
     let (namespace, host) = gateway
         .destination
         .split_once('/')
         .unwrap_or(("", &gateway.destination));
+    if let Ok(ip) = host.parse()
+        && let Found::Service(service, _) = by_address(ip, dump)
+    {
+        return format!("{}.{}", service.name, service.namespace);
+    }
     let name = host.split('.').next().unwrap_or(host);
     format!("{name}.{namespace}")
 }
@@ -555,6 +621,20 @@ mod tests {
         assert_eq!(decision_text(&lost).1, Err("404: no route matches".into()));
         let refused = json!({"refused": "gone", "status": 503});
         assert_eq!(decision_text(&refused).1, Err("503: gone".into()));
+    }
+
+    #[test]
+    fn a_waypoint_is_named_by_its_service() {
+        let dump = dump();
+        let named = |destination: &str| {
+            let gateway = json!({"destination": destination, "hboneMtlsPort": 15008});
+            waypoint_name(&serde_json::from_value(gateway).expect("a gateway"), &dump)
+        };
+        assert_eq!(
+            named("shop/waypoint.shop.svc.cluster.local"),
+            "waypoint.shop"
+        );
+        assert_eq!(named("/10.96.1.3"), "reviews.shop");
     }
 
     #[test]

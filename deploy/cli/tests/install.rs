@@ -30,6 +30,18 @@ fn well(kubeconfig: &str, args: &[&str]) -> String {
     text
 }
 
+fn kubectl(kubeconfig: &str, args: &[&str]) -> String {
+    let output = Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .args(args)
+        .output();
+    let output = output.expect("kubectl runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kubectl {args:?}: {stderr}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// What needs no node to be ready.
 const DEFINITIONS: [&str; 5] = [
     "install",
@@ -94,10 +106,124 @@ fn an_installation_is_made_changed_and_removed() {
         "{text}"
     );
 
-    let text = well(kubeconfig, &["uninstall", "--purge", "-y"]);
-    assert!(text.contains("Uninstallation complete"), "{text}");
+    // The revision is there: in another namespace the same would take it away.
+    let (done, text) = adit(kubeconfig, &[&DEFINITIONS[..], &["-i", "second"]].concat());
+    let told = "revision default is installed in namespace istio-system";
+    assert!(!done && text.contains(told), "{text}");
+    let (done, text) = adit(kubeconfig, &["uninstall", "-y", "-i", "second"]);
+    assert!(
+        !done && text.contains("-i istio-system removes it"),
+        "{text}"
+    );
+    assert!(well(kubeconfig, &["verify-install"]).contains("objects as installed"));
+
+    another_mesh_is_left_alone(kubeconfig);
     let text = well(kubeconfig, &["uninstall", "-y"]);
     assert!(text.contains("There is nothing"), "{text}");
+}
+
+/// `uninstall --purge`, first beside another mesh, then after it.
+fn another_mesh_is_left_alone(kubeconfig: &str) {
+    const NAMESPACE: &str = "adit-install-test";
+    let kubectl = |args: &[&str]| kubectl(kubeconfig, args);
+    let here = |args: &[&str]| kubectl(&[args, &["-n", NAMESPACE]].concat());
+    kubectl(&["create", "namespace", NAMESPACE]);
+    here(&[
+        "create",
+        "deployment",
+        "istiod",
+        "--image=docker.io/istio/pilot:1.30.0",
+    ]);
+    here(&["label", "deployment", "istiod", "app=istiod", "--overwrite"]);
+    // Two of each: one that looks as if it were Adit's, one that is.
+    for (name, manager) in [("theirs", "pilot-discovery"), ("ours", "adit-gateway")] {
+        let manager = format!("--field-manager={manager}");
+        here(&[
+            "create",
+            "service",
+            "clusterip",
+            name,
+            "--tcp=15008",
+            &manager,
+        ]);
+        let label = "gateway.istio.io/managed=istio.io-mesh-controller";
+        here(&["label", "service", name, label, &manager]);
+    }
+    let gateway = "gateway.istio.io/managed=istio.io-gateway-controller";
+    here(&[
+        "create",
+        "service",
+        "clusterip",
+        "north",
+        "--tcp=80",
+        "--field-manager=adit-gateway",
+    ]);
+    here(&["label", "service", "north", gateway]);
+    here(&[
+        "create",
+        "configmap",
+        "istio-ca-root-cert",
+        "--from-literal=root-cert.pem=x",
+    ]);
+    here(&[
+        "label",
+        "configmap",
+        "istio-ca-root-cert",
+        "istio.io/config=true",
+    ]);
+
+    let (done, text) = adit(kubeconfig, &["uninstall", "--purge", "-y"]);
+    let told = format!("Deployment {NAMESPACE}/istiod of another mesh");
+    assert!(!done && text.contains(&told), "{text}");
+    assert!(well(kubeconfig, &["verify-install"]).contains("objects as installed"));
+
+    // Nor is one of Adit's that Helm looks after.
+    let ours = "*=registry.example/aditd@sha256:\
+        9b6ae4ff8b54a1d9a9b6c3a5f2a1d0c4e1a7a9b6c3a5f2a1d0c4e1a7a9b6c3a5";
+    here(&["set", "image", "deployment/istiod", ours]);
+    let (done, text) = adit(kubeconfig, &["uninstall", "--purge", "-y"]);
+    assert!(
+        !done && text.contains("of an Adit that `adit install` has not made"),
+        "{text}"
+    );
+
+    here(&["delete", "deployment", "istiod"]);
+    let text = well(kubeconfig, &["uninstall", "--purge", "-y"]);
+    assert!(text.contains("Uninstallation complete"), "{text}");
+    let left = here(&["get", "service,configmap", "-o", "name"]);
+    for (name, stays) in [
+        ("service/theirs", true),
+        ("service/ours", false),
+        ("service/north", true),
+        ("configmap/istio-ca-root-cert", true),
+    ] {
+        assert_eq!(left.contains(name), stays, "{name}: {left}");
+    }
+    kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]);
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_not_replaced_by_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config");
+    for (config, expected) in [
+        ("contexts: [", "cannot be read"),
+        ("{apiVersion: v1, kind: Config}", "has no current context"),
+    ] {
+        std::fs::write(&path, config).expect("a file");
+        let path = path.to_str().expect("UTF-8");
+        for args in [
+            &["install", "-y"][..],
+            &["uninstall", "-y"],
+            &["verify-install"],
+        ] {
+            let (done, text) = adit(path, args);
+            assert!(
+                !done && text.contains(expected) && text.contains(path),
+                "{args:?}: {text}"
+            );
+        }
+    }
 }
 
 #[test]

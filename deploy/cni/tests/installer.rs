@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_cni::install::{InstallError, Installer, Wanted, keep, uninstall};
+use adit_cni::install::{InPlace, InstallError, Installer, Wanted, keep, uninstall};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,6 +34,7 @@ impl Node {
             binary: at("binary"),
             entry: json!({"type": "adit-cni", "agentSocket": "/a"}),
             conf_name: None,
+            in_place: InPlace::default(),
         };
         Self {
             directory,
@@ -163,6 +164,99 @@ fn a_single_plugin_becomes_a_list_and_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_single_plugin_comes_back_under_the_name_that_it_had() {
+    let node = Node::new();
+    node.write("10-net.json", SINGLE);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), ["10-net.conflist", "10-net.json.adit-saved"]);
+    assert!(node.installer.reconcile().expect("installed").is_empty());
+    node.uninstall();
+    assert_eq!(node.names(), ["10-net.json"]);
+    assert_eq!(
+        fs::read_to_string(node.conf("10-net.json")).expect("there"),
+        SINGLE
+    );
+}
+
+#[test]
+fn a_list_of_somebody_else_is_not_overwritten() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.write("10-net.conflist", OTHER);
+    let error = node.installer.reconcile().expect_err("not ours");
+    assert!(matches!(error, InstallError::Taken { .. }), "{error}");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conf", "10-net.conflist"]);
+    // Nor one that the plugin had joined.
+    fs::remove_file(node.conf("10-net.conf")).expect("removed");
+    node.installer.reconcile().expect("installed");
+    node.write("10-net.conf", SINGLE);
+    let error = node.installer.reconcile().expect_err("not ours");
+    assert!(matches!(error, InstallError::Taken { .. }), "{error}");
+    node.uninstall();
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conf", "10-net.conflist"]);
+}
+
+#[test]
+fn a_list_that_was_made_before_a_crash_is_our_own() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.installer.reconcile().expect("installed");
+    let (single, saved) = ("10-net.conf", "10-net.conf.adit-saved");
+    fs::rename(node.conf(saved), node.conf(single)).expect("moved");
+    node.installer.reconcile().expect("installed");
+    assert_eq!(node.names(), [saved, "10-net.conflist"]);
+}
+
+/// Its owner has gone over to a list of its own, in the place of ours.
+#[test]
+fn a_list_that_took_the_place_of_ours_stays() {
+    let node = Node::new();
+    node.write("10-net.conf", SINGLE);
+    node.installer.reconcile().expect("installed");
+    node.write("10-net.conflist", OTHER);
+    node.installer.reconcile().expect("installed");
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other", "adit-cni"]);
+    node.uninstall();
+    assert_eq!(types(&node.conf("10-net.conflist")), ["other"]);
+    assert_eq!(node.names(), ["10-net.conflist"]);
+}
+
+#[test]
+fn a_binary_that_nobody_has_touched_is_not_read_again() {
+    const LARGE: usize = 4 << 20;
+    let node = Node::new();
+    let source = node.directory.path().join("binary");
+    fs::write(&source, vec![b'x'; LARGE]).expect("written");
+    node.write("10-net.conflist", LIST);
+    // Reading by this thread only.
+    let read_so_far = || {
+        let text = fs::read_to_string("/proc/thread-self/io").expect("Linux");
+        let count = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+        count.expect("there").parse::<usize>().expect("a number")
+    };
+    node.installer.reconcile().expect("installed");
+    node.installer.reconcile().expect("compared");
+    let before = read_so_far();
+    node.installer.reconcile().expect("unchanged");
+    assert!(read_so_far() - before < LARGE / 2, "read again");
+
+    // The same length, at any place.
+    let target = node.installer.bin_dir.join("adit-cni");
+    for touched in [&target, &source] {
+        fs::write(touched, vec![b'y'; LARGE]).expect("written");
+        node.installer.reconcile().expect("installed");
+        let (wanted, found) = (fs::read(&source), fs::read(&target));
+        assert!(wanted.expect("there") == found.expect("there"));
+    }
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).expect("ours");
+    node.installer.reconcile().expect("installed");
+    let mode = fs::metadata(&target).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+}
+
+#[test]
 fn without_a_configuration_it_waits_and_says_so() {
     let node = Node::new();
     let error = node.installer.reconcile().expect_err("nothing there");
@@ -229,16 +323,37 @@ async fn what_is_taken_out_for_good_is_not_put_back() {
     for round in 0..20 {
         let node = Node::new();
         let wanted = Wanted::default();
-        let installed = Arc::new(AtomicBool::new(false));
-        let keeping = tokio::spawn(keep(node.installer.clone(), installed, wanted.clone()));
+        let looked = Arc::new(AtomicBool::new(false));
+        let keeping = tokio::spawn(keep(node.installer.clone(), looked.clone(), wanted.clone()));
         let path = node.conf("10-net.conflist");
         fs::write(&path, LIST).expect("written");
         let (bin, conf) = (&node.installer.bin_dir, &node.installer.conf_dir);
-        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        // At once, and in the midst of each step.
+        let step = |what: &'static str, done: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while !done() {
+                assert!(Instant::now() < deadline, "waited in vain: {what}");
+                std::hint::spin_loop();
+            }
+        };
+        match round % 4 {
+            0 => {}
+            1 => step("the binary", &|| bin.join("adit-cni").exists()),
+            2 => step("its entry", &|| types(&path) == ["bridge", "adit-cni"]),
+            _ => step("the end of the round", &|| looked.load(Ordering::Relaxed)),
+        }
         wanted.uninstall(bin, conf).expect("taken out");
-        // Its owner writes it once more, and whoever keeps it hears of that.
-        fs::write(&path, LIST).expect("written");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Its owner writes it once more, and whoever keeps it hears of that. Of the two
+        // rounds that end after this, the second has begun after it.
+        for _ in 0..2 {
+            looked.store(false, Ordering::Relaxed);
+            fs::write(&path, LIST).expect("written");
+            let deadline = Instant::now() + PATIENCE;
+            while !looked.load(Ordering::Relaxed) {
+                assert!(Instant::now() < deadline, "nobody has looked");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         assert_eq!(types(&path), ["bridge"]);
         assert!(!bin.join("adit-cni").exists());
         keeping.abort();
@@ -252,13 +367,18 @@ async fn no_text_of_the_owner_is_lost() {
     let installed = Arc::new(AtomicBool::new(false));
     let keeping = tokio::spawn(keep(node.installer.clone(), installed, Wanted::default()));
     let path = node.conf("10-net.conflist");
-    let last = 300;
-    for number in 0..=last {
+    // Until the two have met often enough.
+    let (mut last, mut met) = (0, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while met < 20 {
+        assert!(Instant::now() < deadline, "joined {met} times");
+        last += 1;
         let new = node.conf(".owner");
-        let text = LIST.replace("bridge", &format!("bridge-{number}"));
+        let text = LIST.replace("bridge", &format!("bridge-{last}"));
         fs::write(&new, text).expect("written");
+        met += usize::from(types(&path).len() == 2);
         fs::rename(&new, &path).expect("moved");
-        tokio::time::sleep(Duration::from_micros(700)).await;
+        tokio::task::yield_now().await;
     }
     let expected = [format!("bridge-{last}"), "adit-cni".to_owned()];
     let deadline = Instant::now() + PATIENCE;

@@ -71,6 +71,10 @@ impl Lab {
     }
 
     fn call(&self, verb: &str, namespace: &str, conf: &Value) -> Output {
+        self.call_for("eth0", verb, namespace, conf)
+    }
+
+    fn call_for(&self, interface: &str, verb: &str, namespace: &str, conf: &Value) -> Output {
         let arguments = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web-1;K8S_POD_UID=u1"
         );
@@ -79,7 +83,7 @@ impl Lab {
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", "s1")
             .env("CNI_NETNS", "/proc/self/ns/net")
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", interface)
             .env("CNI_ARGS", arguments)
             .env("CNI_PATH", "/opt/cni/bin")
             .stdin(Stdio::piped())
@@ -294,4 +298,23 @@ fn a_log_that_cannot_be_written_fails_nothing() {
     let mut conf = lab.conf("1.0.0");
     conf["logFile"] = json!(Path::new("/nowhere/at/all"));
     assert!(lab.call("ADD", "kube-system", &conf).status.success());
+}
+
+/// Another network of the pod (Multus): neither its addresses nor its end are the pod's.
+#[test]
+fn further_interfaces_of_a_pod_are_nobodys_affair() {
+    let lab = Lab::new();
+    lab.agent(StatusCode::OK, r#"{"enrolled": true}"#);
+    let conf = lab.conf("1.0.0");
+    for verb in ["ADD", "CHECK", "DEL"] {
+        let output = lab.call_for("net1", verb, "shop", &conf);
+        assert!(output.status.success(), "{verb}: {output:?}");
+        if verb == "ADD" {
+            let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            assert_eq!(printed, result("1.0.0"));
+        }
+    }
+    assert!(lab.asked.lock().is_empty(), "{:?}", lab.asked.lock());
+    assert!(lab.call("ADD", "shop", &conf).status.success());
+    assert_eq!(lab.asked.lock().len(), 1);
 }

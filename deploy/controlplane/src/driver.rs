@@ -19,15 +19,15 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::auth::Caller;
 use crate::ca::{CurrentCa, PodDirectory};
 use crate::compile::l7::gateway_of_pod;
-use crate::compile::{Compiler, MeshConfig, RedirectionTracker, WITHDRAW_DELAY, desired};
+use crate::compile::{Compiler, MeshConfig, RedirectionTracker, Redirections, WITHDRAW_DELAY};
 use crate::kubernetes::Kubernetes;
-use crate::model::{Finding, Objects};
+use crate::model::{Finding, Objects, Pod};
 use crate::serve::{EnrolmentSink, ResourceSnapshot, WriteMetrics};
 use crate::source::{
     DirectorySource, KubernetesOptions, KubernetesSource, SourceState, WatchOptions,
 };
 use crate::status::kubernetes::{Faults, KubernetesStatus, Writers};
-use crate::status::{CapturedPod, StatusBackend, StatusError, StatusStore};
+use crate::status::{StatusBackend, StatusError, StatusStore};
 
 /// When a status file could not be written, this is how long until the next attempt.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
@@ -142,6 +142,7 @@ impl ControlPlane {
             tracker: RedirectionTracker::new(options.withdraw_delay, captured),
             compiler: Compiler::new(options.mesh),
             authority: options.authority,
+            redirections: Redirections::new(),
             status,
             snapshot: ResourceSnapshot::default(),
             status_failed: false,
@@ -409,6 +410,8 @@ struct Engine {
     tracker: RedirectionTracker,
     compiler: Compiler,
     authority: Option<CurrentCa>,
+    /// As far as it is kept, so that it may be published.
+    redirections: Redirections,
     status: StatusBackend,
     snapshot: ResourceSnapshot,
     status_failed: bool,
@@ -434,39 +437,28 @@ impl Engine {
             self.log_failures(node, pods);
             self.tracker.report(node, pods);
         }
-        let desired = desired(objects, self.compiler.mesh());
         if !std::mem::replace(&mut self.seeded, true) {
             // Those that are to be released get their delay, for clients know them as captured.
-            for (uid, node) in self.status.captured(objects) {
-                self.tracker.adopt(&uid, &node);
+            for pod in self.status.captured(objects) {
+                self.tracker.adopt(pod);
             }
         }
-        self.status.adopt(objects, &desired, &mut self.tracker);
-        let mut redirection = self.tracker.reconcile(&desired, now);
+        let adopts = |pod: &Pod| self.status.adopts(pod);
+        let mesh = self.compiler.mesh();
+        let touched = self.tracker.reconcile(objects, mesh, adopts, now);
         // Before anybody relies on it.
-        let captured: BTreeMap<_, _> = self.tracker.captured().collect();
-        let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
-        let captured = pods.filter_map(|pod| {
-            let meta = &pod.meta;
-            let node = captured.get(&meta.uid)?;
-            Some(CapturedPod {
-                uid: meta.uid.clone(),
-                node: Arc::clone(node),
-                namespace: meta.namespace.clone(),
-                name: meta.name.clone(),
-            })
-        });
-        let written = self
-            .status
-            .set_captured(captured, objects, &mut redirection);
+        let written =
+            self.status
+                .set_captured(&self.tracker, touched, objects, &mut self.redirections);
         let mut builder = self.snapshot.edit();
-        let namespaces = self.compiler.update(objects, &redirection, &mut builder);
+        let namespaces = self
+            .compiler
+            .update(objects, &self.redirections, &mut builder);
         self.snapshot = builder.build();
-        let written = written.and(self.status.set_statuses(
-            self.compiler.statuses(),
-            objects,
-            wall_clock,
-        ));
+        let statuses = self
+            .status
+            .set_statuses(&self.compiler, objects, wall_clock);
+        let written = written.and(statuses);
         self.status_failed = match written {
             Ok(()) => false,
             Err(error) => {

@@ -23,6 +23,7 @@ use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
 use adit_controlplane::webhook::{Admission, CaBundles, Webhook, WebhookLimits};
 use adit_shared::identity::{LocalCa, TrustDomain};
+use adit_shared::net::socket::any_address;
 use adit_shared::telemetry::logging;
 use anyhow::Context as _;
 use clap::Parser;
@@ -101,13 +102,13 @@ struct Args {
     #[arg(long, env = "ADIT_WITHDRAW_DELAY", value_parser = parse_duration)]
     withdraw_delay: Option<Duration>,
     /// Address for node proxies (TLS).
-    #[arg(long, env = "ADIT_LISTEN", default_value = "0.0.0.0:15012")]
+    #[arg(long, env = "ADIT_LISTEN", default_value_t = any_address(15012))]
     listen: SocketAddr,
     /// Address for metrics, readiness and /debug/syncz. Plain HTTP without authentication.
-    #[arg(long, env = "ADIT_MONITORING_LISTEN", default_value = "0.0.0.0:15014")]
+    #[arg(long, env = "ADIT_MONITORING_LISTEN", default_value_t = any_address(15014))]
     monitoring_listen: SocketAddr,
     /// In a cluster: address of the validating webhook (HTTPS).
-    #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:15017")]
+    #[arg(long, env = "ADIT_WEBHOOK_LISTEN", default_value_t = any_address(15017))]
     webhook_listen: SocketAddr,
     /// In a cluster: the ValidatingWebhookConfiguration whose caBundle is kept current; empty:
     /// none. By default Istio's name for it, of the revision and the namespace.

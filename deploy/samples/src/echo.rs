@@ -8,6 +8,8 @@ use prost::Message;
 
 /// `/package.Service/`.
 pub(crate) const SERVICE: &str = "/adit.samples.v1.Echo/";
+/// What kubelets ask (`grpc.health.v1`); this server is always well.
+pub(crate) const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 /// Longest message of a frame.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
@@ -80,6 +82,22 @@ pub(crate) fn frame(message: &impl Message) -> Bytes {
     bytes.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
     bytes.extend_from_slice(&message.encode_to_vec());
     bytes.freeze()
+}
+
+/// `grpc.health.v1.HealthCheckRequest`; its service does not matter here.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct HealthCheckRequest {}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct HealthCheckResponse {
+    /// 1 is SERVING.
+    #[prost(int32, tag = "1")]
+    pub(crate) status: i32,
+}
+
+impl HealthCheckResponse {
+    pub(crate) const SERVING: Self = Self { status: 1 };
 }
 
 /// Takes the next message out of what has come; `None` until it is complete.

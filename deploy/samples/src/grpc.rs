@@ -13,7 +13,10 @@ use tokio::sync::mpsc;
 
 use crate::answer::{Body, Server};
 use crate::collector::{self, ExportResponse};
-use crate::echo::{EchoRequest, EchoResponse, Method, frame, take};
+use crate::echo::{
+    EchoRequest, EchoResponse, HEALTH_CHECK, HealthCheckRequest, HealthCheckResponse, Method,
+    frame, take,
+};
 use crate::fault::Fault;
 
 /// Answers of `Repeat`.
@@ -60,6 +63,10 @@ pub(crate) fn answer(
             let outcome = call.collect(&collected, request.into_body()).await;
             return call.finish(outcome).await;
         }
+        if request.uri().path() == HEALTH_CHECK {
+            let outcome = call.health(request.into_body()).await;
+            return call.finish(outcome).await;
+        }
         let method = Method::of(request.uri().path());
         let outcome = match (fault.grpc_status, method) {
             (Some(code), _) => Err((code, "fault injected".into())),
@@ -84,23 +91,22 @@ struct Call {
 impl Call {
     /// Spans of a proxy.
     async fn collect(&self, server: &Server, body: Incoming) -> Result<(), Status> {
-        let mut messages = Messages {
-            body,
-            buffer: BytesMut::new(),
-        };
+        let mut messages = Messages::of(body);
         if let Some(request) = messages.next().await? {
             server.spans.take(request);
         }
-        let frame = Frame::data(frame(&ExportResponse {}));
-        let sent = self.frames.send(Ok(frame)).await;
-        sent.map_err(|_| (1, "the caller is gone".to_owned()))
+        self.send(&ExportResponse {}).await
+    }
+
+    /// A kubelet's probe.
+    async fn health(&self, body: Incoming) -> Result<(), Status> {
+        let request: Option<HealthCheckRequest> = Messages::of(body).next().await?;
+        request.ok_or((3, "no message".to_owned()))?;
+        self.send(&HealthCheckResponse::SERVING).await
     }
 
     async fn serve(&self, method: Method, body: Incoming) -> Result<(), Status> {
-        let mut messages = Messages {
-            body,
-            buffer: BytesMut::new(),
-        };
+        let mut messages = Messages::of(body);
         match method {
             Method::Unary | Method::Server => {
                 let request: Option<EchoRequest> = messages.next().await?;
@@ -145,7 +151,11 @@ impl Call {
             received,
             ..self.blank.clone()
         };
-        let sent = self.frames.send(Ok(Frame::data(frame(&response)))).await;
+        self.send(&response).await
+    }
+
+    async fn send(&self, message: &impl prost::Message) -> Result<(), Status> {
+        let sent = self.frames.send(Ok(Frame::data(frame(message)))).await;
         sent.map_err(|_| (1, "the caller is gone".to_owned()))
     }
 
@@ -169,6 +179,13 @@ struct Messages {
 }
 
 impl Messages {
+    fn of(body: Incoming) -> Self {
+        Self {
+            body,
+            buffer: BytesMut::new(),
+        }
+    }
+
     async fn next<M: prost::Message + Default>(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = take(&mut self.buffer)? {

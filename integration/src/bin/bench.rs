@@ -40,6 +40,10 @@ struct Cli {
     /// The control plane in the cluster of 100,000 pods too, which takes minutes to make
     #[arg(long)]
     scale_large: bool,
+    /// The control plane is measured on the API server of this name, which is started and
+    /// filled if need be and kept for the next run (`integration/cluster/api-server`)
+    #[arg(long)]
+    api_server: Option<String>,
     /// The control plane that is measured, if not the one that is built beside this
     #[arg(long, env = "ADIT_BENCH_ADITD")]
     aditd: Option<PathBuf>,
@@ -101,6 +105,7 @@ fn main() -> anyhow::Result<ExitCode> {
         scale::Options::default()
     };
     of_scale.aditd = cli.aditd;
+    of_scale.api_server = cli.api_server;
     if cli.scale_large {
         of_scale = of_scale.with_large();
     }

@@ -86,18 +86,21 @@ fn main() -> anyhow::Result<ExitCode> {
         .build()?;
     LocalSet::new().block_on(&runtime, async {
         let environment = Rc::new(Environment::up(wanted).await?);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let interrupted = async {
+            tokio::select! { _ = terminate.recv() => {}, _ = ctrl_c() => {} }
+        };
         if let Some(program) = &cli.exec {
-            let done = environment.exec(program).await;
+            let done = environment.exec(program, interrupted).await;
             environment.down().await?;
             return Ok(match done? {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
             });
         }
-        let mut terminate = signal(SignalKind::terminate())?;
         let reports = tokio::select! {
             reports = run(environment.clone(), &cases, cli.parallel) => reports,
-            _ = async { tokio::select! { _ = terminate.recv() => {}, _ = ctrl_c() => {} } } => {
+            () = interrupted => {
                 println!("interrupted: taking away what was brought up");
                 Vec::new()
             }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ListParams};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -18,9 +20,15 @@ use super::test::{TEST_LABEL, remove_namespace};
 /// Builds on two cores take this long at most.
 const BUILD: Duration = Duration::from_secs(45 * 60);
 const INSTALL: Duration = Duration::from_secs(300);
+/// What is interrupted cleans up by then.
+const END: Duration = Duration::from_secs(150);
 /// What the images of the tests are called: not to be mistaken for released ones.
 const HUB: &str = "localhost/adit-e2e";
 const TAG: &str = "e2e";
+/// What the images of the commit before are tagged with.
+const PREVIOUS_TAG: &str = "previous";
+/// The exit status of `scripts/previous` that says so.
+const NO_COMMIT_BEFORE: i32 = 3;
 const IMAGES: [&str; 5] = ["aditd", "ztunnel", "waypoint", "adit-cni", "app"];
 
 /// Where the tests run.
@@ -73,6 +81,17 @@ pub struct Wanted {
     pub keep: bool,
 }
 
+impl Wanted {
+    /// Whether Adit may be installed, with or without the mesh's namespace there already.
+    fn may_install(&self, there: bool) -> bool {
+        self.flavour != Flavour::Given || self.installed || !there
+    }
+
+    fn stays(&self) -> bool {
+        self.installed || self.keep
+    }
+}
+
 /// What the tests stand on.
 pub struct Environment {
     wanted: Wanted,
@@ -117,6 +136,7 @@ impl Environment {
     }
 
     async fn prepare(&mut self) -> anyhow::Result<()> {
+        self.is_ours().await?;
         if self.wanted.images.is_none() && !self.wanted.loaded {
             self.load_images().await?;
         }
@@ -126,6 +146,24 @@ impl Environment {
             self.install().await?;
         }
         Ok(())
+    }
+
+    /// A mesh that somebody runs in a cluster that is not ours would be overwritten, and
+    /// removed at the end.
+    async fn is_ours(&self) -> anyhow::Result<()> {
+        let there = self.cluster.get("", "v1", "Namespace", SYSTEM).await?;
+        anyhow::ensure!(
+            self.wanted.may_install(there.is_some()),
+            "the cluster that KUBECONFIG leads to has a namespace {SYSTEM}: these tests install \
+             Adit there, and take all of it away. Remove it first, or use the Adit that is \
+             there with --installed"
+        );
+        Ok(())
+    }
+
+    /// Whether Adit stays when the tests are over: then no test may take it away.
+    pub fn stays(&self) -> bool {
+        self.wanted.stays()
     }
 
     /// The image of the sample application.
@@ -141,6 +179,12 @@ impl Environment {
         let output = target().join("images/dev");
         build.env("OUTPUT", &output);
         quiet("build the images", build, BUILD).await?;
+        self.load(IMAGES.map(|image| output.join(format!("{image}.tar"))))
+            .await
+    }
+
+    /// Into the nodes.
+    async fn load(&self, files: impl IntoIterator<Item = PathBuf>) -> anyhow::Result<()> {
         let script = match self.wanted.flavour {
             Flavour::Namespaces => directory("cluster").join("load-images"),
             Flavour::Kind => directory("kind").join("load-images"),
@@ -150,7 +194,7 @@ impl Environment {
             ),
         };
         let mut load = Command::new(script);
-        load.args(IMAGES.map(|image| output.join(format!("{image}.tar"))));
+        load.args(files);
         quiet("load the images", load, INSTALL).await
     }
 
@@ -179,19 +223,103 @@ impl Environment {
     /// # Errors
     /// It fails.
     pub async fn install(&self) -> anyhow::Result<()> {
+        self.install_with(&[]).await
+    }
+
+    /// The same with more settings, each `path=value`.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn install_with(&self, settings: &[&str]) -> anyhow::Result<()> {
         say("Adit: install");
-        let (hub, tag) = (format!("hub={}", self.hub), format!("tag={}", self.tag));
-        let install = self.adit(&[
-            "install",
-            "--set",
-            "profile=ambient",
-            "--set",
-            &hub,
-            "--set",
-            &tag,
-            "-y",
-        ])?;
+        let mut install = self.adit(&["install"])?;
+        self.set(&mut install, &self.tag, settings);
         quiet("install Adit", install, INSTALL).await
+    }
+
+    /// `adit upgrade` to this tree's version.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn upgrade(&self) -> anyhow::Result<()> {
+        say("Adit: upgrade");
+        let mut upgrade = self.adit(&["upgrade"])?;
+        self.set(&mut upgrade, &self.tag, &[]);
+        quiet("upgrade Adit", upgrade, INSTALL).await
+    }
+
+    fn set(&self, command: &mut Command, tag: &str, settings: &[&str]) {
+        command.args(["-y", "--set", "profile=ambient"]);
+        command.args(["--set", &format!("hub={}", self.hub)]);
+        command.args(["--set", &format!("tag={tag}")]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+    }
+
+    /// What this tree's images are tagged with.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// For tests that install Adit anew.
+    ///
+    /// # Errors
+    /// [`Skip`]: the installation is not the tests' own.
+    pub fn may_reinstall(&self) -> anyhow::Result<()> {
+        match self.installed {
+            true => Ok(()),
+            false => Err(Skip("Adit was not installed by the tests".into()).into()),
+        }
+    }
+
+    /// Builds the commit before this one and loads its images; where its `adit` is.
+    ///
+    /// # Errors
+    /// [`Skip`]: this clone has no commit before; or it cannot be built or loaded.
+    pub async fn previous(&self) -> anyhow::Result<PathBuf> {
+        if self.wanted.images.is_some() {
+            return Err(Skip("the cluster pulls images, of this version only".into()).into());
+        }
+        say("images: of the commit before");
+        let mut build = Command::new(directory("scripts").join("previous"));
+        build
+            .arg(PREVIOUS_TAG)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let done = timeout(BUILD, build.output()).await;
+        let done = done.context("build the commit before: no end")??;
+        if done.status.code() == Some(NO_COMMIT_BEFORE) {
+            return Err(Skip("this clone has no commit before".into()).into());
+        }
+        let (out, err) = (
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr),
+        );
+        anyhow::ensure!(
+            done.status.success(),
+            "build the commit before: {}\n{out}{err}",
+            done.status
+        );
+        let images = PathBuf::from(out.lines().last().context("no directory")?);
+        let files = IMAGES.iter().filter(|image| **image != "app");
+        let files = files.map(|image| images.join(format!("{image}.tar")));
+        self.load(files).await?;
+        Ok(images.join("adit"))
+    }
+
+    /// `adit install` by the program that [`Self::previous`] built.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn install_previous(&self, adit: &Path) -> anyhow::Result<()> {
+        say("Adit: install the version before");
+        let mut install = Command::new(adit);
+        install
+            .arg("install")
+            .env("KUBECONFIG", self.cluster.kubeconfig());
+        self.set(&mut install, PREVIOUS_TAG, &[]);
+        quiet("install the version before", install, INSTALL).await
     }
 
     /// `adit uninstall --purge`.
@@ -215,12 +343,16 @@ impl Environment {
         Ok(command)
     }
 
-    /// Runs a program on the cluster; whether it succeeded. `LOAD` tells it what loads
-    /// images into the nodes; it is empty where they pull them.
+    /// Runs a program on the cluster until it ends or is interrupted; whether it succeeded.
+    /// `LOAD` tells it what loads images into the nodes; it is empty where they pull them.
     ///
     /// # Errors
-    /// It cannot be started.
-    pub async fn exec(&self, program: &Path) -> anyhow::Result<bool> {
+    /// It cannot be started, or was interrupted.
+    pub async fn exec(
+        &self,
+        program: &Path,
+        interrupted: impl Future<Output = ()>,
+    ) -> anyhow::Result<bool> {
         let mut command = Command::new(program);
         command.env("KUBECONFIG", self.cluster.kubeconfig());
         match self.wanted.flavour {
@@ -228,10 +360,8 @@ impl Environment {
             Flavour::Kind => command.env("LOAD", directory("kind").join("load-images")),
             Flavour::Given => command.env("LOAD", ""),
         };
-        let status = command.status().await;
-        Ok(status
-            .with_context(|| format!("run {}", program.display()))?
-            .success())
+        let ended = run_unless(command, interrupted).await;
+        ended.with_context(|| format!("run {}", program.display()))
     }
 
     /// Takes away what [`Self::up`] brought up.
@@ -301,6 +431,34 @@ async fn start_cluster(wanted: &Wanted) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Runs a command, whether it succeeded, unless it is interrupted: then it and all that it has
+/// started are asked to end, and killed if they do not.
+async fn run_unless(
+    mut command: Command,
+    interrupted: impl Future<Output = ()>,
+) -> anyhow::Result<bool> {
+    // In a group of its own: a signal reaches what a script has started, and one from the
+    // terminal reaches nobody but us.
+    let mut child = command
+        .stdin(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    let group = Pid::from_raw(group.context("a child without a process id")?);
+    tokio::select! {
+        status = child.wait() => return Ok(status?.success()),
+        () = interrupted => say("interrupted: ending what runs"),
+    }
+    // It has not been waited for: the id is still its own.
+    let _ = killpg(group, Signal::SIGTERM);
+    if timeout(END, child.wait()).await.is_err() {
+        let _ = killpg(group, Signal::SIGKILL);
+        child.wait().await?;
+    }
+    bail!("interrupted")
+}
+
 /// Runs a command; what it says is shown only when it fails.
 async fn quiet(what: &str, mut command: Command, limit: Duration) -> anyhow::Result<()> {
     command.stdin(Stdio::null()).kill_on_drop(true);
@@ -355,4 +513,75 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_runs_on_the_cluster_ends_when_it_is_interrupted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mut command = Command::new("sh");
+        // A script that cleans up, and what it has started.
+        let script =
+            "trap 'echo > $1; exit 0' TERM; sleep 600 & echo $! > $2.new; mv $2.new $2; wait";
+        command.args(["-c", script, "sh", &path("cleaned"), &path("started")]);
+        let started = folder.path().join("started");
+        let interrupted = async {
+            while !started.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ended = timeout(Duration::from_secs(30), run_unless(command, interrupted)).await;
+        let error = ended.expect("an end").expect_err("interrupted");
+        assert_eq!(error.to_string(), "interrupted");
+        assert!(folder.path().join("cleaned").exists());
+        let sleep = std::fs::read_to_string(started).expect("a process id");
+        let sleep = Pid::from_raw(sleep.trim().parse().expect("a number"));
+        // A zombie, until its new parent has looked.
+        let is_alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{sleep}/stat"));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let gone = async {
+            while is_alive() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone)
+            .await
+            .expect("its child ends too");
+
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit 3"]);
+        let never = std::future::pending();
+        assert!(!run_unless(command, never).await.expect("a status"));
+    }
+
+    #[test]
+    fn a_mesh_of_others_is_neither_overwritten_nor_removed() {
+        // The cluster, --installed, --keep; whether it may be installed over a namespace
+        // that is there, and whether it stays.
+        for (flavour, installed, keep, may, stays) in [
+            (Flavour::Given, false, false, false, false),
+            (Flavour::Given, true, false, true, true),
+            (Flavour::Given, false, true, false, true),
+            (Flavour::Namespaces, false, false, true, false),
+            (Flavour::Kind, false, true, true, true),
+        ] {
+            let wanted = Wanted {
+                flavour,
+                kubeconfig: None,
+                images: None,
+                loaded: false,
+                installed,
+                keep,
+            };
+            let found = (wanted.may_install(true), wanted.stays());
+            assert_eq!(found, (may, stays), "{wanted:?}");
+            assert!(wanted.may_install(false));
+        }
+    }
 }

@@ -392,22 +392,27 @@ impl Test {
         .await
     }
 
-    /// When the first call of a pod that calls all the time was answered, by the clock of
-    /// its node.
+    /// When the first call after a moment, of a pod that calls all the time, was answered, by
+    /// the clock of its node.
     ///
     /// # Errors
     /// None has been.
-    pub async fn first_answer(&self, pod: &str) -> anyhow::Result<SystemTime> {
+    pub async fn first_answer(&self, pod: &str, after: SystemTime) -> anyhow::Result<SystemTime> {
         let api = self.cluster().api::<Pod>(&self.namespace);
         let parameters = LogParams {
             timestamps: true,
             ..LogParams::default()
         };
         let log = api.logs(pod, &parameters).await?;
-        let line = log.lines().find(|line| line.contains("\"status\":200"));
-        let line = line.context("no call was answered yet")?;
-        let time = line.split(' ').next().unwrap_or_default();
-        humantime::parse_rfc3339(time).with_context(|| format!("time of {line:?}"))
+        for line in log.lines().filter(|line| line.contains("\"status\":200")) {
+            let time = line.split(' ').next().unwrap_or_default();
+            let time = humantime::parse_rfc3339(time);
+            let time = time.with_context(|| format!("time of {line:?}"))?;
+            if time > after {
+                return Ok(time);
+            }
+        }
+        bail!("no call was answered yet")
     }
 
     /// UIDs and restarts of the namespace's pods: what must not change when the

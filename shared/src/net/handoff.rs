@@ -42,10 +42,14 @@ const MAX_CALLS: usize = 128;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// For a call altogether. Handlers have deadlines of their own, below this one.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// A socket whose file somebody removed is made again after so long.
+const PLACE_LOOK: Duration = Duration::from_secs(1);
 /// After an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Descriptors that one message may bring; all but the first are closed.
-const MAX_PASSED: usize = 4;
+/// Descriptors that one message may bring: all that the kernel lets anybody send
+/// (`SCM_MAX_FD`). All but the first are closed; with room for fewer, those that were already
+/// made for us would stay open.
+const MAX_PASSED: usize = 253;
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -140,8 +144,63 @@ impl HandoffListener {
         H: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
+        let slots = Arc::new(Semaphore::new(MAX_CALLS));
+        self.answer_calls(&Arc::new(handler), &slots).await;
+    }
+
+    /// As [`HandoffListener::serve`]; the socket is made again when somebody removes its file.
+    /// A successor that has taken the path over keeps it, for good.
+    pub async fn serve_at<H, F>(mut self, handler: H)
+    where
+        H: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let handler = Arc::new(handler);
         let slots = Arc::new(Semaphore::new(MAX_CALLS));
+        loop {
+            tokio::select! {
+                () = self.answer_calls(&handler, &slots) => {}
+                () = self.removed() => {}
+            }
+            tracing::warn!(path = %self.path.display(), "the socket was removed; it is made again");
+            let mut complaint = None;
+            self = loop {
+                let made = match self.path.parent() {
+                    Some(directory) => std::fs::create_dir_all(directory),
+                    None => Ok(()),
+                };
+                match made.and_then(|()| Self::bind(&self.path)) {
+                    Ok(listener) => break listener,
+                    Err(error) => {
+                        let error = error.to_string();
+                        if complaint.as_ref() != Some(&error) {
+                            tracing::warn!(path = %self.path.display(), "cannot listen: {error}");
+                        }
+                        complaint = Some(error);
+                    }
+                }
+                tokio::time::sleep(PLACE_LOOK).await;
+            };
+        }
+    }
+
+    /// Returns when the file was removed and nobody has put another one in its place.
+    async fn removed(&self) {
+        loop {
+            match file_id(&self.path) {
+                None => return,
+                // What becomes of a successor's is its affair.
+                found if found != self.file => return std::future::pending().await,
+                Some(_) => tokio::time::sleep(PLACE_LOOK).await,
+            }
+        }
+    }
+
+    async fn answer_calls<H, F>(&self, handler: &Arc<H>, slots: &Arc<Semaphore>)
+    where
+        H: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else {
                 return;
@@ -532,6 +591,84 @@ mod tests {
         drop(old);
         let _server = tokio::spawn(new.serve(echo));
         assert!(ask(&path, "/", Vec::new()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_again() {
+        let directory = scratch();
+        let path = directory.path().join("run/a.sock");
+        std::fs::create_dir(directory.path().join("run")).expect("made");
+        let listener = HandoffListener::bind(&path).expect("bound");
+        let _server = tokio::spawn(listener.serve_at(echo));
+        assert!(ask(&path, "/", Vec::new()).await.is_ok());
+        for removed in [&path, &directory.path().join("run")] {
+            if removed.is_dir() {
+                std::fs::remove_dir_all(removed).expect("removed");
+            } else {
+                std::fs::remove_file(removed).expect("removed");
+            }
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while ask(&path, "/", Vec::new()).await.is_err() {
+                assert!(Instant::now() < deadline, "it does not come back");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// It may be ending, and must not be asked when its successor ends before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_path_that_a_successor_took_over_is_left_to_it() {
+        let directory = scratch();
+        let path = directory.path().join("a.sock");
+        let old = HandoffListener::bind(&path).expect("bound");
+        let mut removed = std::pin::pin!(old.removed());
+        let moment = 3 * PLACE_LOOK;
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+        let new = HandoffListener::bind(&path).expect("bound again");
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+        drop(new);
+        assert!(!path.exists());
+        assert!(tokio::time::timeout(moment, &mut removed).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_nobody_asked_for_are_closed() {
+        let directory = scratch();
+        let path = directory.path().join("a.sock");
+        let listener = HandoffListener::bind(&path).expect("bound");
+        let _server = tokio::spawn(listener.serve(|call: Call| async move {
+            Answer::new(StatusCode::OK, call.descriptor.is_some().to_string())
+        }));
+        let told = tokio::task::spawn_blocking(move || {
+            let (mut left, passed) = StdUnixStream::pair().expect("a pair");
+            let mut stream = StdUnixStream::connect(&path).expect("connected");
+            // As many as the kernel lets pass.
+            let many = vec![passed.as_raw_fd(); 253];
+            let request = b"POST / HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\n\r\n";
+            let sent = sendmsg::<()>(
+                stream.as_raw_fd(),
+                &[IoSlice::new(request)],
+                &[ControlMessage::ScmRights(&many)],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            assert_eq!(sent.expect("sent"), request.len());
+            drop(passed);
+            let patience = Some(Duration::from_secs(20));
+            stream.set_read_timeout(patience).expect("set");
+            let mut told = String::new();
+            stream.read_to_string(&mut told).expect("answered");
+            // It ends when nobody has the other side any more.
+            left.set_read_timeout(patience).expect("set");
+            let end = left
+                .read(&mut [0])
+                .expect("somebody still has a descriptor");
+            assert_eq!(end, 0);
+            told
+        });
+        let told = told.await.expect("no panic");
+        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+        assert!(told.ends_with("true"), "{told}");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Socket options that both proxies set.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -36,6 +36,17 @@ impl Keepalive {
     pub fn total(&self) -> Duration {
         self.time + self.interval * self.retries
     }
+}
+
+/// `port` of every address of this host or pod: the wildcard of IPv6, which takes IPv4 too;
+/// that of IPv4 where the kernel has no IPv6 (`ipv6.disable=1`).
+pub fn any_address(port: u16) -> SocketAddr {
+    let wildcard = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    let address = match UdpSocket::bind((wildcard, 0)) {
+        Ok(_) => wildcard,
+        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(address, port)
 }
 
 /// What every connection of a proxy gets: no delay for small writes, and keepalive.
@@ -83,4 +94,21 @@ pub fn shutdown_write(socket: &impl AsFd) -> io::Result<()> {
 pub fn reset_on_close(socket: &impl AsFd) {
     // It fails only for what is no socket.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream as Client};
+
+    use super::*;
+
+    #[test]
+    fn every_address_is_of_both_families() {
+        let listener = TcpListener::bind(any_address(0)).expect("listener");
+        let port = listener.local_addr().expect("address").port();
+        Client::connect((Ipv4Addr::LOCALHOST, port)).expect("IPv4");
+        if any_address(0).is_ipv6() {
+            Client::connect((Ipv6Addr::LOCALHOST, port)).expect("IPv6");
+        }
+    }
 }

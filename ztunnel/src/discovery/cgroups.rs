@@ -164,7 +164,7 @@ fn names_in(parent: &Path, uid: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The uid in the name of a pod's cgroup.
-fn pod_uid(name: &str) -> Option<String> {
+pub(super) fn pod_uid(name: &str) -> Option<String> {
     let uid = match name.strip_suffix(".slice") {
         None => name.strip_prefix("pod")?.to_owned(),
         Some(name) => {

@@ -148,8 +148,13 @@ fn is_member(number: u32, cgroup: &Path) -> bool {
 }
 
 /// The cgroup v2 path of a process, as seen from our cgroup namespace.
-pub(super) fn cgroup_of(number: u32) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{number}/cgroup")).ok()?;
+fn cgroup_of(number: u32) -> Option<String> {
+    cgroup_in(Path::new(&format!("/proc/{number}/cgroup")))
+}
+
+/// The cgroup v2 path in a process's file of cgroups.
+pub(super) fn cgroup_in(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(path.to_owned())
 }

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use adit_shared::identity::TrustDomain;
 use adit_shared::model::enrolment::SandboxPod;
@@ -20,6 +21,9 @@ use crate::pod::PodSpec;
 
 /// Files that are read; a node has fewer pods.
 const MAX_FILES: usize = 4096;
+/// A file that is being written has another name until it is whole. One that has had it for so
+/// long was left by a process that ended before.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// The directory of the files.
 #[derive(Debug)]
@@ -28,7 +32,8 @@ pub struct EarlyRecords {
     trust_domain: TrustDomain,
     cluster: String,
     /// Uid and sandbox of those that this process wrote or has taken up: a file of one that
-    /// is not early any more is over.
+    /// is not early any more is over. Of those that are neither early nor in a file nothing is
+    /// remembered. Held while files are read or written, so that the two agree.
     seen: Mutex<HashSet<(String, String)>>,
 }
 
@@ -62,7 +67,8 @@ impl EarlyRecords {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, pod: &SandboxPod) -> io::Result<()> {
-        self.seen.lock().insert(key(pod));
+        let mut seen = self.seen.lock();
+        seen.insert(key(pod));
         let temporary = self.directory.join(format!(".{}", pod.uid));
         fs::write(&temporary, serde_json::to_vec(pod)?)?;
         fs::rename(temporary, self.directory.join(&pod.uid))
@@ -72,12 +78,14 @@ impl EarlyRecords {
     /// of pods that are no longer early. An old process may still write while a new one
     /// starts: so this is done again and again.
     pub fn reconcile(&self, wanted: &Wanted) {
+        let mut seen = self.seen.lock();
         let known = wanted.early();
         for (uid, pod) in self.load() {
             if known.get(uid.as_str()).is_some_and(|s| **s == pod.sandbox) {
+                seen.insert(key(&pod));
                 continue;
             }
-            if self.seen.lock().insert(key(&pod))
+            if seen.insert(key(&pod))
                 && let Ok(spec) = self.spec(&pod)
                 && *spec.uid == *uid
             {
@@ -91,9 +99,15 @@ impl EarlyRecords {
             let now = wanted.early();
             if now.get(uid.as_str()).is_none_or(|s| **s != pod.sandbox) {
                 self.remove(&uid);
-                self.seen.lock().remove(&key(&pod));
+                seen.remove(&key(&pod));
             }
         }
+        let early = wanted.early();
+        seen.retain(|(uid, sandbox)| {
+            early
+                .get(uid.as_str())
+                .is_some_and(|known| **known == **sandbox)
+        });
     }
 
     /// Removes all of them: no process follows.
@@ -111,6 +125,11 @@ impl EarlyRecords {
                 continue;
             };
             if name.starts_with('.') {
+                let written = entry.metadata().and_then(|found| found.modified()).ok();
+                let age = written.and_then(|written| written.elapsed().ok());
+                if age.is_some_and(|age| age >= LEFT_BEHIND) {
+                    self.remove(&name);
+                }
                 continue;
             }
             match fs::read(entry.path()).map(|text| serde_json::from_slice(&text)) {
@@ -193,5 +212,44 @@ mod tests {
         records.reconcile(&wanted);
         assert!(wanted.early().is_empty());
         assert_eq!(files(directory.path()), 0);
+    }
+
+    /// A node sees many pods in its life.
+    #[tokio::test]
+    async fn nothing_is_remembered_of_pods_that_have_ended() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (records, wanted) = (open(directory.path()), Wanted::default());
+        for number in 0..10 {
+            let (uid, sandbox) = (format!("a{number}"), format!("s{number}"));
+            let pod = pod(&uid, &sandbox);
+            let early = EarlyPod {
+                spec: records.spec(&pod).expect("valid"),
+                sandbox: sandbox.as_str().into(),
+                netns: None,
+            };
+            let _waiting = wanted.admit(early).expect("room");
+            records.save(&pod).expect("saved");
+            records.reconcile(&wanted);
+            assert_eq!(records.seen.lock().len(), 1, "the one that is early");
+            assert!(wanted.dismiss(&sandbox).is_some());
+            records.remove(&uid);
+            records.reconcile(&wanted);
+            assert!(records.seen.lock().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_left_half_written_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (records, wanted) = (open(directory.path()), Wanted::default());
+        for (name, age) in [(".old", LEFT_BEHIND), (".new", Duration::ZERO)] {
+            let file = fs::File::create(directory.path().join(name)).expect("made");
+            let written = std::time::SystemTime::now() - age;
+            file.set_modified(written).expect("ours");
+        }
+        records.reconcile(&wanted);
+        let entries = fs::read_dir(directory.path()).expect("there");
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(names, [".new"], "it is being written");
     }
 }

@@ -42,8 +42,8 @@ const REMOVE_DEADLINE: Duration = Duration::from_secs(2);
 const LEAVE_LINGER: Duration = Duration::from_secs(3);
 /// The node agent's socket, beside ours.
 const AGENT_SOCKET: &str = "cni.sock";
-/// It answers within three seconds.
-const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// It answers within six seconds.
+const ASK_DEADLINE: Duration = Duration::from_secs(8);
 /// A second look for what was set up while the first was under way.
 const LEAVE_AGAIN: Duration = Duration::from_millis(200);
 

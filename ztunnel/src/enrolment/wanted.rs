@@ -286,6 +286,11 @@ impl Wanted {
         self.changed.notified().await;
     }
 
+    /// The change that [`Wanted::changed`] has told of is not worked off yet.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_one();
+    }
+
     pub(super) fn targets(&self) -> Targets {
         let pods = self.pods.lock();
         let mut by_uid: BTreeMap<Arc<str>, Target> = pods

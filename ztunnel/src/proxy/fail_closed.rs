@@ -54,6 +54,8 @@ pub enum Cause {
     Refused,
     /// Its policies deny this caller.
     Denied,
+    /// The caller has no certificate yet: no instance was asked.
+    NoCertificate,
 }
 
 impl Cause {
@@ -64,6 +66,7 @@ impl Cause {
             Self::Unreachable => "waypoint_unreachable",
             Self::Refused => "waypoint_refused",
             Self::Denied => "waypoint_denied",
+            Self::NoCertificate => "no_certificate",
         }
     }
 }

@@ -311,16 +311,28 @@ impl Attempt {
         }
     }
 
+    /// Nobody was asked, and nobody else would be.
+    fn without_certificate(failed: Failed) -> Self {
+        Self {
+            failed,
+            cause: Cause::NoCertificate,
+            elsewhere: false,
+        }
+    }
+
     /// It was the last.
     fn unopened(self, way: &Hbone, info: ConnectionInfo) -> Unopened {
         let Self { failed, cause, .. } = self;
         if way.via == Via::Direct {
             return Unopened::new(failed, info);
         }
-        let error = format!("waypoint {}: {failed}", way.peer.name);
+        let failed = match cause {
+            Cause::NoCertificate => failed,
+            _ => Failed::new(failed.flag, format!("waypoint {}: {failed}", way.peer.name)),
+        };
         Unopened {
             waypoint: Some(cause),
-            ..Unopened::new(Failed::new(failed.flag, error), info)
+            ..Unopened::new(failed, info)
         }
     }
 }
@@ -335,7 +347,7 @@ async fn open_tunnel(
     // Boxed: it is hardly ever waited for.
     let certificate = Box::pin(certificate_of(worker, pod))
         .await
-        .map_err(Attempt::unreachable)?;
+        .map_err(Attempt::without_certificate)?;
     let key = TunnelKey::new(pod, &certificate, way);
     let request = ConnectRequest {
         authority: way.authority.into(),

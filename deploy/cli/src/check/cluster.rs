@@ -7,16 +7,17 @@ use serde_json::Value;
 
 use crate::cluster::{name_of, namespace_of};
 use crate::install::access::Access;
-use crate::install::precheck::{self, Findings};
+use crate::install::precheck::{
+    self, BUNDLE_VERSION, Findings, MIN_KERNEL, gateway_api_warning, too_old_kernel,
+};
 use crate::install::spec::Spec;
 use crate::kubernetes::{Kubernetes, Role};
 use crate::output::{self, Format, Outcome, Output};
 use crate::table::{Table, printable};
 
-/// Oldest kernel of a node.
-const KERNEL: (u32, u32) = (5, 17);
 /// Names of nodes or pods in one sentence.
 const MAX_NAMED: usize = 5;
+
 /// Whether the mesh can be installed: what `adit install` looks at before it begins.
 pub(super) fn before(
     cluster: &Kubernetes,
@@ -179,12 +180,6 @@ impl Report {
     }
 }
 
-/// Major and minor of `5.17.3-generic`.
-fn numbers(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 fn kernels(nodes: &[Value]) -> Found {
     let info = |node: &Value, key: &str| -> String {
         let value = &node["status"]["nodeInfo"][key];
@@ -195,17 +190,17 @@ fn kernels(nodes: &[Value]) -> Found {
             .iter()
             .filter(|n| info(n, "operatingSystem") != "windows")
     };
-    let old: Vec<String> = linux()
-        .filter(|node| numbers(&info(node, "kernelVersion")).is_some_and(|found| found < KERNEL))
-        .map(|node| format!("{} ({})", name_of(node), info(node, "kernelVersion")))
+    let old: Vec<String> = nodes
+        .iter()
+        .filter_map(|node| Some(format!("{} ({})", name_of(node), too_old_kernel(node)?)))
         .collect();
     if !old.is_empty() {
         return Found::Problem(
             format!("{} of {} have too old a kernel", old.len(), nodes.len()),
             format!(
                 "These nodes need Linux {}.{} or newer: {}.",
-                KERNEL.0,
-                KERNEL.1,
+                MIN_KERNEL.0,
+                MIN_KERNEL.1,
                 some_of(&old)
             ),
         );
@@ -217,21 +212,25 @@ fn kernels(nodes: &[Value]) -> Found {
 }
 
 fn gateway_api(definition: Option<&Value>) -> Found {
-    let Some(definition) = definition else {
-        return Found::Warning(
-            "not there".into(),
-            "The Gateway API is not installed: waypoints and routes need its \
-             CustomResourceDefinitions."
-                .into(),
-        );
+    let annotations = definition.map(|definition| &definition["metadata"]["annotations"]);
+    let text = |key: &str| annotations.and_then(|annotations| annotations[key].as_str());
+    let version = annotations.map(|_| text(BUNDLE_VERSION).unwrap_or_default());
+    let detail = match version {
+        None => "not there".into(),
+        Some(version) => format!(
+            "{}, {} channel",
+            if version.is_empty() {
+                "unknown"
+            } else {
+                version
+            },
+            text("gateway.networking.k8s.io/channel").unwrap_or("unknown")
+        ),
     };
-    let annotations = &definition["metadata"]["annotations"];
-    let text = |key: &str| annotations[key].as_str().unwrap_or("unknown").to_owned();
-    Found::Well(format!(
-        "{}, {} channel",
-        text("gateway.networking.k8s.io/bundle-version"),
-        text("gateway.networking.k8s.io/channel")
-    ))
+    match gateway_api_warning(version) {
+        None => Found::Well(detail),
+        Some(warning) => Found::Warning(detail, warning),
+    }
 }
 
 fn ask_component(
@@ -348,16 +347,16 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_compared_by_number() {
+    fn nodes_with_too_old_a_kernel_are_named() {
         let node = |name: &str, kernel: &str| json!({"metadata": {"name": name}, "status": {"nodeInfo": {"kernelVersion": kernel}}});
         let nodes = [
             node("a", "5.9.1"),
-            node("b", "5.17.0-2-amd64"),
+            node("b", "5.18.0-2-amd64"),
             node("c", "6.8"),
         ];
         assert_eq!(
             problem(kernels(&nodes)).as_deref(),
-            Some("These nodes need Linux 5.17 or newer: a (5.9.1).")
+            Some("These nodes need Linux 5.18 or newer: a (5.9.1).")
         );
         assert_eq!(problem(kernels(&nodes[1..])), None);
     }

@@ -45,7 +45,7 @@ impl ClusterArgs {
     /// # Errors
     /// When what they name cannot be used, or several local meshes run.
     pub fn find(&self) -> anyhow::Result<Option<Cluster>> {
-        let named = self.kubernetes.names_a_cluster();
+        let named = self.kubernetes.connection.names_a_cluster();
         if let Some(name) = &self.mesh {
             if named {
                 let text = "--mesh names a local mesh, --kubeconfig and --context a cluster: \
@@ -72,7 +72,7 @@ impl ClusterArgs {
 
     /// Whether the user named a cluster or a mesh.
     pub fn names_one(&self) -> bool {
-        self.mesh.is_some() || self.kubernetes.names_a_cluster()
+        self.mesh.is_some() || self.kubernetes.connection.names_a_cluster()
     }
 
     fn kubernetes(&self) -> anyhow::Result<Cluster> {

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 use super::access::{Access, Applied};
 use super::crds::{EDITION, EDITION_ANNOTATION};
 use super::object::{Object, ObjectId};
-use super::options::{ClusterArgs, SpecArgs};
+use super::options::SpecArgs;
 use super::precheck;
 use super::spec::{Component, Planned, Spec};
 use super::state::{self, installed, owned};
 use super::wait;
+use crate::kubernetes::{ConnectionArgs, Kubernetes};
 use crate::output::{Outcome, Output, UsageError};
 
 /// Install the mesh in a cluster, or bring what is installed to what is asked for
@@ -53,7 +54,7 @@ struct Common {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    cluster: ConnectionArgs,
     /// Do not ask
     #[arg(short = 'y', long = "skip-confirmation")]
     yes: bool,
@@ -72,21 +73,39 @@ struct Common {
 }
 
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(install(args.common, None, out))
+    begin(&args.common, None, out)
 }
 
 pub fn run_upgrade(args: UpgradeArgs, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(install(args.common, Some(args.reset_values), out))
+    begin(&args.common, Some(args.reset_values), out)
 }
 
-/// `upgrade`: it is one, and whether what was given before is forgotten.
-async fn install(args: Common, upgrade: Option<bool>, out: &mut Output) -> anyhow::Result<Outcome> {
+fn begin(args: &Common, upgrade: Option<bool>, out: &mut Output) -> anyhow::Result<Outcome> {
     // Mistakes of the command line before anything else.
     let given = args.spec.read()?;
     super::objects(&given)?;
-    let (client, name) = args.cluster.connect().await?;
-    let mut access = Access::new(client, name);
-    let before = installed(&access, given.namespace(), given.revision()).await?;
+    let cluster = Kubernetes::connect(&args.cluster, given.namespace())?;
+    let mut access = Access::new(cluster.client().clone(), cluster.name().to_owned());
+    cluster.block_on(install(args, given, &mut access, upgrade, out))
+}
+
+/// `upgrade`: it is one, and whether what was given before is forgotten.
+async fn install(
+    args: &Common,
+    given: Spec,
+    access: &mut Access,
+    upgrade: Option<bool>,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    let places = state::places(access).await?;
+    if let Some(place) = state::elsewhere(&places, given.namespace(), given.revision()) {
+        anyhow::bail!(
+            "revision {} is installed in namespace {namespace}, and a revision is in one namespace only: -i {namespace} changes it, `adit uninstall -i {namespace}` removes it, --revision makes another",
+            place.revision,
+            namespace = place.namespace
+        );
+    }
+    let before = installed(access, given.namespace(), given.revision()).await?;
     let spec = match (&before, upgrade) {
         (None, Some(_)) => anyhow::bail!(
             "there is no installation in namespace {} to upgrade: `adit install` makes one (one made with Helm is upgraded with Helm)",
@@ -107,7 +126,7 @@ async fn install(args: Common, upgrade: Option<bool>, out: &mut Output) -> anyho
     }
     let plan = super::objects(&spec)?;
 
-    let findings = precheck::check(&access, &spec, !plan.is_empty()).await?;
+    let findings = precheck::check(access, &spec, !plan.is_empty()).await?;
     for warning in &findings.warnings {
         writeln!(out, "Warning: {warning}")?;
     }
@@ -139,7 +158,7 @@ async fn install(args: Common, upgrade: Option<bool>, out: &mut Output) -> anyho
     access.dry_run = args.dry_run;
     let deadline = Instant::now() + args.readiness_timeout;
     let mut installation = Installation {
-        access: &access,
+        access,
         deadline,
         foreign: Vec::new(),
         out,
@@ -152,7 +171,7 @@ async fn install(args: Common, upgrade: Option<bool>, out: &mut Output) -> anyho
     }
     writeln!(out, "✔ Installation complete")?;
     if args.verify {
-        let well = super::verify::report(&access, &spec, out).await?;
+        let well = super::verify::report(access, &spec, out).await?;
         if !well {
             return Ok(Outcome::Findings);
         }
@@ -378,7 +397,8 @@ impl Installation<'_> {
 
     /// Removes what earlier installations of this revision had and this one has not.
     async fn prune(&mut self, spec: &Spec, kept: &[ObjectId]) -> anyhow::Result<()> {
-        for id in owned(self.access, Some(spec.revision())).await? {
+        let revision = state::revision_label(spec.revision());
+        for id in owned(self.access, |of| of == revision).await? {
             let same = |other: &ObjectId| {
                 (&other.kind, &other.namespace, &other.name, other.group())
                     == (&id.kind, &id.namespace, &id.name, id.group())

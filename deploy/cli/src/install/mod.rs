@@ -13,6 +13,7 @@ pub mod crds;
 pub mod manifest;
 pub mod object;
 pub mod options;
+pub mod owner;
 pub mod precheck;
 pub mod schema;
 pub mod spec;
@@ -22,7 +23,6 @@ pub mod uninstall;
 pub mod verify;
 pub mod wait;
 
-use anyhow::Context as _;
 use object::Object;
 use spec::{Planned, Spec};
 
@@ -37,13 +37,4 @@ fn objects(spec: &Spec) -> anyhow::Result<Vec<(Planned, Vec<Object>)>> {
         all.push((planned, rendered));
     }
     Ok(all)
-}
-
-/// Runs one command to its end.
-fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(command)
 }

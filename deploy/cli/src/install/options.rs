@@ -1,11 +1,8 @@
 //! Flags that several of the commands have.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 
 use super::spec::Spec;
 use crate::output::UsageError;
@@ -75,54 +72,4 @@ impl SpecArgs {
 /// The command line cannot be obeyed.
 pub fn usage(error: impl std::fmt::Display) -> anyhow::Error {
     UsageError(error.to_string()).into()
-}
-
-/// Which cluster.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct ClusterArgs {
-    /// The kubeconfig file; default KUBECONFIG, else ~/.kube/config
-    #[arg(short = 'c', long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig file; default its current one
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-}
-
-impl ClusterArgs {
-    /// A client of the cluster's API server, and how the cluster is called.
-    pub async fn connect(&self) -> anyhow::Result<(Client, String)> {
-        // Refused if there is one already, which is then as good.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let options = KubeConfigOptions {
-            context: self.context.clone(),
-            ..KubeConfigOptions::default()
-        };
-        let config = match &self.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path)
-                    .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
-                Config::from_custom_kubeconfig(file, &options).await
-            }
-            None => Config::from_kubeconfig(&options).await,
-        };
-        let mut config = match (config, &self.kubeconfig, &self.context) {
-            (Ok(config), _, _) => config,
-            // In a pod, as the pod's account.
-            (Err(error), None, None) => Config::incluster()
-                .map_err(|_| error)
-                .context("no cluster: there is no usable kubeconfig")?,
-            (Err(error), _, _) => return Err(error).context("the kubeconfig cannot be used"),
-        };
-        config.connect_timeout = Some(Duration::from_secs(10));
-        let name = match &self.context {
-            Some(name) => name.clone(),
-            None => config
-                .cluster_url
-                .host()
-                .unwrap_or("the cluster")
-                .to_owned(),
-        };
-        let client = Client::try_from(config).context("the kubeconfig cannot be used")?;
-        Ok((client, name))
-    }
 }

@@ -7,19 +7,22 @@ use k8s_openapi::api::authorization::v1::{
 use kube::ResourceExt as _;
 use kube::api::{Api, PostParams};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::access::{Access, ask, id_of};
+use super::access::{Access, ask};
 use super::object::ObjectId;
+use super::owner::{self, Owner, Part};
 use super::spec::Spec;
-use super::state::OWNED;
 
 /// The oldest Kubernetes that the charts are for.
 const MIN_KUBERNETES: (u32, u32) = (1, 30);
-/// The oldest kernel that capture works on.
-const MIN_KERNEL: (u32, u32) = (5, 17);
+/// The oldest kernel that capture works on: `bpf_set_retval`, by which a connection is refused
+/// while ztunnel is away, came with it (`adit check` on a machine tries each feature).
+pub const MIN_KERNEL: (u32, u32) = (5, 18);
 /// The oldest Gateway API that waypoints can be made of (GRPCRoute, HTTPRoute v1).
 const MIN_GATEWAY_API: (u32, u32) = (1, 1);
-const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
+/// Where the Gateway API's definitions say their version.
+pub const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -69,8 +72,37 @@ pub async fn check(access: &Access, spec: &Spec, installs: bool) -> anyhow::Resu
     Ok(findings)
 }
 
+/// The kernel of a node, if capture does not work on it.
+pub fn too_old_kernel(node: &Value) -> Option<&str> {
+    let info = &node["status"]["nodeInfo"];
+    let kernel = info["kernelVersion"].as_str()?;
+    let old = version_of(kernel).is_some_and(|found| found < MIN_KERNEL);
+    (old && info["operatingSystem"] != "windows").then_some(kernel)
+}
+
+/// What to say of the Gateway API that is installed; `None`: its definitions are not there.
+pub fn gateway_api_warning(installed: Option<&str>) -> Option<String> {
+    const INSTALL: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
+    let Some(version) = installed else {
+        return Some(format!(
+            "The Gateway API is not installed: without it there are no waypoints, and so no HTTP routing and policies. What installs it: {INSTALL}"
+        ));
+    };
+    if version_of(version).is_some_and(|found| found >= MIN_GATEWAY_API) {
+        return None;
+    }
+    let (major, minor) = MIN_GATEWAY_API;
+    let version = match version {
+        "" => "of an unknown version",
+        version => version,
+    };
+    Some(format!(
+        "The Gateway API that is installed is {version}; waypoints need v{major}.{minor} or newer. What brings it up to date: {INSTALL}"
+    ))
+}
+
 /// `v1.31.2-gke.1` is 1.31, `6.1.0-13-amd64` is 6.1.
-fn version_of(text: &str) -> Option<(u32, u32)> {
+pub fn version_of(text: &str) -> Option<(u32, u32)> {
     let mut parts = text
         .trim_start_matches('v')
         .split(|c: char| !c.is_ascii_digit());
@@ -139,8 +171,7 @@ async fn nodes(access: &Access, findings: &mut Findings) -> anyhow::Result<()> {
             continue;
         }
         findings.nodes += 1;
-        let kernel = text("kernelVersion");
-        if version_of(kernel).is_some_and(|found| found < MIN_KERNEL) {
+        if let Some(kernel) = too_old_kernel(&node.data) {
             let (major, minor) = MIN_KERNEL;
             findings.problems.push(format!(
                 "Node {} runs Linux {kernel}; capture needs {major}.{minor} or newer.",
@@ -168,65 +199,48 @@ fn definition(name: &str) -> ObjectId {
 }
 
 async fn gateway_api(access: &Access, findings: &mut Findings) -> anyhow::Result<()> {
-    const INSTALL: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
-    let Some(there) = access
-        .get(&definition("gateways.gateway.networking.k8s.io"))
-        .await?
-    else {
-        findings.warnings.push(format!(
-            "The Gateway API is not installed: without it there are no waypoints, and so no HTTP routing and policies. What installs it: {INSTALL}"
-        ));
-        return Ok(());
-    };
-    let version = there
-        .annotations()
-        .get(BUNDLE_VERSION)
-        .cloned()
-        .unwrap_or_default();
-    if version_of(&version).is_none_or(|found| found < MIN_GATEWAY_API) {
-        let (major, minor) = MIN_GATEWAY_API;
-        let version = if version.is_empty() {
-            "of an unknown version"
-        } else {
-            version.as_str()
-        };
-        findings.warnings.push(format!(
-            "The Gateway API that is installed is {version}; waypoints need v{major}.{minor} or newer. What brings it up to date: {INSTALL}"
-        ));
-    }
-    findings.gateway_api = Some(version);
+    let definition = definition("gateways.gateway.networking.k8s.io");
+    let version = access.get(&definition).await?.map(|there| {
+        let version = there.annotations().get(BUNDLE_VERSION);
+        version.cloned().unwrap_or_default()
+    });
+    let warning = gateway_api_warning(version.as_deref());
+    findings.warnings.extend(warning);
+    findings.gateway_api = version;
     Ok(())
 }
 
-/// A control plane of Istio's name that is not ours.
+/// Parts of a mesh that go by Istio's names and that `adit install` has not put there.
 async fn other_mesh(access: &Access, spec: &Spec, findings: &mut Findings) -> anyhow::Result<()> {
-    for (kind, labels) in [("Deployment", "app=istiod"), ("DaemonSet", "app=ztunnel")] {
-        for found in access.list("apps/v1", kind, "", labels).await? {
-            let id = id_of(&found, "apps/v1", kind);
-            let labels = found.labels();
-            let manager = labels
-                .get("app.kubernetes.io/managed-by")
-                .map(String::as_str);
-            let chart = labels
-                .get("helm.sh/chart")
-                .map(String::as_str)
-                .unwrap_or_default();
-            let images = found.data["spec"]["template"]["spec"]["containers"].to_string();
-            let ours = OWNED.contains(&format!("managed-by={}", manager.unwrap_or_default()));
-            let same_revision = labels.get("istio.io/rev").map(String::as_str)
-                == Some(super::state::revision_label(spec.revision()));
-            if ours || (kind == "Deployment" && !same_revision) {
-                continue;
-            }
-            if images.contains("/aditd:") || images.contains("adit/ztunnel") {
+    for Part {
+        id,
+        owner,
+        chart,
+        revision,
+    } in owner::parts(access).await?
+    {
+        let control_plane = id.kind == "Deployment";
+        if control_plane && revision != super::state::revision_label(spec.revision()) {
+            continue;
+        }
+        match owner {
+            Owner::Installer => {}
+            Owner::Elsewhere => {
+                let with = match chart.as_str() {
+                    "" => "not by `adit install`".to_owned(),
+                    chart => format!("with Helm ({chart})"),
+                };
                 findings.warnings.push(format!(
-                    "{id} was installed with Helm ({chart}); from now on Helm and `adit` write the same objects."
-                ));
-            } else {
-                findings.problems.push(format!(
-                    "{id} belongs to another mesh, whose place Adit would take. Remove that one first, or install beside it with --revision and another --istioNamespace."
+                    "{id} was installed {with}; from now on two write the same objects."
                 ));
             }
+            Owner::Other if control_plane => findings.problems.push(format!(
+                "{id} belongs to another mesh, whose place Adit would take. Remove that one first, or install beside it with --revision and another --istioNamespace."
+            )),
+            // What captures pods on a node is there once.
+            Owner::Other => findings.problems.push(format!(
+                "{id} belongs to another mesh, which captures the pods of the same nodes. Remove that one first."
+            )),
         }
     }
     Ok(())
@@ -281,6 +295,40 @@ async fn pod_security(access: &Access, spec: &Spec, findings: &mut Findings) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        for (kernel, system, old) in [
+            ("5.9.1", "linux", true),
+            ("5.17.15-generic", "linux", true),
+            ("5.18.0-2-amd64", "linux", false),
+            ("6.8", "linux", false),
+            ("10.0.17763", "windows", false),
+            ("4.19", "windows", false),
+            ("unknown", "linux", false),
+        ] {
+            let node = serde_json::json!({"status": {"nodeInfo": {
+                "kernelVersion": kernel, "operatingSystem": system}}});
+            assert_eq!(too_old_kernel(&node), old.then_some(kernel), "{kernel}");
+        }
+    }
+
+    #[test]
+    fn an_old_gateway_api_is_told_of() {
+        for (installed, told) in [
+            (None, Some("is not installed")),
+            (Some(""), Some("of an unknown version")),
+            (Some("v1.0.0"), Some("is v1.0.0; waypoints need v1.1")),
+            (Some("v1.1.0"), None),
+            (Some("v1.7.0"), None),
+        ] {
+            let warning = gateway_api_warning(installed);
+            match told {
+                Some(told) => assert!(warning.is_some_and(|warning| warning.contains(told))),
+                None => assert_eq!(warning, None),
+            }
+        }
+    }
 
     #[test]
     fn versions_are_read_from_whatever_surrounds_them() {

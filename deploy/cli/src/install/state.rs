@@ -2,6 +2,7 @@
 //! was asked for.
 
 use kube::ResourceExt as _;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::access::{Access, AccessError, id_of};
@@ -54,14 +55,26 @@ pub fn revision_label(revision: &str) -> &str {
     }
 }
 
+/// Names of records begin with it.
+const RECORD: &str = "adit-installed-state";
+
+/// That an installation is there, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The namespace of the mesh's own components.
+    pub namespace: String,
+    /// The revision, as labels have it.
+    pub revision: String,
+}
+
 fn state_id(namespace: &str, revision: &str) -> ObjectId {
     ObjectId {
         api_version: "v1".into(),
         kind: "ConfigMap".into(),
         namespace: namespace.into(),
         name: match revision {
-            "" => "adit-installed-state".into(),
-            revision => format!("adit-installed-state-{revision}"),
+            "" => RECORD.into(),
+            revision => format!("{RECORD}-{revision}"),
         },
     }
 }
@@ -115,23 +128,76 @@ pub async fn installed(
     }))
 }
 
-/// Every object that an installation has applied, in the order of deletion; with a revision
-/// only its own.
+/// Every installation in the cluster, of whatever namespace.
 ///
 /// # Errors
 /// [`AccessError`].
-pub async fn owned(access: &Access, revision: Option<&str>) -> Result<Vec<ObjectId>, AccessError> {
+pub async fn places(access: &Access) -> Result<Vec<Place>, AccessError> {
+    let records = access.list("v1", "ConfigMap", "", OWNED).await?;
+    let records = records
+        .iter()
+        .filter(|record| record.name_any().starts_with(RECORD));
+    let place = |record: &DynamicObject| Place {
+        namespace: record.namespace().unwrap_or_default(),
+        revision: revision_of(record).to_owned(),
+    };
+    Ok(records.map(place).collect())
+}
+
+/// The other namespace that a revision is installed in. What is not in a namespace belongs to
+/// one of a revision only, so that there can be one.
+pub fn elsewhere<'a>(places: &'a [Place], namespace: &str, revision: &str) -> Option<&'a Place> {
+    let revision = revision_label(revision);
+    let mut others = places.iter();
+    others.find(|place| place.revision == revision && place.namespace != namespace)
+}
+
+fn revision_of(object: &DynamicObject) -> &str {
+    let label = object.labels().get(REVISION_LABEL);
+    label.map(String::as_str).unwrap_or_default()
+}
+
+/// Every object that installations have applied, in the order of deletion: those of the
+/// revisions, as labels have them, that `of` says yes to.
+///
+/// # Errors
+/// [`AccessError`].
+pub async fn owned(
+    access: &Access,
+    of: impl Fn(&str) -> bool,
+) -> Result<Vec<ObjectId>, AccessError> {
     let mut found = Vec::new();
     for (api_version, kind) in KINDS {
         for object in access.list(api_version, kind, "", OWNED).await? {
-            let labels = object.labels();
-            let of_revision = revision.is_none_or(|revision| {
-                labels.get(REVISION_LABEL).map(String::as_str) == Some(revision_label(revision))
-            });
-            if of_revision && !labels.contains_key(GENERATED_LABEL) {
+            if of(revision_of(&object)) && !object.labels().contains_key(GENERATED_LABEL) {
                 found.push(id_of(&object, api_version, kind));
             }
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_is_in_one_namespace() {
+        let place = |namespace: &str, revision: &str| Place {
+            namespace: namespace.into(),
+            revision: revision.into(),
+        };
+        let places = [place("istio-system", "default"), place("mesh", "canary")];
+        for (namespace, revision, expected) in [
+            ("istio-system", "", None),
+            ("mesh", "", Some("istio-system")),
+            ("mesh", "canary", None),
+            ("istio-system", "canary", Some("mesh")),
+            ("third", "new", None),
+        ] {
+            let found = elsewhere(&places, namespace, revision);
+            let found = found.map(|place| place.namespace.as_str());
+            assert_eq!(found, expected, "{namespace} {revision}");
+        }
+    }
 }

@@ -8,7 +8,12 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::Duration;
 
+use adit_controlplane::ca::{OWN_SECRET, PREVIOUS_SECRET};
+use adit_controlplane::kubernetes::ROOT_CONFIG_MAP;
+use adit_controlplane::kubernetes::lease::LEADER;
+use adit_controlplane::status::REDIRECTION;
 use kube::ResourceExt as _;
+use kube::api::DynamicObject;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -16,13 +21,15 @@ use super::access::{Access, id_of};
 use super::apply::{confirm, namespace_id};
 use super::crds::EDITION_ANNOTATION;
 use super::object::ObjectId;
-use super::options::ClusterArgs;
-use super::state::{GENERATED_LABEL, owned};
+use super::owner::{self, Owner, is_written_by_adit};
+use super::state::{self, Place, owned};
+use crate::kubernetes::{ConnectionArgs, Kubernetes};
 use crate::output::{Outcome, Output};
 
-/// Controllers of GatewayClasses that the control plane makes.
-const CONTROLLERS: [&str; 2] = ["istio.io/mesh-controller", "istio.io/gateway-controller"];
-const ROOT_CERTIFICATE: &str = "istio-ca-root-cert";
+/// Classes of waypoints have this controller.
+const CONTROLLER: &str = "istio.io/mesh-controller";
+/// What the control plane makes of waypoints. Istio's north-south gateways have another value.
+const GENERATED: &str = "gateway.istio.io/managed=istio.io-mesh-controller";
 
 /// Remove the mesh from a cluster
 ///
@@ -32,9 +39,10 @@ const ROOT_CERTIFICATE: &str = "istio-ca-root-cert";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    cluster: ClusterArgs,
+    cluster: ConnectionArgs,
     /// Remove everything, of every revision: definitions with all policies, the certificate
-    /// authority's key, root certificates, waypoints, annotations, the namespace
+    /// authority's key, root certificates, what runs of waypoints, annotations, the namespace.
+    /// Gateways and routes stay, whose definitions are not Adit's
     #[arg(long)]
     purge: bool,
     /// Remove one revision only
@@ -52,7 +60,8 @@ pub struct Args {
     /// Do not ask
     #[arg(short = 'y', long = "skip-confirmation")]
     yes: bool,
-    /// Go on when a node's agent does not end in time
+    /// Go on when a node's agent does not end in time; with --purge, also when there is
+    /// another mesh or one that Helm has installed
     #[arg(long)]
     force: bool,
     /// Say what would be removed
@@ -64,28 +73,27 @@ pub struct Args {
 }
 
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(uninstall(args, out))
+    let cluster = Kubernetes::connect(&args.cluster, &args.istio_namespace)?;
+    let mut access = Access::new(cluster.client().clone(), cluster.name().to_owned());
+    access.dry_run = args.dry_run;
+    cluster.block_on(uninstall(&args, &access, out))
 }
 
-async fn uninstall(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let (client, name) = args.cluster.connect().await?;
-    let mut access = Access::new(client, name);
-    access.dry_run = args.dry_run;
-    let revision = args.revision.as_deref();
-    let objects = owned(&access, if args.purge { None } else { revision }).await?;
-    if objects.is_empty() && !args.purge {
-        writeln!(
-            out,
-            "There is nothing in {} that `adit install` has made.",
-            access.name
-        )?;
-        return Ok(Outcome::Well);
+async fn uninstall(args: &Args, access: &Access, out: &mut Output) -> anyhow::Result<Outcome> {
+    if args.purge && !args.force {
+        alone(access).await?;
     }
-    let waypoints = waypoints(&access).await?;
+    let places = state::places(access).await?;
+    let is_meant = |revision: &str| args.purge || means(args, &places, revision);
+    let objects = owned(access, is_meant).await?;
+    if objects.is_empty() && !args.purge {
+        return nothing(args, &places, &access.name, out);
+    }
+    let waypoints = waypoints(access).await?;
     if !waypoints.is_empty() && !args.purge {
         writeln!(
             out,
-            "Warning: {} stay and are looked after by nobody: `adit waypoint delete --all` first removes them.",
+            "Warning: {} stay and are looked after by nobody: `adit waypoint delete --all -n NAMESPACE` before this removes those of a namespace.",
             waypoints.join(", ")
         )?;
     }
@@ -101,7 +109,7 @@ async fn uninstall(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
     confirm(args.yes || args.dry_run, &what, out)?;
 
     let mut removal = Removal {
-        access: &access,
+        access,
         deadline: Instant::now() + args.timeout,
         force: args.force,
         out,
@@ -114,13 +122,68 @@ async fn uninstall(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         removal.delete(id).await?;
     }
     if args.purge {
-        removal.leftovers(&args.istio_namespace).await?;
+        let mut namespaces: BTreeSet<&str> = BTreeSet::from([args.istio_namespace.as_str()]);
+        namespaces.extend(places.iter().map(|place| place.namespace.as_str()));
+        removal.leftovers(&namespaces).await?;
     }
     match args.dry_run {
         true => writeln!(out, "This was a dry run: nothing has been removed.")?,
         false => writeln!(out, "✔ Uninstallation complete")?,
     }
     Ok(Outcome::Well)
+}
+
+/// Whether objects of a revision are to be removed: unless another one was named, or it is
+/// installed in another namespace.
+fn means(args: &Args, places: &[Place], revision: &str) -> bool {
+    let named = args.revision.as_deref();
+    named.is_none_or(|named| state::revision_label(named) == revision)
+        && state::elsewhere(places, &args.istio_namespace, revision).is_none()
+}
+
+fn nothing(
+    args: &Args,
+    places: &[Place],
+    cluster: &str,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
+    let named = args.revision.as_deref().map(state::revision_label);
+    let mut others = places.iter();
+    if let Some(place) = others.find(|place| named.is_none_or(|named| named == place.revision)) {
+        anyhow::bail!(
+            "nothing of what is installed in {cluster} is in namespace {}; revision {} is in {namespace}: -i {namespace} removes it",
+            args.istio_namespace,
+            place.revision,
+            namespace = place.namespace
+        );
+    }
+    writeln!(
+        out,
+        "There is nothing in {cluster} that `adit install` has made."
+    )?;
+    Ok(Outcome::Well)
+}
+
+/// What `--purge` removes belongs to the whole cluster: another mesh would miss it, and an
+/// Adit that Helm has installed as well.
+async fn alone(access: &Access) -> anyhow::Result<()> {
+    let parts = owner::parts(access).await?;
+    let named = |owner: Owner| -> Vec<String> {
+        let found = parts.iter().filter(|part| part.owner == owner);
+        found.map(|part| part.id.to_string()).collect()
+    };
+    let (others, elsewhere) = (named(Owner::Other), named(Owner::Elsewhere));
+    anyhow::ensure!(
+        others.is_empty(),
+        "{} of another mesh: --purge would take definitions and policies from it. Without --purge only Adit is removed; --force goes on",
+        others.join(", ")
+    );
+    anyhow::ensure!(
+        elsewhere.is_empty(),
+        "{} of an Adit that `adit install` has not made: --purge would take keys, definitions and policies from it. Remove it first, with Helm if that has installed it; --force goes on",
+        elsewhere.join(", ")
+    );
+    Ok(())
 }
 
 async fn waypoints(access: &Access) -> anyhow::Result<Vec<String>> {
@@ -153,6 +216,19 @@ impl Removal<'_> {
             self.out.flush()?;
         }
         Ok(())
+    }
+
+    /// Deletes what Adit has written; what only looks like it stays.
+    async fn delete_ours(
+        &mut self,
+        object: &DynamicObject,
+        api_version: &str,
+        kind: &str,
+    ) -> anyhow::Result<()> {
+        match is_written_by_adit(object) {
+            true => self.delete(&id_of(object, api_version, kind)).await,
+            false => Ok(()),
+        }
     }
 
     /// What would stand in the way; node agents and node tunnels, until their pods have ended;
@@ -220,55 +296,31 @@ impl Removal<'_> {
             ("v1", "Service"),
             ("v1", "ServiceAccount"),
         ] {
-            for object in self
-                .access
-                .list(api_version, kind, "", GENERATED_LABEL)
-                .await?
-            {
-                self.delete(&id_of(&object, api_version, kind)).await?;
+            for object in self.access.list(api_version, kind, "", GENERATED).await? {
+                self.delete_ours(&object, api_version, kind).await?;
             }
         }
         Ok(())
     }
 
     /// What was written at run time, and what users have written for the mesh.
-    async fn leftovers(&mut self, root: &str) -> anyhow::Result<()> {
+    async fn leftovers(&mut self, namespaces: &BTreeSet<&str>) -> anyhow::Result<()> {
         let class = "gateway.networking.k8s.io/v1";
         for object in self.access.list(class, "GatewayClass", "", "").await? {
-            let controller = object.data["spec"]["controllerName"]
-                .as_str()
-                .unwrap_or_default();
-            if CONTROLLERS.contains(&controller) {
-                self.delete(&id_of(&object, class, "GatewayClass")).await?;
+            if object.data["spec"]["controllerName"] == CONTROLLER {
+                self.delete_ours(&object, class, "GatewayClass").await?;
             }
         }
-        for object in self
+        let roots = self
             .access
-            .list("v1", "ConfigMap", "", "istio.io/config=true")
-            .await?
-        {
-            if object.name_any() == ROOT_CERTIFICATE {
-                self.delete(&id_of(&object, "v1", "ConfigMap")).await?;
+            .list("v1", "ConfigMap", "", "istio.io/config=true");
+        for object in roots.await? {
+            if object.name_any() == ROOT_CONFIG_MAP {
+                self.delete_ours(&object, "v1", "ConfigMap").await?;
             }
         }
-        for (api_version, kind, names) in [
-            ("v1", "Secret", &["istio-ca-secret", "adit-ca-previous"][..]),
-            ("v1", "ConfigMap", &[ROOT_CERTIFICATE]),
-            (
-                "coordination.k8s.io/v1",
-                "Lease",
-                &["istio-leader", "istio-gateway-deployment", "adit-leader"],
-            ),
-        ] {
-            for name in names {
-                let id = ObjectId {
-                    api_version: api_version.into(),
-                    kind: kind.into(),
-                    namespace: root.into(),
-                    name: (*name).into(),
-                };
-                self.delete(&id).await?;
-            }
+        for namespace in namespaces {
+            self.state_of(namespace).await?;
         }
         self.annotations().await?;
         let definitions = "apiextensions.k8s.io/v1";
@@ -294,7 +346,34 @@ impl Removal<'_> {
                 groups.join(", ")
             )?;
         }
-        let namespace = namespace_id(root);
+        for namespace in namespaces {
+            self.namespace(namespace).await?;
+        }
+        Ok(())
+    }
+
+    /// What the control plane keeps in its namespace.
+    async fn state_of(&mut self, root: &str) -> anyhow::Result<()> {
+        for (api_version, kind, name) in [
+            ("v1", "Secret", OWN_SECRET),
+            ("v1", "Secret", PREVIOUS_SECRET),
+            ("coordination.k8s.io/v1", "Lease", LEADER),
+        ] {
+            let id = ObjectId {
+                api_version: api_version.into(),
+                kind: kind.into(),
+                namespace: root.into(),
+                name: name.into(),
+            };
+            if let Some(object) = self.access.get(&id).await? {
+                self.delete_ours(&object, api_version, kind).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn namespace(&mut self, name: &str) -> anyhow::Result<()> {
+        let namespace = namespace_id(name);
         if let Some(there) = self.access.get(&namespace).await? {
             let made = there.labels().get("app.kubernetes.io/managed-by");
             match made.map(String::as_str) {
@@ -325,10 +404,9 @@ impl Removal<'_> {
 
     /// Pods say of themselves whether they are captured.
     async fn annotations(&mut self) -> anyhow::Result<()> {
-        const REDIRECTION: &str = "ambient.istio.io/redirection";
         let mut count = 0;
         for pod in self.access.list("v1", "Pod", "", "").await? {
-            if pod.annotations().contains_key(REDIRECTION) {
+            if pod.annotations().contains_key(REDIRECTION) && is_written_by_adit(&pod) {
                 let patch = json!({"metadata": {"annotations": {REDIRECTION: null}}});
                 self.access.merge(&id_of(&pod, "v1", "Pod"), &patch).await?;
                 count += 1;

@@ -5,10 +5,11 @@ use std::io::Write as _;
 use serde_json::Value;
 
 use super::access::Access;
-use super::options::{ClusterArgs, SpecArgs};
+use super::options::SpecArgs;
 use super::spec::Spec;
 use super::state::installed;
 use super::wait;
+use crate::kubernetes::{ConnectionArgs, Kubernetes};
 use crate::output::{Outcome, Output};
 
 /// Check that an installation is complete, as it was made, and ready
@@ -20,17 +21,17 @@ pub struct Args {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    cluster: ConnectionArgs,
 }
 
 pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    super::block_on(verify(args, out))
+    let cluster = Kubernetes::connect(&args.cluster, args.spec.namespace())?;
+    let access = Access::new(cluster.client().clone(), cluster.name().to_owned());
+    cluster.block_on(verify(&args, &access, out))
 }
 
-async fn verify(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
-    let (client, name) = args.cluster.connect().await?;
-    let access = Access::new(client, name);
-    let before = installed(&access, args.spec.namespace(), args.spec.revision()).await?;
+async fn verify(args: &Args, access: &Access, out: &mut Output) -> anyhow::Result<Outcome> {
+    let before = installed(access, args.spec.namespace(), args.spec.revision()).await?;
     let base = match before {
         Some(before) => before.spec,
         None => {
@@ -43,7 +44,7 @@ async fn verify(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         }
     };
     let spec = args.spec.read_over(base)?;
-    Ok(Outcome::of(report(&access, &spec, out).await?))
+    Ok(Outcome::of(report(access, &spec, out).await?))
 }
 
 /// Compares and tells. Whether all is well.

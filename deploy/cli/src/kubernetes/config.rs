@@ -18,12 +18,8 @@ const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which cluster")]
 pub struct KubernetesArgs {
-    /// Kubernetes configuration file [default: $KUBECONFIG, else ~/.kube/config]
-    #[arg(short = 'c', long, value_name = "FILE", global = true)]
-    pub kubeconfig: Option<PathBuf>,
-    /// Context of the configuration file [default: its current one]
-    #[arg(long, value_name = "NAME", global = true)]
-    pub context: Option<String>,
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
     /// Namespace of the control plane
     #[arg(
         short = 'i',
@@ -34,6 +30,19 @@ pub struct KubernetesArgs {
         global = true
     )]
     pub istio_namespace: String,
+}
+
+/// The same without the control plane's namespace, which an installation has its own flag
+/// for.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Which cluster")]
+pub struct ConnectionArgs {
+    /// Kubernetes configuration file [default: $KUBECONFIG, else ~/.kube/config]
+    #[arg(short = 'c', long, value_name = "FILE", global = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the configuration file [default: its current one]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub context: Option<String>,
     /// User to act as
     #[arg(long = "as", value_name = "USER", global = true)]
     pub impersonate: Option<String>,
@@ -48,7 +57,7 @@ pub struct KubernetesArgs {
     pub kubeclient_timeout: Duration,
 }
 
-impl KubernetesArgs {
+impl ConnectionArgs {
     /// Whether the user named a cluster.
     pub fn names_a_cluster(&self) -> bool {
         self.kubeconfig.is_some() || self.context.is_some()
@@ -96,7 +105,7 @@ pub(super) struct Chosen {
     pub(super) context: String,
 }
 
-pub(super) async fn load(args: &KubernetesArgs) -> anyhow::Result<Chosen> {
+pub(super) async fn load(args: &ConnectionArgs) -> anyhow::Result<Chosen> {
     let mut chosen = match args.names_a_cluster() {
         false if find()? == Found::InCluster => Chosen {
             config: Config::incluster()
@@ -121,7 +130,7 @@ pub(super) async fn load(args: &KubernetesArgs) -> anyhow::Result<Chosen> {
     Ok(chosen)
 }
 
-async fn from_file(args: &KubernetesArgs) -> anyhow::Result<Chosen> {
+async fn from_file(args: &ConnectionArgs) -> anyhow::Result<Chosen> {
     let file = args.kubeconfig.as_deref();
     let kubeconfig = read(file)?;
     let from = match file {

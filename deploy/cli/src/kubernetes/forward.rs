@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use futures_util::stream;
+use futures_util::stream::{self, FuturesUnordered};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -69,7 +69,7 @@ impl Kubernetes {
         method: &Method,
         path: &str,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        self.block_on(self.request(to, method, path))
+        self.block_on(self.request(to, method, path, ANSWER_DEADLINE))
     }
 
     /// Sends the same request to several, some at a time; answers in their order.
@@ -79,7 +79,9 @@ impl Kubernetes {
         method: &Method,
         path: &str,
     ) -> Vec<anyhow::Result<(StatusCode, Bytes)>> {
-        let asked = all.iter().map(|to| self.request(to, method, path));
+        let asked = all
+            .iter()
+            .map(|to| self.request(to, method, path, ANSWER_DEADLINE));
         self.block_on(stream::iter(asked).buffered(CONCURRENCY).collect())
     }
 
@@ -89,8 +91,37 @@ impl Kubernetes {
         method: &Method,
         all: &[(PodPort, String)],
     ) -> Vec<anyhow::Result<(StatusCode, Bytes)>> {
-        let asked = all.iter().map(|(to, path)| self.request(to, method, path));
+        let asked = all
+            .iter()
+            .map(|(to, path)| self.request(to, method, path, ANSWER_DEADLINE));
         self.block_on(join_all(asked))
+    }
+
+    /// Sends the same request to several at once: which one answers first with success, else
+    /// what the last says. An answer may take as long as `wait`.
+    pub fn http_first(
+        &self,
+        all: &[PodPort],
+        method: &Method,
+        path: &str,
+        wait: Duration,
+    ) -> Option<(usize, anyhow::Result<(StatusCode, Bytes)>)> {
+        let asked = all
+            .iter()
+            .enumerate()
+            .map(|(index, to)| async move { (index, self.request(to, method, path, wait).await) });
+        self.block_on(async {
+            let mut asked: FuturesUnordered<_> = asked.collect();
+            let mut last = None;
+            while let Some(answer) = asked.next().await {
+                let succeeded = matches!(&answer.1, Ok((status, _)) if status.is_success());
+                last = Some(answer);
+                if succeeded {
+                    break;
+                }
+            }
+            last
+        })
     }
 
     async fn request(
@@ -98,6 +129,7 @@ impl Kubernetes {
         to: &PodPort,
         method: &Method,
         path: &str,
+        wait: Duration,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let kept = self.0.sessions.borrow_mut().remove(to);
         // One that has ended since is no failure of this request.
@@ -109,10 +141,7 @@ impl Kubernetes {
             Some(session) => session,
             None => self.forward(to).await?,
         };
-        let answer = timeout(
-            ANSWER_DEADLINE,
-            exchange(&mut session.sender, to, method, path),
-        );
+        let answer = timeout(wait, exchange(&mut session.sender, to, method, path));
         match answer.await {
             Ok(Ok(answer)) => {
                 self.0.sessions.borrow_mut().insert(to.clone(), session);
@@ -131,7 +160,7 @@ impl Kubernetes {
             }
             Err(_) => Err(anyhow::anyhow!(
                 "{to}: no answer within {} s",
-                ANSWER_DEADLINE.as_secs()
+                wait.as_secs()
             )),
         }
     }

@@ -11,8 +11,7 @@ mod forward;
 mod objects;
 mod pods;
 
-pub use config::KubernetesArgs;
-pub use config::{Found, find, no_cluster};
+pub use config::{ConnectionArgs, Found, KubernetesArgs, find, no_cluster};
 pub use forward::PodPort;
 pub use pods::{PodView, Role};
 
@@ -67,6 +66,14 @@ impl Kubernetes {
     /// When there is no kubeconfig, or none that can be used; the file and the context are
     /// named.
     pub fn open(args: &KubernetesArgs) -> anyhow::Result<Self> {
+        Self::connect(&args.connection, &args.istio_namespace)
+    }
+
+    /// The same, with the control plane's namespace from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn connect(args: &ConnectionArgs, istio_namespace: &str) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -88,7 +95,7 @@ impl Kubernetes {
             context: chosen.context,
             server: server.trim_end_matches('/').to_owned(),
             default_namespace,
-            istio_namespace: args.istio_namespace.clone(),
+            istio_namespace: istio_namespace.to_owned(),
             deadline: args.kubeclient_timeout,
             runtime,
         })))

@@ -3,11 +3,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use adit_local::{MeshStatus, http_request_in};
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
@@ -67,7 +68,7 @@ impl Waypoint {
     fn ask(&self, method: &Method, path: &str) -> Answer {
         match &self.reach {
             Reach::Address(address) => admin::request(address, method, path),
-            Reach::Netns { netns, port } => request_in(netns, *port, method, path),
+            Reach::Netns { netns, port } => request_in(netns, *port, method, path, DEADLINE),
             Reach::Pod { cluster, pod, port } => cluster.http(&pod.port(*port), method, path),
         }
     }
@@ -103,9 +104,9 @@ impl Waypoint {
 
 type Answer = anyhow::Result<(StatusCode, Bytes)>;
 
-fn request_in(netns: &Path, port: u16, method: &Method, path: &str) -> Answer {
+fn request_in(netns: &Path, port: u16, method: &Method, path: &str, wait: Duration) -> Answer {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let answer = http_request_in(netns, address, method.as_str(), path, DEADLINE)?;
+    let answer = http_request_in(netns, address, method.as_str(), path, wait)?;
     let status = StatusCode::from_u16(answer.status)?;
     Ok((status, Bytes::from(answer.body)))
 }
@@ -138,7 +139,7 @@ pub fn get_all(asked: &[(&Waypoint, String)]) -> Vec<anyhow::Result<Bytes>> {
                 })
                 .map(|to| {
                     let (netns, port, path) = to?;
-                    Some(scope.spawn(move || request_in(netns, port, &Method::GET, path)))
+                    Some(scope.spawn(move || request_in(netns, port, &Method::GET, path, DEADLINE)))
                 })
                 .collect();
             let each = asked.iter().zip(running);
@@ -154,6 +155,95 @@ pub fn get_all(asked: &[(&Waypoint, String)]) -> Vec<anyhow::Result<Bytes>> {
     let each = asked.iter().zip(answers);
     each.map(|((waypoint, path), answer)| waypoint.judge(answer, &Method::GET, path))
         .collect()
+}
+
+/// Sends all the same request at once: the name of whichever answers first with success, and
+/// its answer. An answer may take as long as `wait`.
+///
+/// # Errors
+/// None succeeds: what the last says.
+pub fn first_answer(
+    all: &[Waypoint],
+    method: &Method,
+    path: &str,
+    wait: Duration,
+) -> anyhow::Result<(String, Bytes)> {
+    // What is waited for there takes all of it; an answer takes its time too.
+    let wait = wait + DEADLINE;
+    let pods = all.iter().filter_map(|waypoint| match &waypoint.reach {
+        Reach::Pod { cluster, pod, port } => Some((cluster, pod.port(*port))),
+        _ => None,
+    });
+    let (clusters, pods): (Vec<_>, Vec<_>) = pods.unzip();
+    let first = match clusters.first() {
+        // All of a cluster are pods of it.
+        Some(cluster) => cluster.http_first(&pods, method, path, wait),
+        None => first_here(all, method, path, wait),
+    };
+    let (index, answer) = first.context("there is nobody to ask")?;
+    let waypoint = all.get(index).context("nobody has answered")?;
+    let answer = waypoint.judge(answer, method, path)?;
+    Ok((waypoint.name.clone(), answer))
+}
+
+/// [`first_answer`] of waypoints that this machine reaches by itself.
+fn first_here(
+    all: &[Waypoint],
+    method: &Method,
+    path: &str,
+    wait: Duration,
+) -> Option<(usize, Answer)> {
+    let (tell, told) = mpsc::channel();
+    for (index, waypoint) in all.iter().enumerate() {
+        // Pods of a cluster are asked by its client.
+        let Reach::Netns { netns, port } = waypoint.reach.clone() else {
+            continue;
+        };
+        let tell = tell.clone();
+        let (method, path) = (method.clone(), path.to_owned());
+        // Those that are not the first end with their wait, or with the program.
+        thread::spawn(move || {
+            let answer = request_in(&netns, port, &method, &path, wait);
+            // Nobody may be there any more.
+            let _ = tell.send((index, answer));
+        });
+    }
+    drop(tell);
+    let mut last = None;
+    for answer in told {
+        let succeeded = matches!(&answer.1, Ok((status, _)) if status.is_success());
+        last = Some(answer);
+        if succeeded {
+            break;
+        }
+    }
+    last
+}
+
+/// Every replica of a waypoint (`<gateway>.<namespace>`) that runs.
+///
+/// # Errors
+/// When the pods cannot be listed.
+pub fn replicas_of(cluster: &Cluster, name: &str, port: u16) -> anyhow::Result<Vec<Waypoint>> {
+    if let Cluster::Kubernetes(cluster) = cluster {
+        let mut pods = cluster.waypoint_pods(None)?;
+        pods.retain(|pod| {
+            let gateway = pod.gateway.as_deref().unwrap_or_default();
+            pod.trouble.is_none() && format!("{gateway}.{}", pod.namespace) == name
+        });
+        let one = |pod: PodView| Waypoint {
+            name: pod.full_name(),
+            reach: Reach::Pod {
+                cluster: cluster.clone(),
+                pod,
+                port,
+            },
+        };
+        return Ok(pods.into_iter().map(one).collect());
+    }
+    let mut all = waypoints(cluster, None, port)?;
+    all.retain(|waypoint| waypoint.name == name);
+    Ok(all)
 }
 
 /// The waypoint that is meant: by name, by name and namespace, by its pod, or the only

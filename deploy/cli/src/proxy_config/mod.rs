@@ -3,6 +3,7 @@
 
 mod all;
 mod clusters;
+mod connections;
 mod endpoints;
 mod listeners;
 mod log;
@@ -32,6 +33,7 @@ Examples:
   adit pc routes -n shop
   adit pc endpoints --fqdn reviews.shop.svc.cluster.local
   adit pc routes -o json
+  adit pc connections waypoint.shop --direction inbound
   adit pc log waypoint.shop --level debug")]
 pub struct Args {
     #[command(subcommand)]
@@ -51,6 +53,9 @@ enum Command {
     /// Services and how they are balanced
     #[command(visible_aliases = ["clusters", "c"])]
     Cluster(clusters::Args),
+    /// What is open: clients' tunnels, what they carry, connections to endpoints
+    #[command(visible_aliases = ["connections", "conn"])]
+    Connection(connections::Args),
     /// Endpoints of services
     #[command(visible_aliases = ["endpoints", "ep"])]
     Endpoint(endpoints::Args),
@@ -71,6 +76,7 @@ pub fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
         Command::Listener(args) => listeners::run(&args, out),
         Command::Route(args) => routes::run(&args, out),
         Command::Cluster(args) => clusters::run(&args, out),
+        Command::Connection(args) => connections::run(&args, out),
         Command::Endpoint(args) => endpoints::run(&args, out),
         Command::Policy(args) => policies::run(&args, out),
         Command::Secret(args) => secrets::run(&args, out),

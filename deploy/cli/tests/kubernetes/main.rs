@@ -429,6 +429,60 @@ fn requests_of_all_waypoints_are_watched() {
 }
 
 #[test]
+fn the_next_request_is_followed_at_whichever_replica_it_comes_to() {
+    let fake = mesh();
+    let labels = json!({"gateway.istio.io/managed": "istio.io-mesh-controller",
+        "gateway.networking.k8s.io/gateway-name": "waypoint"});
+    for name in ["waypoint-x", "waypoint-y"] {
+        fake.put(pod("shop", name, "node1", labels.clone()));
+        fake.answer(&format!("shop/{name}"), 15000, "GET /", "");
+    }
+    // Another namespace's waypoint of the same name is none of its replicas.
+    fake.put(pod("bank", "waypoint-z", "node1", labels));
+    let why = [
+        "why",
+        "client.shop",
+        "web.shop",
+        "GET",
+        "/a",
+        "--live",
+        "--wait",
+        "30500ms",
+    ];
+    let question = "POST /debug/trace?timeout=30\
+        &source=spiffe%3A%2F%2Fcluster.local%2Fns%2Fshop%2Fsa%2Fclient&method=GET&path=%2Fa";
+    let told = error(&fake, &why);
+    assert!(told.contains("waypoint-") && told.contains("404"), "{told}");
+
+    let trace = json!({"ended": true, "steps": [
+        {"atMicros": 20, "stage": "received", "path": "/a"},
+        {"atMicros": 50, "stage": "destination", "port": 80,
+            "service": "shop/web.shop.svc.cluster.local"},
+        {"atMicros": 1200, "stage": "end", "status": 200, "details": "via_upstream"}]});
+    fake.answer("shop/waypoint-y", 15000, question, &trace.to_string());
+    let told = expect(&fake, &why, 0).stdout;
+    for line in [
+        "1. waypoint waypoint-y.shop\n",
+        "   +0.0 ms received: path=/a\n",
+        "   +1.2 ms end: details=via_upstream status=200\n",
+        "=> 200 from the destination\n",
+    ] {
+        assert!(told.contains(line), "{told}");
+    }
+    let asked = fake.log();
+    assert!(
+        !asked.iter().any(|line| line.contains("waypoint-z")),
+        "{asked:?}"
+    );
+    // Where no waypoint is, there is nothing to follow.
+    let told = error(&fake, &["why", "client.shop", "web-b.shop:8080", "--live"]);
+    assert!(
+        told.starts_with("no waypoint stands before web-b.shop"),
+        "{told}"
+    );
+}
+
+#[test]
 fn waypoints_are_asked_by_gateway_or_pod() {
     let fake = Fake::start();
     let labels = json!({"gateway.istio.io/managed": "istio.io-mesh-controller",
@@ -450,6 +504,12 @@ fn waypoints_are_asked_by_gateway_or_pod() {
         let told = expect(&fake, &["pc", "cluster", target], 0).stdout;
         assert!(told.contains("reviews.shop.svc.cluster.local"), "{told}");
     }
+    let open = json!({"workers": [{"tunnels": [{"src": "10.244.1.2:4000", "streams": 1,
+        "identity": "spiffe://cluster.local/ns/shop/sa/client", "age": 2.0}]}]});
+    let open = open.to_string();
+    fake.answer("shop/waypoint-y", 15000, "GET /connections", &open);
+    let told = expect(&fake, &["pc", "connections", "waypoint-y.shop"], 0).stdout;
+    assert!(told.contains("Tunnel in   10.244.1.2:4000"), "{told}");
     assert_eq!(
         error(&fake, &["pc", "cluster", "waypoint-a"]),
         "pod shop/waypoint-a of waypoint waypoint-a.shop does not run: Pending"
@@ -585,9 +645,28 @@ fn a_cluster_is_checked() {
         "{told}"
     );
     assert!(
-        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.17 or newer."),
+        told.contains("Node node2 runs Linux 5.10.0-8; capture needs 5.18 or newer."),
         "{told}"
     );
+
+    // Whoever has no label of a manager is not taken for ours.
+    for (image, told) in [
+        (
+            "docker.io/istio/install-cni:1.30.0",
+            "DaemonSet istio-system/istio-cni-node belongs to another mesh",
+        ),
+        (
+            "registry.example/adit-cni@sha256:00",
+            "DaemonSet istio-system/istio-cni-node was installed not by",
+        ),
+    ] {
+        fake.put(json!({"apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": "istio-cni-node", "namespace": "istio-system",
+                "labels": {"k8s-app": "istio-cni-node"}},
+            "spec": {"template": {"spec": {"containers": [{"image": image}]}}}}));
+        let answer = expect(&fake, &["check", "--pre"], 1).stdout;
+        assert!(answer.contains(told), "{answer}");
+    }
 
     let set = |kind: &str, name: &str, status: Value| {
         json!({"apiVersion": "apps/v1", "kind": kind, "spec": {"replicas": 1}, "status": status,

@@ -18,23 +18,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adit_shared::net::handoff::HandoffListener;
+use adit_shared::net::socket::any_address;
 use adit_shared::telemetry::http as status_http;
 use anyhow::Context as _;
 use http::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::install::{self, Installer};
 use crate::plugin::{self, NetConf};
-use crate::protocol::{AGENT_SOCKET, API_DEADLINE, ZTUNNEL_SOCKET};
+use crate::protocol::{AGENT_SOCKET, ZTUNNEL_SOCKET};
 use cluster::{Cluster, Presence};
 use metrics::Metrics;
 use server::Server;
 use ztunnel::Ztunnel;
 
-/// A socket that was removed from outside is made again after so long.
-const SOCKET_LOOK: Duration = Duration::from_secs(1);
 /// When the mesh is being removed, ztunnel's DaemonSet may go a little later than ours.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
 const LEAVE_LOOK: Duration = Duration::from_millis(500);
@@ -88,7 +87,7 @@ pub struct Options {
     #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
     pub log_format: String,
     /// `/healthz`, `/readyz` and `/metrics`.
-    #[arg(long, env = "ADIT_CNI_STATUS_ADDRESS", default_value = "[::]:8000")]
+    #[arg(long, env = "ADIT_CNI_STATUS_ADDRESS", default_value_t = any_address(8000))]
     pub status_address: SocketAddr,
 }
 
@@ -122,6 +121,15 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .unwrap_or_else(|| options.namespace.clone());
 
     let cluster = Cluster::start(&options.node).await?;
+    let daemon_sets = [
+        options.ztunnel_daemon_set.clone(),
+        options.daemon_set.clone(),
+    ];
+    tokio::spawn(
+        cluster
+            .clone()
+            .learn(options.namespace.clone(), daemon_sets.clone()),
+    );
     let ztunnel = Ztunnel::new(&options.ztunnel_socket);
     let metrics = Arc::new(Metrics::default());
     let server = Arc::new(Server {
@@ -131,14 +139,14 @@ async fn run(options: Options) -> anyhow::Result<()> {
         root_namespace: root_namespace.clone(),
         exclude_namespaces: options.exclude_namespaces.clone(),
         namespace: options.namespace.clone(),
-        daemon_sets: [
-            options.ztunnel_daemon_set.clone(),
-            options.daemon_set.clone(),
-        ],
+        daemon_sets,
     });
     // The plugin is installed only when it will be answered.
     let listener = bind(&options.socket)?;
-    tokio::spawn(serve(options.socket.clone(), listener, server));
+    tokio::spawn(listener.serve_at(move |call| {
+        let server = server.clone();
+        async move { server.answer(call).await }
+    }));
 
     let installed = Arc::new(AtomicBool::new(false));
     let installer = Installer {
@@ -152,6 +160,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
             options.plugin_log.clone(),
         )),
         conf_name: options.conf_name.clone(),
+        in_place: install::InPlace::default(),
     };
     let wanted = install::Wanted::default();
     let keeping = tokio::spawn(install::keep(installer, installed.clone(), wanted.clone()));
@@ -209,35 +218,6 @@ fn bind(path: &Path) -> anyhow::Result<HandoffListener> {
     HandoffListener::bind(path).with_context(|| format!("listen at {}", path.display()))
 }
 
-/// Serves the plugin; opens the socket again when somebody removes its file. A newer agent
-/// that has taken the path over keeps it.
-async fn serve(path: PathBuf, mut listener: HandoffListener, server: Arc<Server>) {
-    loop {
-        let watching = path.clone();
-        let answering = server.clone();
-        let serving = listener.serve(move |call| {
-            let server = answering.clone();
-            async move { server.answer(call).await }
-        });
-        let removed = async move {
-            while watching.symlink_metadata().is_ok() {
-                sleep(SOCKET_LOOK).await;
-            }
-        };
-        tokio::select! {
-            () = serving => {}
-            () = removed => warn!(path = %path.display(), "the socket was removed; it is made again"),
-        }
-        listener = loop {
-            match bind(&path) {
-                Ok(listener) => break listener,
-                Err(error) => warn!("{error:#}"),
-            }
-            sleep(SOCKET_LOOK).await;
-        };
-    }
-}
-
 /// What a signal means: a new agent follows and everything stays, so that pods meanwhile
 /// wait instead of starting outside the mesh; or the mesh leaves the node.
 async fn end(
@@ -246,19 +226,17 @@ async fn end(
     ztunnel: &Ztunnel,
     (keeping, wanted): (tokio::task::JoinHandle<()>, install::Wanted),
 ) {
-    let asked = cluster.daemon_set(&options.namespace, &options.daemon_set);
-    match timeout(API_DEADLINE, asked).await {
-        Ok(Presence::Leaving) => {}
-        Ok(Presence::Stays) => {
+    match cluster
+        .daemon_set(&options.namespace, &options.daemon_set)
+        .await
+    {
+        Presence::Leaving => {}
+        Presence::Stays => {
             info!("the DaemonSet is still there: the plugin stays installed");
             return;
         }
-        Ok(Presence::Unknown(error)) => {
+        Presence::Forbidden(error) | Presence::Unknown(error) => {
             warn!("the plugin stays installed, for nobody says that the mesh is removed: {error}");
-            return;
-        }
-        Err(_) => {
-            warn!("the plugin stays installed: the Kubernetes API does not answer");
             return;
         }
     }
@@ -280,8 +258,10 @@ async fn end(
     // Capture goes only when ztunnel goes as well.
     let until = Instant::now() + LEAVE_WAIT;
     while Instant::now() < until && ztunnel.is_there().await {
-        let asked = cluster.daemon_set(&options.namespace, &options.ztunnel_daemon_set);
-        if matches!(timeout(API_DEADLINE, asked).await, Ok(Presence::Leaving)) {
+        let found = cluster
+            .daemon_set(&options.namespace, &options.ztunnel_daemon_set)
+            .await;
+        if found == Presence::Leaving {
             match ztunnel.leave().await {
                 Ok(()) => info!("the node's capture is removed"),
                 Err(error) => warn!("the node's capture is not removed: {error}"),

@@ -29,8 +29,9 @@ pub(super) struct Server {
     pub(super) daemon_sets: [String; 2],
 }
 
-/// The two DaemonSets of a mesh that is removed go one after the other.
-const LEAVING_WAIT: Duration = Duration::from_secs(3);
+/// The two DaemonSets of a mesh that is removed go one after the other, and each look takes
+/// two seconds when our rights have gone before them.
+const LEAVING_WAIT: Duration = Duration::from_secs(6);
 const LEAVING_LOOK: Duration = Duration::from_millis(200);
 
 /// What is to be done with a sandbox.
@@ -113,8 +114,7 @@ impl Server {
     async fn is_leaving(&self) -> bool {
         let [ztunnel, own] = &self.daemon_sets;
         let is_leaving = async |name: &str| {
-            let found = self.cluster.daemon_set(&self.namespace, name).await;
-            matches!(found, Presence::Leaving)
+            self.cluster.daemon_set(&self.namespace, name).await == Presence::Leaving
         };
         if !is_leaving(ztunnel).await {
             return false;

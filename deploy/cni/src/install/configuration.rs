@@ -67,6 +67,18 @@ pub(super) fn to_list(text: &[u8], entry: &Value) -> Result<String, Configuratio
     Ok(print(&list))
 }
 
+/// Whether a list is what [`to_list`] makes of a single plugin, whatever our entry says.
+pub(super) fn is_made_of(list: &[u8], single: &[u8]) -> bool {
+    let foreign = |list: &[u8]| {
+        let mut conf = parse(list).ok()?;
+        plugins(&mut conf).ok()?.retain(|plugin| !is_ours(plugin));
+        Some(conf)
+    };
+    let made = to_list(single, &json!({"type": PLUGIN_TYPE})).ok();
+    made.and_then(|made| foreign(made.as_bytes()))
+        .is_some_and(|made| foreign(list) == Some(made))
+}
+
 /// The list without the plugin; `None` if it is not in it.
 pub(super) fn leave(text: &[u8]) -> Option<String> {
     let mut conf = parse(text).ok()?;

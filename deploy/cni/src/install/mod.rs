@@ -34,8 +34,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
-/// A `.conf` that was turned into a list keeps its text under this suffix.
+/// A single configuration that was turned into a list keeps its text under this suffix.
 const SAVED: &str = "adit-saved";
+/// How the names of single configurations end.
+const SINGLE: [&str; 2] = ["conf", "json"];
 
 /// Why the plugin is not installed.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,14 @@ pub enum InstallError {
     /// No network plugin has written a configuration.
     #[error("{0} has no CNI configuration yet; the plugin joins the first one that comes")]
     NoConfiguration(PathBuf),
+    /// A single plugin becomes a list, whose name is another one's.
+    #[error("{single} cannot be joined: {list}, which would take its place, is somebody else's")]
+    Taken {
+        /// The configuration of a single plugin.
+        single: PathBuf,
+        /// The list.
+        list: PathBuf,
+    },
     /// The first configuration cannot take it.
     #[error("{path}: {source}")]
     Configuration {
@@ -81,6 +91,25 @@ pub struct Installer {
     pub entry: Value,
     /// The configuration to join, by its file's name; default: the one that a runtime uses.
     pub conf_name: Option<String>,
+    /// The binary as it was last found in place.
+    pub in_place: InPlace,
+}
+
+/// Two binaries that were the same when they were last read: while neither has been touched,
+/// they need not be read again.
+#[derive(Debug, Clone, Default)]
+pub struct InPlace(Arc<Mutex<Option<[FileState; 2]>>>);
+
+/// What changes with a file's content: device, inode, length, and both times in nanoseconds.
+type FileState = (u64, u64, u64, (i64, i64), (i64, i64));
+
+fn file_state(path: &Path) -> Option<FileState> {
+    let found = fs::metadata(path).ok()?;
+    let (modified, changed) = (
+        (found.mtime(), found.mtime_nsec()),
+        (found.ctime(), found.ctime_nsec()),
+    );
+    Some((found.dev(), found.ino(), found.len(), modified, changed))
 }
 
 impl Installer {
@@ -114,9 +143,16 @@ impl Installer {
     fn install_binary(&self) -> Result<Option<PathBuf>, InstallError> {
         fs::create_dir_all(&self.bin_dir).map_err(io_error("make", &self.bin_dir))?;
         let target = self.bin_dir.join(PLUGIN_TYPE);
+        // Before they are read: what is written meanwhile is read the next time.
+        let states = file_state(&self.binary).zip(file_state(&target));
+        let states = states.map(|(binary, target)| [binary, target]);
+        if states.is_some() && *self.in_place.0.lock() == states {
+            return Ok(None);
+        }
         let wanted = fs::read(&self.binary).map_err(io_error("read", &self.binary))?;
         let mode = fs::metadata(&target).map(|file| file.permissions().mode() & 0o777);
         if fs::read(&target).is_ok_and(|found| found == wanted) && mode.is_ok_and(|m| m == 0o755) {
+            *self.in_place.0.lock() = states;
             return Ok(None);
         }
         file::replace(&target, &wanted, 0o755).map_err(io_error("write", &target))?;
@@ -137,9 +173,29 @@ impl Installer {
                 let text = fs::read(path).map_err(io_error("read", path))?;
                 let list = configuration::to_list(&text, &self.entry).map_err(refused)?;
                 let new = path.with_extension("conflist");
+                let saved = saved(path);
+                // Ours is one that was made of this file, as it is or as it was.
+                let is_ours = |there: &[u8]| {
+                    let before = fs::read(&saved).ok();
+                    [Some(text.clone()), before]
+                        .into_iter()
+                        .flatten()
+                        .any(|single| configuration::is_made_of(there, &single))
+                };
+                match fs::read(&new) {
+                    Ok(there) if !is_ours(&there) => {
+                        return Err(InstallError::Taken {
+                            single: path.to_owned(),
+                            list: new,
+                        });
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(io_error("read", &new)(error));
+                    }
+                    _ => {}
+                }
                 file::replace(&new, list.as_bytes(), 0o600).map_err(io_error("write", &new))?;
                 // The list takes force with this: `.conf` comes first.
-                let saved = saved(path);
                 fs::rename(path, &saved).map_err(io_error("move", path))?;
                 Ok(Some(new))
             }
@@ -181,28 +237,35 @@ fn leave(path: &Path) -> Result<bool, InstallError> {
     if path.extension().is_none_or(|e| e != "conflist") {
         return Ok(false);
     }
-    let original = path.with_extension("conf");
-    let saved = saved(&original);
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(io_error("read", path)(error)),
     };
-    let Some(without) = configuration::leave(&text) else {
+    if configuration::leave(&text).is_none() {
         return Ok(false);
-    };
-    if saved.exists() {
-        // This list was made of a single configuration, which is put back as it was.
-        if original.exists() {
-            fs::remove_file(&saved).map_err(io_error("remove", &saved))?;
-        } else {
-            fs::rename(&saved, &original).map_err(io_error("move", &saved))?;
-        }
-        fs::remove_file(path).map_err(io_error("remove", path))?;
-        return Ok(true);
     }
-    drop(without);
-    file::update(path, |text| Ok(configuration::leave(text)))?;
+    let mut is_put_back = false;
+    for original in SINGLE.map(|extension| path.with_extension(extension)) {
+        let saved = saved(&original);
+        let Ok(single) = fs::read(&saved) else {
+            continue;
+        };
+        // This list was made of a single configuration, which is put back as it was, unless
+        // its owner has written it anew, or a list of its own in the place of ours.
+        let is_made_of_it = configuration::is_made_of(&text, &single);
+        if is_made_of_it && !original.exists() {
+            fs::rename(&saved, &original).map_err(io_error("move", &saved))?;
+        } else {
+            fs::remove_file(&saved).map_err(io_error("remove", &saved))?;
+        }
+        is_put_back |= is_made_of_it;
+    }
+    if is_put_back {
+        fs::remove_file(path).map_err(io_error("remove", path))?;
+    } else {
+        file::update(path, |text| Ok(configuration::leave(text)))?;
+    }
     Ok(true)
 }
 

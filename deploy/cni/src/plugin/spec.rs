@@ -16,6 +16,8 @@ use crate::protocol::{AGENT_SOCKET, Sandbox};
 /// The versions that this plugin speaks; the newest last. A result of 0.2.0 and older has
 /// another form.
 pub const SUPPORTED_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// The interface with the pod's own addresses: what all runtimes of Kubernetes call it.
+const POD_INTERFACE: &str = "eth0";
 /// The version of a configuration that names none.
 const DEFAULT_VERSION: &str = "0.2.0";
 
@@ -118,6 +120,7 @@ pub(super) struct Environment {
     pub(super) verb: Verb,
     container: String,
     netns: PathBuf,
+    interface: String,
     arguments: BTreeMap<String, String>,
 }
 
@@ -145,6 +148,7 @@ impl Environment {
             verb,
             container: text("CNI_CONTAINERID")?,
             netns: variable("CNI_NETNS").unwrap_or_default().into(),
+            interface: text("CNI_IFNAME")?,
             arguments: arguments(&text("CNI_ARGS")?),
         };
         let needs_container = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
@@ -154,8 +158,12 @@ impl Environment {
         Ok(environment)
     }
 
-    /// The pod's sandbox; `None` outside Kubernetes.
+    /// The pod's sandbox; `None` outside Kubernetes, and for a further interface of a pod
+    /// (Multus): its addresses are not the pod's, and its end is not the pod's end.
     pub(super) fn sandbox(&self) -> Option<Sandbox> {
+        if !matches!(self.interface.as_str(), "" | POD_INTERFACE) {
+            return None;
+        }
         let argument = |name: &str| {
             let value = self.arguments.get(name)?;
             (!value.is_empty()).then(|| value.clone())

@@ -1,6 +1,6 @@
 //! Compiles again only what changed, and edits the served snapshot accordingly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use adit_shared::identity::DerivedSecret;
@@ -8,35 +8,15 @@ use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
-use super::enrolment::{Decision, decide};
 use super::l7::{self, Consulted, MeshSettings, ResourceKey, View};
 use super::mesh::MeshConfig;
 use super::namespace::{Compiled, Shared, namespace};
 use super::peer_authentication::{STATIC_STRICT, static_strict};
-use super::redirection::{Desired, Redirection};
-use crate::model::{NamespaceObjects, ObjectRef, Objects};
+use super::redirection::{PodUid, Redirection, Redirections};
+use super::workloads::pod_uid;
+use crate::model::{ByName, EndpointSlice, NamespaceObjects, ObjectRef, Objects, Pod, differing};
 use crate::serve::SnapshotBuilder;
 use crate::status::ObjectStatus;
-
-/// Which pods ought to be enrolled.
-pub fn desired(objects: &Objects, mesh: &MeshConfig) -> Desired {
-    let mut desired = Desired::default();
-    for of in objects.namespaces.values() {
-        for pod in of.pods.values() {
-            let uid = pod.meta.uid.clone();
-            match decide(pod, of.namespace.as_deref(), mesh) {
-                Decision::Enrol => {
-                    desired.enrolled.insert(uid, pod.node.clone());
-                }
-                Decision::Leave(_) if pod.phase.is_terminal() || pod.addresses.is_empty() => {}
-                Decision::Leave(_) => {
-                    desired.others.insert(uid);
-                }
-            }
-        }
-    }
-    desired
-}
 
 /// Compiles everything at once.
 pub fn compile(objects: &Objects, redirection: &Redirection, mesh: &MeshConfig) -> Compiled {
@@ -97,14 +77,16 @@ pub struct Compiler {
     /// How many namespaces give a resource to a waypoint: what a service brings along is
     /// given by all that send there.
     givers: BTreeMap<ResourceKey, usize>,
+    /// Namespaces that the last update compiled, or found to be gone.
+    changed: Vec<Arc<str>>,
 }
 
 /// A namespace with the inputs that it was compiled from.
 #[derive(Debug, Default)]
 struct Part {
     objects: Arc<NamespaceObjects>,
-    /// Pods that are captured or enrolled, as far as they are of this namespace.
-    redirection: Redirection,
+    /// Pods that are captured or enrolled.
+    redirection: Arc<Redirection>,
     /// For node proxies.
     compiled: Compiled,
     /// For waypoints.
@@ -113,6 +95,105 @@ struct Part {
     consulted: Consulted,
     /// Of both.
     statuses: BTreeMap<ObjectRef, ObjectStatus>,
+}
+
+/// Pods of a namespace that are to be compiled again.
+#[derive(Debug, Default)]
+struct ChangedPods {
+    /// As they are.
+    now: ByName<Pod>,
+    /// Their versions before, and those that are gone.
+    before: Vec<Arc<Pod>>,
+}
+
+impl Part {
+    /// The pods that changed, if they are few and nothing else did that workloads depend on.
+    /// `None`: the namespace is to be compiled as a whole.
+    fn changed_pods(
+        &self,
+        of: &NamespaceObjects,
+        redirection: &Arc<Redirection>,
+    ) -> Option<ChangedPods> {
+        let same = self.objects.same_besides_endpoints(of)
+            && differing(&self.objects.endpoint_slices, &of.endpoint_slices).all(|slices| {
+                let slices = [slices.0, slices.1].into_iter().flatten();
+                slices.into_iter().all(|slice| adds_nothing(slice, of))
+            });
+        if !same {
+            return None;
+        }
+        let mut changed = ChangedPods::default();
+        let add = |changed: &mut ChangedPods, pods: [Option<&Arc<Pod>>; 2]| {
+            let [before, now] = pods;
+            changed.before.extend(before.cloned());
+            let now = now.map(|pod| (pod.meta.name.clone(), pod.clone()));
+            changed.now.extend(now);
+        };
+        for (before, now) in differing(&self.objects.pods, &of.pods) {
+            add(&mut changed, [before, now]);
+        }
+        if !Arc::ptr_eq(&self.redirection, redirection) {
+            let (known, now) = (&self.redirection, redirection);
+            for pod in of.pods.values() {
+                let uid = &pod.meta.uid;
+                if known.hbone.contains(uid) != now.hbone.contains(uid)
+                    || known.enrolments.contains(uid) != now.enrolments.contains(uid)
+                {
+                    add(&mut changed, [Some(pod), Some(pod)]);
+                }
+            }
+        }
+        let few = changed.before.len() + changed.now.len() <= of.pods.len();
+        // Two of the same uid, as files may have them, depend on each other.
+        let uids = changed.before.iter().chain(changed.now.values());
+        let uids: BTreeSet<&PodUid> = uids.map(|pod| &pod.meta.uid).collect();
+        let all = of.pods.values().filter(|pod| uids.contains(&pod.meta.uid));
+        (few && all.count() == changed.now.len()).then_some(changed)
+    }
+
+    /// Takes what was compiled of `of`, which has some of the pods only: each of them depends
+    /// on no other.
+    fn replace_pods(
+        &mut self,
+        before: &[Arc<Pod>],
+        compiled: Compiled,
+        mesh: &MeshConfig,
+        snapshot: &mut SnapshotBuilder,
+    ) {
+        let known = &mut self.compiled;
+        let mut old = Compiled {
+            authorizations: std::mem::take(&mut known.authorizations),
+            ..Compiled::default()
+        };
+        let uids = before.iter().map(|pod| pod_uid(pod, mesh));
+        for name in uids.chain(compiled.addresses.keys().cloned()) {
+            if let Some(address) = known.addresses.remove(&name) {
+                old.addresses.insert(name, address);
+            }
+        }
+        for pod in before {
+            let entry = known.enrolments.remove_entry(&*pod.meta.uid);
+            old.enrolments.extend(entry);
+        }
+        edit(snapshot, &old, &compiled);
+        known.addresses.extend(compiled.addresses);
+        known.enrolments.extend(compiled.enrolments);
+        known.authorizations = compiled.authorizations;
+        known.statuses = compiled.statuses;
+    }
+}
+
+/// Whether a slice tells nothing of its pods that they do not tell themselves.
+fn adds_nothing(slice: &EndpointSlice, of: &NamespaceObjects) -> bool {
+    let service = slice
+        .service
+        .as_ref()
+        .and_then(|name| of.services.get(name));
+    service.is_none_or(|service| !service.selector.is_empty())
+        && slice
+            .endpoints
+            .iter()
+            .all(|endpoint| endpoint.pod.is_some())
 }
 
 impl Compiler {
@@ -126,6 +207,7 @@ impl Compiler {
             parts: BTreeMap::new(),
             classes: BTreeMap::new(),
             givers: BTreeMap::new(),
+            changed: Vec::new(),
         }
     }
 
@@ -143,7 +225,7 @@ impl Compiler {
     pub fn update(
         &mut self,
         objects: &Objects,
-        redirection: &Redirection,
+        redirections: &Redirections,
         snapshot: &mut SnapshotBuilder,
     ) -> usize {
         self.settings.refresh(objects, &self.configured);
@@ -151,7 +233,7 @@ impl Compiler {
         let shared = Shared::of(objects, &mesh);
         let all = self.shared.as_ref() != Some(&shared) || self.mesh != mesh;
         self.mesh = mesh;
-        let mut count = 0;
+        self.changed.clear();
         let gone = self
             .parts
             .keys()
@@ -160,19 +242,33 @@ impl Compiler {
             if let Some(part) = self.parts.remove(&name) {
                 edit(snapshot, &part.compiled, &Compiled::default());
                 self.edit_l7(snapshot, &part.l7, &l7::Part::default());
-                count += 1;
+                self.changed.push(name);
             }
         }
+        let nothing = Arc::default();
         for (name, of) in &objects.namespaces {
-            let redirection = restrict(redirection, of);
+            let redirection = redirections.get(name).unwrap_or(&nothing);
             let mut part = self.parts.remove(name).unwrap_or_default();
             let changed = all || !Arc::ptr_eq(&part.objects, of);
-            let l4 = changed || part.redirection != redirection;
+            let l4 = changed || part.redirection != *redirection;
             let l7 = changed || !part.consulted.is_current(objects);
             if l4 {
-                let compiled = namespace(name, of, &shared, &redirection, &self.mesh);
-                edit(snapshot, &part.compiled, &compiled);
-                part.compiled = compiled;
+                let mesh = &self.mesh;
+                let compiled = |of: &_| namespace(name, of, &shared, redirection, mesh);
+                match part.changed_pods(of, redirection).filter(|_| !all) {
+                    Some(ChangedPods { now: pods, before }) => {
+                        let of = NamespaceObjects {
+                            pods,
+                            ..NamespaceObjects::clone(of)
+                        };
+                        part.replace_pods(&before, compiled(&of), mesh, snapshot);
+                    }
+                    None => {
+                        let compiled = compiled(of);
+                        edit(snapshot, &part.compiled, &compiled);
+                        part.compiled = compiled;
+                    }
+                }
             }
             if l7 {
                 let view = View::new(name, objects, &shared.waypoints, &self.mesh);
@@ -183,10 +279,10 @@ impl Compiler {
             }
             if l4 || l7 {
                 part.objects = of.clone();
-                part.redirection = redirection;
+                part.redirection = redirection.clone();
                 part.statuses = part.compiled.statuses.clone();
                 merge_statuses(&mut part.statuses, part.l7.statuses.clone());
-                count += 1;
+                self.changed.push(name.clone());
             }
             self.parts.insert(name.clone(), part);
         }
@@ -205,13 +301,26 @@ impl Compiler {
         );
         self.classes = l7::class_statuses(objects);
         self.shared = Some(shared);
-        count
+        self.changed.len()
     }
 
     /// Status of all objects.
     pub fn statuses(&self) -> impl Iterator<Item = (&ObjectRef, &ObjectStatus)> {
         let parts = self.parts.values().flat_map(|part| &part.statuses);
         parts.chain(&self.classes)
+    }
+
+    /// Status of all objects of the namespaces that the last update compiled, and, under
+    /// the empty name, of what is in no namespace. A namespace that is gone has none.
+    pub fn changed_statuses(
+        &self,
+    ) -> impl Iterator<Item = (Arc<str>, Option<&BTreeMap<ObjectRef, ObjectStatus>>)> {
+        let of = |name: &Arc<str>| Some(&self.parts.get(name)?.statuses);
+        let changed = self
+            .changed
+            .iter()
+            .map(move |name| (name.clone(), of(name)));
+        changed.chain([(Arc::default(), Some(&self.classes))])
     }
 
     /// Makes the difference between what a namespace gave to waypoints and gives now.
@@ -239,20 +348,6 @@ impl Compiler {
             }
         }
     }
-}
-
-fn restrict(redirection: &Redirection, of: &NamespaceObjects) -> Redirection {
-    let mut own = Redirection::default();
-    for pod in of.pods.values() {
-        let uid = &pod.meta.uid;
-        if redirection.hbone.contains(uid) {
-            own.hbone.insert(uid.clone());
-        }
-        if redirection.enrolments.contains(uid) {
-            own.enrolments.insert(uid.clone());
-        }
-    }
-    own
 }
 
 /// Makes the difference between two versions of a namespace.

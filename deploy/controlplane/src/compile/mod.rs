@@ -22,13 +22,14 @@ mod wire;
 mod workloads;
 
 pub use authorization::{Conversion, convert as convert_authorization_policy};
-pub use compiler::{Compiler, compile, desired};
+pub use compiler::{Compiler, compile};
 pub use enrolment::{DATAPLANE_MODE, Decision, Reason, decide};
 pub use mesh::MeshConfig;
 pub use namespace::{Compiled, Shared, namespace};
 pub use peer_authentication::{STATIC_STRICT, converted_name};
 pub use redirection::{
-    Desired, PodReport, PodUid, Redirection, RedirectionTracker, WITHDRAW_DELAY,
+    Captured, Desired, PodReport, PodUid, Redirection, RedirectionTracker, Redirections,
+    WITHDRAW_DELAY, desired,
 };
 pub use services::TRAFFIC_DISTRIBUTION;
 

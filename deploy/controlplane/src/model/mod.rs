@@ -40,7 +40,7 @@ pub use gateway::{AllowedNamespaces, Gateway, GatewayAddress, GatewayClass, List
 pub use label_selector::LabelSelector;
 pub use mesh_map::{MESH_KEY, MeshMap};
 pub use meta::{Age, Kind, Labels, Meta, ObjectRef, Origin, selects};
-pub use objects::{ByName, NamespaceObjects, Object, ObjectTable, Objects};
+pub use objects::{ByName, NamespaceObjects, Object, ObjectTable, Objects, differing};
 pub use peer_authentication::{MutualTls, PeerAuthentication};
 pub use pod::{NamedPort, Namespace, Node, Phase, Pod, ServiceAccount};
 pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};

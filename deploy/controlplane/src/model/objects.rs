@@ -3,6 +3,7 @@
 //! Values are shared: a new version of the set holds the same `Arc`s wherever nothing
 //! changed, so that the compiler sees by pointer which namespaces it may skip.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -23,6 +24,31 @@ use super::unsupported::{ServiceEntry, VirtualService};
 
 /// Objects of one kind, by name.
 pub type ByName<T> = BTreeMap<Arc<str>, Arc<T>>;
+
+/// Objects that one of two sets does not have, or not the same by pointer: its version in
+/// the first and in the second.
+pub fn differing<'a, T>(
+    first: &'a ByName<T>,
+    second: &'a ByName<T>,
+) -> impl Iterator<Item = (Option<&'a Arc<T>>, Option<&'a Arc<T>>)> {
+    let (mut first, mut second) = (first.iter().peekable(), second.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (first.peek(), second.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return None,
+            };
+            let before = first.next_if(|_| order.is_le()).map(|(_, object)| object);
+            let now = second.next_if(|_| order.is_ge()).map(|(_, object)| object);
+            match (before, now) {
+                (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
+                different => return Some(different),
+            }
+        }
+    })
+}
 
 /// The one list of kinds: where objects of each are kept.
 macro_rules! kinds {
@@ -119,6 +145,19 @@ macro_rules! kinds {
         }
 
         impl NamespaceObjects {
+            /// Whether nothing differs but pods and endpoint slices, by pointer.
+            pub fn same_besides_endpoints(&self, other: &Self) -> bool {
+                let same = |kind: Kind| matches!(kind, Kind::Pod | Kind::EndpointSlice);
+                let namespace = match (&self.namespace, &other.namespace) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (None, None) => true,
+                    _ => false,
+                };
+                namespace
+                    $(&& (same(Kind::$Kind)
+                        || differing(&self.$field, &other.$field).next().is_none()))*
+            }
+
             /// Whether there is nothing.
             pub fn is_empty(&self) -> bool {
                 self.namespace.is_none() $(&& self.$field.is_empty())*
@@ -345,6 +384,23 @@ mod tests {
         decoded
             .map(|(object, _)| (object.reference(), object))
             .collect()
+    }
+
+    #[test]
+    fn what_differs_is_found_in_both_sets() {
+        let set = |names: &[(&str, &Arc<u8>)]| -> ByName<u8> {
+            let own = |(name, value): &(&str, &Arc<u8>)| (Arc::from(*name), Arc::clone(value));
+            names.iter().map(own).collect()
+        };
+        let (one, two, three) = (Arc::new(1), Arc::new(2), Arc::new(2));
+        let first = set(&[("a", &one), ("c", &one), ("d", &two), ("e", &two)]);
+        let second = set(&[("b", &one), ("c", &one), ("d", &three), ("f", &one)]);
+        let found: Vec<_> = differing(&first, &second)
+            .map(|(before, now)| (before.is_some(), now.is_some()))
+            .collect();
+        let (gone, new, other) = ((true, false), (false, true), (true, true));
+        assert_eq!(found, [gone, new, other, gone, new]);
+        assert_eq!(differing(&first, &first).count(), 0);
     }
 
     /// One by one or all at once: the same set, and the same sharing.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use adit_controlplane::compile::l7::WaypointName;
-use adit_controlplane::compile::{Compiler, MeshConfig, Redirection};
+use adit_controlplane::compile::{Compiler, MeshConfig, Redirections};
 use adit_controlplane::serve::ResourceSnapshot;
 use adit_controlplane::source::Directory;
 use adit_shared::proto::waypoint::TYPES;
@@ -44,7 +44,7 @@ impl Plane {
         let mut edit = self.snapshot.edit();
         let objects = self.source.objects();
         self.compiler
-            .update(objects, &Redirection::default(), &mut edit);
+            .update(objects, &Redirections::default(), &mut edit);
         let before = std::mem::replace(&mut self.snapshot, edit.build());
         let mut found = Vec::new();
         for url in [ADDRESS_TYPE, AUTHORIZATION_TYPE].iter().chain(&TYPES) {
@@ -296,7 +296,7 @@ fn five_thousand_routes() {
     let mut edit = plane.snapshot.edit();
     plane
         .compiler
-        .update(plane.source.objects(), &Redirection::default(), &mut edit);
+        .update(plane.source.objects(), &Redirections::default(), &mut edit);
     let small = start.elapsed();
     println!("reading and compiling all {full:?}, compiling after one change {small:?}");
     assert!(small < Duration::from_secs(2), "{small:?}");

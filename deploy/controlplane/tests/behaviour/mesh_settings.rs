@@ -1,6 +1,6 @@
 //! Istio's mesh configuration as waypoints get it.
 
-use adit_controlplane::compile::{Compiler, MeshConfig, Redirection};
+use adit_controlplane::compile::{Compiler, MeshConfig, Redirections};
 use adit_controlplane::serve::SnapshotBuilder;
 use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::proto::waypoint::{Provider, Settings, provider::Kind};
@@ -17,7 +17,7 @@ fn compiled(mesh: &str) -> (Settings, Vec<Provider>) {
     assert!(findings.is_empty(), "{findings:?}");
     let mut snapshot = SnapshotBuilder::new();
     let mut compiler = Compiler::new(MeshConfig::default());
-    compiler.update(&objects, &Redirection::default(), &mut snapshot);
+    compiler.update(&objects, &Redirections::default(), &mut snapshot);
     let snapshot = snapshot.build();
     let of = |url| {
         snapshot

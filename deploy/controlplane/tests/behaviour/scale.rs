@@ -1,10 +1,12 @@
 //! A large mesh compiles in a moment, and a small change of it in less.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_controlplane::compile::{Compiler, MeshConfig, Redirection, desired};
+use adit_controlplane::compile::{Compiler, Desired, MeshConfig, Redirection, Redirections};
+use adit_controlplane::model::NamespaceObjects;
 use adit_controlplane::serve::ResourceSnapshot;
 
 use crate::harness::read;
@@ -41,14 +43,19 @@ fn ten_thousand_pods() {
     let mut compiler = Compiler::new(mesh.clone());
 
     let start = Instant::now();
-    let wanted: std::collections::BTreeSet<_> =
-        desired(&objects, &mesh).enrolled.into_keys().collect();
-    let redirection = Redirection {
-        hbone: wanted.clone(),
-        enrolments: wanted,
+    let of_namespace = |(name, of): (&Arc<str>, &Arc<NamespaceObjects>)| {
+        let mut desired = Desired::default();
+        desired.add(of, &mesh);
+        let wanted: BTreeSet<_> = desired.enrolled.into_keys().collect();
+        let redirection = Redirection {
+            hbone: wanted.clone(),
+            enrolments: wanted,
+        };
+        (name.clone(), Arc::new(redirection))
     };
+    let redirections: Redirections = objects.namespaces.iter().map(of_namespace).collect();
     let mut builder = ResourceSnapshot::default().edit();
-    assert_eq!(compiler.update(&objects, &redirection, &mut builder), 100);
+    assert_eq!(compiler.update(&objects, &redirections, &mut builder), 100);
     let snapshot = builder.build();
     let full = start.elapsed();
     let sizes: BTreeMap<_, _> = snapshot.sizes().into_iter().collect();
@@ -59,8 +66,10 @@ fn ten_thousand_pods() {
     );
 
     // One pod of one namespace says HBONE no more.
-    let mut less = redirection;
-    less.hbone.pop_first();
+    let mut less = redirections;
+    Arc::make_mut(less.get_mut("ns7").unwrap())
+        .hbone
+        .pop_first();
     let start = Instant::now();
     let mut builder = snapshot.edit();
     assert_eq!(compiler.update(&objects, &less, &mut builder), 1);

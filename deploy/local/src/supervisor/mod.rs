@@ -10,6 +10,7 @@ mod change;
 mod component;
 mod control_socket;
 mod event;
+mod event_loop;
 mod files;
 mod pod;
 mod probe;

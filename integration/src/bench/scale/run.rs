@@ -36,6 +36,9 @@ pub struct Options {
     pub sizes: Vec<Size>,
     /// Changes of endpoints.
     pub changes: usize,
+    /// The API server of this name, with the objects of the largest cluster, is used and
+    /// kept: creating them takes most of the time. `None`: each cluster has its own.
+    pub api_server: Option<String>,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             aditd: None,
             sizes: vec![Size::USUAL],
             changes: 200,
+            api_server: None,
         }
     }
 }
@@ -81,23 +85,31 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         .enable_all()
         .build()?;
     let mut clusters = Vec::new();
-    for size in &options.sizes {
-        clusters.push(runtime.block_on(measure(&aditd, *size, options.changes))?);
+    // A named one has room for the objects of one size.
+    let others = match options.api_server {
+        Some(_) => options.sizes.len().saturating_sub(1),
+        None => 0,
+    };
+    for size in options.sizes.iter().skip(others) {
+        clusters.push(runtime.block_on(measure(&aditd, *size, options))?);
     }
     Ok(Report { clusters })
 }
 
-async fn measure(aditd: &Path, size: Size, changes: usize) -> anyhow::Result<Measured> {
+async fn measure(aditd: &Path, size: Size, options: &Options) -> anyhow::Result<Measured> {
+    let changes = options.changes;
     let begin = Instant::now();
     eprintln!(
         "scale: creating {} pods, {} services, {} nodes",
         size.pods, size.services, size.nodes
     );
-    let api = ApiServer::start().await?;
+    let api = ApiServer::start(options.api_server.as_deref()).await?;
     let world = World::connect(&api.kubeconfig, size).await?;
-    timeout(CREATE, world.create())
-        .await
-        .with_context(|| format!("objects not created after {CREATE:?}"))??;
+    if !world.is_complete().await? {
+        timeout(CREATE, world.create())
+            .await
+            .with_context(|| format!("objects not created after {CREATE:?}"))??;
+    }
     let proxies = world.proxies().await?;
     let created = begin.elapsed();
     eprintln!("scale: created in {:.0} s; starting", created.as_secs_f64());
@@ -115,6 +127,7 @@ async fn measure(aditd: &Path, size: Size, changes: usize) -> anyhow::Result<Mea
     let first_bytes = clients.seen.bytes.load(Ordering::Relaxed);
     let after_sync = memory(server.pid())?;
     eprintln!("scale: ready after {ready:?}, clients after {synced:?}; {after_sync:?}");
+    let prepared = world.changes(changes).await?;
     sleep(SETTLE).await;
 
     let pids = [server.pid()];
@@ -122,7 +135,7 @@ async fn measure(aditd: &Path, size: Size, changes: usize) -> anyhow::Result<Mea
     let bytes = clients.seen.bytes.load(Ordering::Relaxed);
     let window = Window::open(&pids)?;
     let mut delays = Vec::with_capacity(changes);
-    for change in world.changes(changes) {
+    for change in prepared {
         clients.seen.expect(&change.resource);
         let started = Instant::now();
         world.make(&change).await?;

@@ -21,18 +21,22 @@ const READY_ANSWER: Duration = Duration::from_secs(1);
 /// Of the log of a control plane that did not come up.
 const SHOWN_LOG: usize = 4000;
 
-/// etcd and an API server. Dropping it ends both and removes their data.
+/// etcd and an API server. Dropping it ends both and removes their data, unless they are kept.
 pub(super) struct ApiServer {
     name: String,
+    kept: bool,
     pub(super) kubeconfig: PathBuf,
 }
 
 impl ApiServer {
-    /// Starts one, and takes away what killed runs left behind.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    /// Starts one, and takes away what killed runs left behind. One that has a name is
+    /// started unless it runs already, and is kept.
+    pub(super) async fn start(name: Option<&str>) -> anyhow::Result<Self> {
         remove_leftovers().await?;
+        let own = format!("{PREFIX}{}", std::process::id());
         let mut server = Self {
-            name: format!("{PREFIX}{}", std::process::id()),
+            name: name.map_or(own, ToOwned::to_owned),
+            kept: name.is_some(),
             kubeconfig: PathBuf::new(),
         };
         server.kubeconfig = script(&["start", &server.name], BUILD).await?.into();
@@ -42,6 +46,9 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         let stopped = command(&["stop", &self.name]).status();
         if !stopped.is_ok_and(|status| status.success()) {
             eprintln!(

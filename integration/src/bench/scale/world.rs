@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::Serialize;
@@ -84,6 +84,13 @@ impl World {
         Ok(Self { client, size })
     }
 
+    /// Whether an earlier run has created everything.
+    pub(super) async fn is_complete(&self) -> anyhow::Result<bool> {
+        let last = self.size.pods.saturating_sub(1);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace_of_pod(last));
+        Ok(api.get_opt(&pod_name(last)).await?.is_some())
+    }
+
     /// Creates everything.
     pub(super) async fn create(&self) -> anyhow::Result<()> {
         let size = self.size;
@@ -136,11 +143,7 @@ impl World {
         stream::iter(0..self.size.nodes)
             .map(async |number| {
                 let pod = proxy_name(number);
-                let object = Call {
-                    method: "GET",
-                    path: format!("{pods}/{pod}"),
-                    body: None,
-                };
+                let object = get(&format!("{pods}/{pod}"));
                 let object: Value = serde_json::from_str(&self.request(&object).await?)?;
                 let request = json!({"spec": {
                     "audiences": ["istio-ca"], "expirationSeconds": 7200,
@@ -181,18 +184,20 @@ impl World {
             .context("there is no ConfigMap istio-ca-root-cert")?
     }
 
-    /// The changes, all of different objects: mostly pods that are no longer ready, and
-    /// every fourth an endpoint outside of the cluster.
-    pub(super) fn changes(&self, count: usize) -> Vec<Change> {
-        let change = |index: usize| {
+    /// The changes, all of different objects: mostly pods whose readiness changes, and every
+    /// fourth an endpoint outside of the cluster.
+    pub(super) async fn changes(&self, count: usize) -> anyhow::Result<Vec<Change>> {
+        let change = async |index: usize| {
             let outside = index / 4;
             if index % 4 == 3 && outside < self.size.namespaces {
-                self.outside_fails(outside)
+                self.outside_changes(outside).await
             } else {
-                self.pod_fails(index * (self.size.pods / count.max(1)).max(1) % self.size.pods)
+                let apart = (self.size.pods / count.max(1)).max(1);
+                self.pod_changes(index * apart % self.size.pods).await
             }
         };
-        (0..count).map(change).collect()
+        let all = stream::iter(0..count).map(change);
+        all.buffered(CONCURRENCY).try_collect().await
     }
 
     /// Makes a change.
@@ -202,25 +207,32 @@ impl World {
             .map(drop)
     }
 
-    fn pod_fails(&self, number: usize) -> Change {
+    async fn pod_changes(&self, number: usize) -> anyhow::Result<Change> {
         let (namespace, name) = (self.namespace_of_pod(number), pod_name(number));
-        let conditions = json!([{"type": "Ready", "status": "False"}]);
-        Change {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/status");
+        let pod: Value = serde_json::from_str(&self.request(&get(&path)).await?)?;
+        let ready = pod["status"]["conditions"][0]["status"] == "True";
+        let status = if ready { "False" } else { "True" };
+        let conditions = json!([{"type": "Ready", "status": status}]);
+        Ok(Change {
             resource: format!("Kubernetes//Pod/{namespace}/{name}"),
-            path: format!("/api/v1/namespaces/{namespace}/pods/{name}/status"),
+            path,
             patch: json!({"status": {"conditions": conditions}}),
-        }
+        })
     }
 
-    fn outside_fails(&self, number: usize) -> Change {
+    async fn outside_changes(&self, number: usize) -> anyhow::Result<Change> {
         let namespace = namespace_name(number);
         let address = outside_address(number);
-        let slice = format!("discovery.k8s.io/EndpointSlice/{namespace}/outside-1");
-        Change {
-            resource: format!("Kubernetes/{slice}/{address}"),
-            path: format!("{}/outside-1", slices(&namespace)),
-            patch: json!({"endpoints": [outside_endpoint(number, false)]}),
-        }
+        let name = format!("discovery.k8s.io/EndpointSlice/{namespace}/outside-1");
+        let path = format!("{}/outside-1", slices(&namespace));
+        let slice: Value = serde_json::from_str(&self.request(&get(&path)).await?)?;
+        let ready = slice["endpoints"][0]["conditions"]["ready"] == true;
+        Ok(Change {
+            resource: format!("Kubernetes/{name}/{address}"),
+            path,
+            patch: json!({"endpoints": [outside_endpoint(number, !ready)]}),
+        })
     }
 
     /// Services of a namespace are next to each other, and so are pods of a service.
@@ -353,6 +365,14 @@ struct Call {
     method: &'static str,
     path: String,
     body: Option<Value>,
+}
+
+fn get(path: &str) -> Call {
+    Call {
+        method: "GET",
+        path: path.to_owned(),
+        body: None,
+    }
 }
 
 fn post(path: &str, body: Value) -> Call {

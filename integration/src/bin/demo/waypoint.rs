@@ -33,8 +33,7 @@ pub(super) fn walk(tour: &Tour, mesh: &TestMesh) -> anyhow::Result<()> {
 /// The client's answer of one request: status, or why there was none.
 fn status(mesh: &TestMesh, from: &str, options: &[&str]) -> anyhow::Result<String> {
     let argv = [&["call", URL], options].concat();
-    let lines = mesh.sample_lines(pod(from), &argv)?;
-    let line = lines.first().context("the client said nothing")?;
+    let line = mesh.first_line(pod(from), &argv)?;
     Ok(match &line["status"] {
         Value::Null => line["error"].as_str().unwrap_or("no answer").to_owned(),
         status => status.to_string(),

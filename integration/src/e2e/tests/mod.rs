@@ -3,6 +3,7 @@
 mod command_line;
 mod enrolment;
 mod faults;
+mod maintenance;
 mod policy;
 mod services;
 mod startup;
@@ -21,6 +22,7 @@ pub fn all() -> Vec<Case> {
         waypoint::TESTS,
         startup::TESTS,
         faults::TESTS,
+        maintenance::TESTS,
         uninstall::TESTS,
     ]
     .concat()

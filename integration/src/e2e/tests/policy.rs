@@ -9,6 +9,7 @@ pub(super) const TESTS: &[Case] = cases![Shared: [
     strict_refuses_plaintext_and_permissive_takes_it,
     identities_decide_who_may_call,
     a_policy_closes_what_it_forbids,
+    network_policies_may_stand_beside,
 ]];
 
 async fn strict_refuses_plaintext_and_permissive_takes_it(t: Test) -> anyhow::Result<()> {
@@ -115,4 +116,27 @@ async fn a_policy_closes_what_it_forbids(t: Test) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Objects of the CNI's own policy are no obstacle, enforced or not, when they let through
+/// what every ambient mesh needs: port 15008.
+async fn network_policies_may_stand_beside(t: Test) -> anyhow::Result<()> {
+    t.apply(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed}\n\
+         spec: {podSelector: {}, policyTypes: [Ingress]}\n---\n\
+         apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec:\n  \
+         podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress]\n  ingress:\n  - from: \
+         [{podSelector: {}}]\n    ports: [{port: 8080}, {port: 15008}]\n",
+    )
+    .await?;
+    t.run(&[App::server("web").on(1), App::server("client").on(0)])
+        .await?;
+    let pace = std::time::Duration::from_millis(50);
+    let load = t.caller("load", 0, "http://web/", pace).await?;
+    t.ambient(true).await?;
+    t.is_mtls("client", "web", t.node(1)).await?;
+    t.ambient(false).await?;
+    t.is_plaintext("client", "web").await?;
+    load.without_failure().await?;
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::ensure;
 
-use crate::e2e::case::{Case, cases};
+use crate::e2e::case::{Case, Skip, cases};
 use crate::e2e::cluster::SYSTEM;
 use crate::e2e::{App, SOON, Test, eventually};
 
@@ -28,6 +28,9 @@ const TRACES: &str = r#"
 "#;
 
 async fn uninstall_leaves_nothing_behind(t: Test) -> anyhow::Result<()> {
+    if t.environment().stays() {
+        return Err(Skip("takes Adit away, which is to stay".into()).into());
+    }
     t.ambient(true).await?;
     t.run(&[App::server("web").on(1), App::server("client").on(0)])
         .await?;

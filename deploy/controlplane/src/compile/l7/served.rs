@@ -30,6 +30,9 @@ pub(in crate::compile) fn served<'a>(
     waypoints: &Waypoints,
     mesh: &MeshConfig,
 ) -> Served<'a> {
+    if waypoints.is_empty() {
+        return Served::new();
+    }
     let namespace = objects.namespace.as_deref();
     let of_service = |service: &Service| {
         let binding = bind(Bindable::Service, &service.meta, namespace, waypoints);

@@ -123,6 +123,11 @@ impl Waypoints {
         self.by_name.get(name)
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     /// All of them by name.
     pub fn iter(&self) -> impl Iterator<Item = (&WaypointName, &Waypoint)> {
         self.by_name.iter()

@@ -12,6 +12,8 @@
 
 mod merge;
 mod objects;
+#[cfg(test)]
+mod oracle;
 mod pods;
 mod resources;
 
@@ -24,12 +26,12 @@ use tokio::time::Instant;
 
 pub use merge::{Change, Wanted, kinds, merge};
 
-use crate::compile::Redirection;
+use crate::compile::{Redirection, RedirectionTracker, Redirections};
 use crate::kubernetes::Kubernetes;
 use crate::kubernetes::queue::Queue;
-use crate::model::{Finding, ObjectRef, Objects, Pod};
+use crate::model::{Finding, NamespaceObjects, ObjectRef, Objects, Pod};
 use crate::serve::WriteMetrics;
-use crate::status::{CapturedPod, Condition, ObjectStatus, REDIRECTION, REDIRECTION_ENABLED};
+use crate::status::{Condition, ObjectStatus, REDIRECTION, REDIRECTION_ENABLED};
 
 /// What is to stand in the API server, as the driver sees it. Belongs to one driver; the
 /// tasks that write end with it, or with [`Writers`].
@@ -37,8 +39,18 @@ use crate::status::{CapturedPod, Condition, ObjectStatus, REDIRECTION, REDIRECTI
 pub struct KubernetesStatus {
     shared: Arc<Shared>,
     leading: watch::Receiver<bool>,
+    /// What [`Self::leading`] said when namespaces were gone over last.
+    led: bool,
+    namespaces: BTreeMap<Arc<str>, OfNamespace>,
+}
+
+/// The pods of a namespace.
+#[derive(Debug, Default)]
+struct OfNamespace {
     /// Captured pods whose annotation was seen or written; the others are not published.
     kept: BTreeMap<Arc<str>, Kept>,
+    /// Pods that have an entry in [`State::marks`].
+    marked: BTreeSet<Arc<str>>,
 }
 
 /// How it is known that an annotation is there.
@@ -67,14 +79,15 @@ struct State {
     filled: bool,
     /// Somebody writes, so that changes are worth noting.
     leading: bool,
-    wanted: BTreeMap<ObjectRef, Arc<Wanted>>,
+    /// By namespace; what is in none is under the empty name.
+    wanted: BTreeMap<Arc<str>, BTreeMap<ObjectRef, Arc<Wanted>>>,
     faults: BTreeMap<ObjectRef, Vec<Condition>>,
     findings: Vec<Finding>,
     objects: Queue<ObjectRef>,
     marks: BTreeMap<Arc<str>, Mark>,
     pods: Queue<Arc<str>>,
-    /// Uids of pods whose annotation was written since the driver asked.
-    confirmed: BTreeSet<Arc<str>>,
+    /// Namespaces and uids of pods whose annotation was written since the driver asked.
+    confirmed: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
 /// An annotation that is to be set, or to be removed.
@@ -150,7 +163,8 @@ impl KubernetesStatus {
         let status = Self {
             shared,
             leading,
-            kept: BTreeMap::new(),
+            led: false,
+            namespaces: BTreeMap::new(),
         };
         (status, Writers(tasks))
     }
@@ -170,35 +184,123 @@ impl KubernetesStatus {
         self.shared.written.clone()
     }
 
-    /// Pods with the annotation, and their nodes.
-    pub(super) fn captured(objects: &Objects) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
-        let pods = objects.namespaces.values().flat_map(|of| of.pods.values());
-        pods.filter(|pod| is_marked(pod))
-            .map(|pod| (&pod.meta.uid, &pod.node))
+    /// Whether a pod has the annotation.
+    pub(super) fn is_marked(pod: &Pod) -> bool {
+        pod.meta.annotation(REDIRECTION) == Some(REDIRECTION_ENABLED)
     }
 
-    /// Sees to the annotations, and takes out of `redirection` whatever nobody but us knows.
+    /// Sees to the annotations in the namespaces that were `touched`, and in those of which
+    /// more is known now. What is published of them leaves out whatever nobody but us knows.
     pub(super) fn set_captured(
         &mut self,
-        captured: impl IntoIterator<Item = CapturedPod>,
+        tracker: &RedirectionTracker,
+        mut touched: BTreeSet<Arc<str>>,
         objects: &Objects,
-        redirection: &mut Redirection,
+        redirections: &mut Redirections,
     ) {
-        let captured: BTreeMap<_, _> = captured
-            .into_iter()
-            .map(|pod| (pod.uid.clone(), pod))
-            .collect();
         let mut state = self.shared.state.lock();
-        for uid in std::mem::take(&mut state.confirmed) {
-            self.kept.entry(uid).or_insert(Kept::Written);
+        for (namespace, uid) in std::mem::take(&mut state.confirmed) {
+            let of = self.namespaces.entry(namespace.clone()).or_default();
+            of.kept.entry(uid).or_insert(Kept::Written);
+            touched.insert(namespace);
         }
-        self.kept.retain(|uid, _| captured.contains_key(uid));
         let leading = *self.leading.borrow();
-        let mut marks = BTreeMap::new();
-        for pod in objects.namespaces.values().flat_map(|of| of.pods.values()) {
+        if std::mem::replace(&mut self.led, leading) != leading {
+            touched.extend(objects.namespaces.keys().cloned());
+        }
+        for name in touched {
+            let now = objects
+                .namespaces
+                .get(&name)
+                .zip(tracker.redirection(&name));
+            let Some((of, redirection)) = now else {
+                if let Some(gone) = self.namespaces.remove(&name) {
+                    for uid in gone.marked {
+                        state.marks.remove(&uid);
+                    }
+                }
+                redirections.remove(&name);
+                continue;
+            };
+            let known = self.namespaces.entry(name.clone()).or_default();
+            let is_captured = |uid: &str| tracker.captured_on(&name, uid).is_some();
+            known.see_to(of, is_captured, leading, &mut state);
+            let published = redirections.entry(name.clone()).or_default();
+            known.publish(redirection, published);
+        }
+        if !state.pods.is_empty() {
+            self.shared.pods_changed.notify_one();
+        }
+    }
+
+    /// Replaces what is told about the objects of these namespaces.
+    pub(super) fn set_statuses<'a>(
+        &mut self,
+        statuses: impl IntoIterator<Item = (Arc<str>, Option<&'a BTreeMap<ObjectRef, ObjectStatus>>)>,
+        objects: &Objects,
+    ) {
+        let mut state = self.shared.state.lock();
+        let mut changed = Vec::new();
+        for (namespace, statuses) in statuses {
+            let mut before = state.wanted.remove(&namespace).unwrap_or_default();
+            let mut wanted = BTreeMap::new();
+            for (reference, status) in statuses.into_iter().flatten() {
+                // It is gone if it is not there: nothing to tell.
+                let Some(meta) = objects.meta(reference) else {
+                    continue;
+                };
+                let known = before.remove(reference);
+                let is_same = |known: &Arc<Wanted>| {
+                    known.generation == meta.generation
+                        && known.uid == meta.uid
+                        && known.status == *status
+                };
+                let entry = match known {
+                    Some(known) if is_same(&known) => known,
+                    _ => {
+                        changed.push(reference.clone());
+                        Arc::new(Wanted {
+                            status: status.clone(),
+                            generation: meta.generation,
+                            uid: meta.uid.clone(),
+                        })
+                    }
+                };
+                wanted.insert(reference.clone(), entry);
+            }
+            // What is there and about which nothing is told any more.
+            let forgotten = before.into_keys().filter(|of| objects.meta(of).is_some());
+            changed.extend(forgotten);
+            if !wanted.is_empty() {
+                state.wanted.insert(namespace, wanted);
+            }
+        }
+        let first = !std::mem::replace(&mut state.filled, true);
+        if state.leading {
+            for reference in changed {
+                state.objects.add(reference);
+            }
+        }
+        if first || !state.objects.is_empty() {
+            self.shared.objects_changed.notify_one();
+        }
+    }
+}
+
+impl OfNamespace {
+    /// Decides which annotations are to be set or removed.
+    fn see_to(
+        &mut self,
+        of: &NamespaceObjects,
+        is_captured: impl Fn(&str) -> bool,
+        leading: bool,
+        state: &mut State,
+    ) {
+        self.kept.retain(|uid, _| is_captured(uid));
+        let before = std::mem::take(&mut self.marked);
+        for pod in of.pods.values() {
             let uid = &pod.meta.uid;
-            let marked = is_marked(pod);
-            let enable = match (captured.contains_key(uid), marked) {
+            let enable = match (is_captured(uid), KubernetesStatus::is_marked(pod)) {
                 (true, true) => {
                     self.kept.insert(uid.clone(), Kept::Seen);
                     continue;
@@ -217,61 +319,29 @@ impl KubernetesStatus {
             };
             if state.marks.get(uid) != Some(&mark) {
                 state.pods.add(uid.clone());
+                state.marks.insert(uid.clone(), mark);
             }
-            marks.insert(uid.clone(), mark);
+            self.marked.insert(uid.clone());
         }
-        state.marks = marks;
-        if !state.pods.is_empty() {
-            self.shared.pods_changed.notify_one();
+        for uid in before.difference(&self.marked) {
+            state.marks.remove(uid);
         }
-        redirection.hbone.retain(|uid| self.kept.contains_key(uid));
     }
 
-    pub(super) fn set_statuses<'a>(
-        &mut self,
-        statuses: impl IntoIterator<Item = (&'a ObjectRef, &'a ObjectStatus)>,
-        objects: &Objects,
-    ) {
-        let mut state = self.shared.state.lock();
-        let mut before = std::mem::take(&mut state.wanted);
-        let mut wanted = BTreeMap::new();
-        let mut changed = Vec::new();
-        for (reference, status) in statuses {
-            // It is gone if it is not there: nothing to tell.
-            let Some(meta) = objects.meta(reference) else {
-                continue;
-            };
-            let known = before.remove(reference);
-            let is_same = |known: &Arc<Wanted>| {
-                known.generation == meta.generation
-                    && known.uid == meta.uid
-                    && known.status == *status
-            };
-            let entry = match known {
-                Some(known) if is_same(&known) => known,
-                _ => {
-                    changed.push(reference.clone());
-                    Arc::new(Wanted {
-                        status: status.clone(),
-                        generation: meta.generation,
-                        uid: meta.uid.clone(),
-                    })
-                }
-            };
-            wanted.insert(reference.clone(), entry);
+    /// Leaves out of `redirection` whatever nobody but us knows.
+    fn publish(&self, redirection: &Arc<Redirection>, published: &mut Arc<Redirection>) {
+        if redirection
+            .hbone
+            .iter()
+            .all(|uid| self.kept.contains_key(uid))
+        {
+            *published = redirection.clone();
+            return;
         }
-        // What is there and about which nothing is told any more.
-        let forgotten = before.into_keys().filter(|of| objects.meta(of).is_some());
-        changed.extend(forgotten);
-        state.wanted = wanted;
-        let first = !std::mem::replace(&mut state.filled, true);
-        if state.leading {
-            for reference in changed {
-                state.objects.add(reference);
-            }
-        }
-        if first || !state.objects.is_empty() {
-            self.shared.objects_changed.notify_one();
+        let mut known = Redirection::clone(redirection);
+        known.hbone.retain(|uid| self.kept.contains_key(uid));
+        if **published != known {
+            *published = Arc::new(known);
         }
     }
 }
@@ -280,7 +350,7 @@ impl Shared {
     /// What is to stand at an object, faults included.
     fn wanted(&self, object: &ObjectRef) -> Option<Arc<Wanted>> {
         let state = self.state.lock();
-        let wanted = state.wanted.get(object)?;
+        let wanted = state.wanted.get(&object.namespace)?.get(object)?;
         let Some(faults) = state.faults.get(object) else {
             return Some(wanted.clone());
         };
@@ -321,10 +391,6 @@ impl Shared {
             None => Err(state.pods.next()),
         }
     }
-}
-
-fn is_marked(pod: &Pod) -> bool {
-    pod.meta.annotation(REDIRECTION) == Some(REDIRECTION_ENABLED)
 }
 
 /// The time, as conditions state it.

@@ -83,7 +83,12 @@ async fn annotate(
     (uid, mark, result)
 }
 
-fn finish(shared: &Shared, uid: Arc<str>, mark: &Mark, result: Result<(), RequestError>) {
+pub(super) fn finish(
+    shared: &Shared,
+    uid: Arc<str>,
+    mark: &Mark,
+    result: Result<(), RequestError>,
+) {
     match &result {
         Ok(()) => shared.metrics.written.inc("Pod"),
         Err(_) => shared.metrics.failed.inc("Pod"),
@@ -93,12 +98,17 @@ fn finish(shared: &Shared, uid: Arc<str>, mark: &Mark, result: Result<(), Reques
         Ok(()) => {
             state.pods.done(&uid);
             if mark.enable {
-                state.confirmed.insert(uid);
+                state.confirmed.insert((mark.namespace.clone(), uid));
                 shared.written.notify_one();
             }
         }
         // That pod is no more; the watch will say so.
-        Err(Failure::Gone | Failure::Conflict) => state.pods.done(&uid),
+        Err(Failure::Gone) => state.pods.done(&uid),
+        // Somebody else has written in this moment, or another pod has the name. If it is
+        // that, the watch takes the mark away, and nobody tries again.
+        Err(Failure::Conflict) => {
+            state.pods.failed(&uid, None, Instant::now());
+        }
         Err(Failure::Refused) => {
             state.pods.failed(&uid, Some(REFUSED), Instant::now());
         }
@@ -119,4 +129,55 @@ fn complain(mark: &Mark, error: &RequestError) {
     tracing::warn!(
         "pod {namespace}/{name} cannot be annotated as captured, so that clients do not use mTLS with it yet: {reason}"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    /// Nobody but us knows of such a pod: given up, it would never say HBONE.
+    #[tokio::test(start_paused = true)]
+    async fn a_conflict_is_tried_again_for_as_long_as_the_mark_stands() {
+        let shared = Shared::default();
+        let uid: Arc<str> = "u".into();
+        let mark = Mark {
+            namespace: "a".into(),
+            name: "p".into(),
+            enable: true,
+        };
+        let conflict = || {
+            let status = Status::failure("another", "Conflict").with_code(409);
+            Err(kube::Error::Api(status.boxed()).into())
+        };
+        {
+            let mut state = shared.state.lock();
+            state.marks.insert(uid.clone(), mark.clone());
+            state.pods.add(uid.clone());
+        }
+        for _ in 0..3 {
+            let (taken, known) = shared.next_pod().expect("to be tried");
+            assert_eq!((&taken, known.as_ref()), (&uid, Some(&mark)));
+            finish(&shared, taken, &mark, conflict());
+            let due = shared.next_pod().expect_err("not at once").expect("later");
+            sleep_until(due).await;
+        }
+        // The watch has said that this pod is no more.
+        shared.state.lock().marks.clear();
+        assert_eq!(shared.next_pod().expect("queued still").1, None);
+        shared.state.lock().pods.done(&uid);
+        assert_eq!(shared.next_pod().expect_err("nothing is left"), None);
+        // Of what is gone nothing is left to be done.
+        shared.state.lock().pods.add(uid.clone());
+        let taken = shared.next_pod().expect("to be tried").0;
+        let gone = Status::failure("gone", "NotFound").with_code(404);
+        finish(
+            &shared,
+            taken,
+            &mark,
+            Err(kube::Error::Api(gone.boxed()).into()),
+        );
+        assert!(shared.state.lock().pods.is_empty());
+    }
 }
