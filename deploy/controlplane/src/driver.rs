@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::auth::Caller;
-use crate::ca::PodDirectory;
+use crate::ca::{CurrentCa, PodDirectory};
 use crate::compile::l7::gateway_of_pod;
 use crate::compile::{Compiler, MeshConfig, RedirectionTracker, Redirections, WITHDRAW_DELAY};
 use crate::kubernetes::Kubernetes;
@@ -31,6 +31,8 @@ use crate::status::{StatusBackend, StatusError, StatusStore};
 
 /// When a status file could not be written, this is how long until the next attempt.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
+/// What the authority's key is used for besides signing.
+const WAYPOINT_SECRETS: &str = "adit waypoints";
 
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
@@ -47,6 +49,9 @@ pub struct Options {
     pub mesh: MeshConfig,
     /// How long clients get to follow an opt-out.
     pub withdraw_delay: Duration,
+    /// What the keys that replicas of a waypoint share are made from; `None`:
+    /// [`MeshConfig::shared_secret`].
+    pub authority: Option<CurrentCa>,
 }
 
 /// Where objects come from.
@@ -74,6 +79,7 @@ impl Default for Options {
             leading: None,
             mesh: MeshConfig::default(),
             withdraw_delay: WITHDRAW_DELAY,
+            authority: None,
         }
     }
 }
@@ -135,6 +141,7 @@ impl ControlPlane {
         let engine = Engine {
             tracker: RedirectionTracker::new(options.withdraw_delay, captured),
             compiler: Compiler::new(options.mesh),
+            authority: options.authority,
             redirections: Redirections::new(),
             status,
             snapshot: ResourceSnapshot::default(),
@@ -350,6 +357,7 @@ async fn run(
             }
             () = reports.arrived.notified() => {}
             () = written.notified() => {}
+            () = replaced(engine.authority.as_mut()) => {}
             () = wait => {}
         }
         let SourceState {
@@ -376,6 +384,14 @@ async fn run(
     drop(source);
 }
 
+/// Returns when there is another authority than there was.
+async fn replaced(authority: Option<&mut CurrentCa>) {
+    match authority {
+        Some(authority) => authority.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Compiling takes its time, and writing status blocks.
 async fn step(
     mut engine: Engine,
@@ -393,6 +409,7 @@ async fn step(
 struct Engine {
     tracker: RedirectionTracker,
     compiler: Compiler,
+    authority: Option<CurrentCa>,
     /// As far as it is kept, so that it may be published.
     redirections: Redirections,
     status: StatusBackend,
@@ -410,6 +427,12 @@ impl Engine {
         now: Instant,
         wall_clock: SystemTime,
     ) {
+        if let Some(authority) = &self.authority {
+            // Replicas and restarts agree without anything that has to be kept, also after
+            // the authority was replaced under some of them.
+            let secret = authority.get().derive_secret(WAYPOINT_SECRETS);
+            self.compiler.share_secret(secret);
+        }
         for (node, pods) in reports {
             self.log_failures(node, pods);
             self.tracker.report(node, pods);

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod kubernetes;
 pub mod model;
 pub mod provision;
+mod quota;
 pub mod serve;
 pub mod source;
 pub mod status;

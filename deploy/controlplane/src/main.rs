@@ -21,7 +21,7 @@ use adit_controlplane::kubernetes::{self, RootCertificates};
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use adit_controlplane::serve::{Backends, ServeConfig, Serving};
 use adit_controlplane::source::WatchOptions;
-use adit_controlplane::webhook::{Admission, CaBundles, Webhook};
+use adit_controlplane::webhook::{Admission, CaBundles, Webhook, WebhookLimits};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::net::socket::any_address;
 use adit_shared::telemetry::logging;
@@ -225,7 +225,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         input,
         authenticator,
         ca,
-        cluster: _cluster,
+        mut cluster,
     } = surroundings(&args).await?;
     let kubernetes = match &input {
         Input::Kubernetes(kubernetes) => Some(kubernetes.clone()),
@@ -236,8 +236,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .map(|kubernetes| Elector::start(kubernetes, &args.revision));
     let mut options = options(&args, input);
     options.leading = elector.as_ref().map(Elector::leading);
-    // Of the authority's key: replicas and restarts agree without anything that has to be kept.
-    options.mesh.shared_secret = Some(ca.get().derive_secret("adit waypoints"));
+    options.authority = Some(ca.clone());
     let mesh = options.mesh.clone();
     let mut control_plane = ControlPlane::start(options)
         .await
@@ -252,6 +251,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let webhook = args.kubernetes.then(|| Webhook {
         listen: args.webhook_listen,
         admission: Admission::new(control_plane.source(), mesh),
+        limits: WebhookLimits::default(),
     });
     let serving_names = serving_names(&args);
     let issuer = CertificateIssuer::new(
@@ -264,7 +264,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             max: args.max_workload_cert_ttl,
         },
     );
-    let serving = Serving::start(
+    let mut serving = Serving::start(
         ServeConfig {
             listen: args.listen,
             monitoring: Some(args.monitoring_listen),
@@ -285,10 +285,19 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         let _ = serving.metrics().writes.set(writes);
     }
 
-    let failed = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = control_plane.ended() => true,
+    // What ends by itself has met a defect, and the rest would go on without it unnoticed.
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = control_plane.ended() => Some("compiling the configuration"),
+        () = serving.ended() => Some("serving"),
+        Some(result) = provisioner.join_next() => {
+            if let Err(error) = result {
+                error!(%error, "waypoints are not run any more");
+            }
+            Some("running waypoints")
+        }
+        what = Cluster::ended(cluster.as_mut()) => Some(what),
     };
     info!("stopping");
     // Another replica leads as soon as the Lease is back, so whoever writes ends before.
@@ -300,8 +309,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if !serving.stop().await {
         info!("not every connection ended in time");
     }
-    anyhow::ensure!(!failed, "the control plane has ended by itself");
-    Ok(())
+    match ended {
+        None => Ok(()),
+        Some(what) => anyhow::bail!("{what} has ended by itself"),
+    }
 }
 
 /// What differs between a cluster and a directory.
@@ -315,8 +326,28 @@ struct Surroundings {
 /// What goes on in a cluster as long as this lives.
 struct Cluster {
     ca: ClusterCa,
-    _roots: RootCertificates,
-    _bundles: Option<CaBundles>,
+    roots: RootCertificates,
+    bundles: Option<CaBundles>,
+}
+
+impl Cluster {
+    /// Returns what has ended, once something has.
+    async fn ended(this: Option<&mut Self>) -> &'static str {
+        let Some(Self { ca, roots, bundles }) = this else {
+            return std::future::pending().await;
+        };
+        let bundles = async {
+            match bundles {
+                Some(bundles) => bundles.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ca.ended() => "following the certificate authority",
+            () = roots.ended() => "handing out root certificates",
+            () = bundles => "keeping the webhook's caBundle",
+        }
+    }
 }
 
 async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
@@ -334,8 +365,8 @@ async fn surroundings(args: &Args) -> anyhow::Result<Surroundings> {
         let times = args.rotation_times();
         let ca = ClusterCa::start(&kubernetes, args.trust_domain.clone(), times).await?;
         let cluster = Cluster {
-            _roots: RootCertificates::start(kubernetes.clone(), ca.current()),
-            _bundles: webhook_configuration(args)
+            roots: RootCertificates::start(kubernetes.clone(), ca.current()),
+            bundles: webhook_configuration(args)
                 .map(|name| CaBundles::start(kubernetes.clone(), name, ca.current())),
             ca,
         };
@@ -399,6 +430,7 @@ fn waypoint_settings(args: &Args) -> WaypointSettings {
         network: args.network.clone(),
         revision: args.revision.clone(),
         root_namespace: args.root_namespace.clone(),
+        node_accounts: args.trusted_node_accounts.clone(),
     }
 }
 

@@ -308,20 +308,28 @@ async fn a_server_of_another_root_gets_no_token() {
 
 /// Opens a stream by hand; what the server says about it in the end.
 async fn ended_with(mesh: &Mesh, requests: Vec<DeltaDiscoveryRequest>) -> Code {
-    let mut client = AggregatedDiscoveryServiceClient::new(mesh.endpoint().channel());
+    ended_with_as(mesh, mesh.node_token("n1"), requests).await
+}
+
+async fn ended_with_as(
+    mesh: &Mesh,
+    token: TokenSource,
+    requests: Vec<DeltaDiscoveryRequest>,
+) -> Code {
+    let mut client = AggregatedDiscoveryServiceClient::new(mesh.endpoint().channel())
+        .max_decoding_message_size(usize::MAX);
     // The sender lives as long as this function: the stream stays open on our side.
     let (sender, queue) = mpsc::channel(16);
     for request in requests {
         sender.try_send(request).expect("room");
     }
     let mut call = tonic::Request::new(ReceiverStream::new(queue));
-    let token = mesh.node_token("n1").authorization().expect("a token");
+    let token = token.authorization().expect("a token");
     call.metadata_mut().insert("authorization", token);
-    let mut responses = client
-        .delta_aggregated_resources(call)
-        .await
-        .expect("accepted")
-        .into_inner();
+    let mut responses = match client.delta_aggregated_resources(call).await {
+        Ok(accepted) => accepted.into_inner(),
+        Err(status) => return status.code(),
+    };
     loop {
         match timeout(PATIENCE, responses.message()).await {
             Ok(Ok(Some(_))) => {}
@@ -362,4 +370,53 @@ async fn a_client_that_says_nothing_or_acknowledges_nothing_is_dropped() {
     }
     let proxy = Proxy::start(mesh.client_config("n1"));
     proxy.ready().await;
+}
+
+/// Node proxies and waypoints claim what they have; nobody else has that much.
+#[tokio::test]
+async fn only_those_that_hold_a_mesh_may_claim_one() {
+    let mesh = Mesh::start_with(
+        |config| config.streams.acknowledgement = Duration::from_millis(200),
+        three_of_each(),
+    )
+    .await;
+    let claim = |count: usize| {
+        let version = |i| (format!("Kubernetes//Pod/shop/{i:064}"), "v".to_owned());
+        DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE.into(),
+            initial_resource_versions: (0..count).map(version).collect(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    };
+    let token = |namespace: &str, account: &str| {
+        let claims = mesh.claims(namespace, account, "n1");
+        TokenSource::Literal(mesh.sign(&claims).into())
+    };
+    // Whatever is read is answered, and nobody acknowledges.
+    let (read, refused) = (Code::DeadlineExceeded, Code::OutOfRange);
+    for (namespace, account, count, expected) in [
+        ("istio-system", "ztunnel", 60_000, read),
+        ("shop", "waypoint", 60_000, read),
+        ("shop", "cart", 60_000, refused),
+        ("shop", "cart", 20_000, read),
+    ] {
+        let ended = ended_with_as(&mesh, token(namespace, account), vec![claim(count)]).await;
+        assert_eq!(ended, expected, "{namespace}/{account} {count}");
+    }
+    assert_eq!(mesh.serving().metrics().stream_ends.get("malformed"), 1);
+}
+
+#[tokio::test]
+async fn streams_of_a_pod_are_bounded() {
+    let mesh = Mesh::start_with(|config| config.streams.streams_of_pod = 2, three_of_each()).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(Proxy::start(mesh.client_config("n1")));
+        held[held.len() - 1].ready().await;
+    }
+    assert_eq!(ended_with(&mesh, vec![]).await, Code::ResourceExhausted);
+    Proxy::start(mesh.client_config("n2")).ready().await;
+    held.pop();
+    let again = Proxy::start(mesh.client_config("n1"));
+    again.ready().await;
 }

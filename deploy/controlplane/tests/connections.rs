@@ -2,13 +2,20 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_controlplane::serve::SnapshotBuilder;
+use adit_controlplane::serve::{ResourceSnapshot, SnapshotBuilder};
 use adit_shared::identity::control_plane_client_config;
-use adit_shared::proto::ADDRESS_TYPE;
+use adit_shared::proto::security::Authorization;
 use adit_shared::proto::workload::Address;
+use adit_shared::proto::xds::DeltaDiscoveryRequest;
+use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ENROLMENT_TYPE};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use prost::Message as _;
 use rustls::pki_types::ServerName;
 use support::{Mesh, PATIENCE, Proxy, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -159,6 +166,18 @@ async fn a_stop_ends_streams_at_once() {
     proxy.wait("disconnected", |status| !status.connected).await;
 }
 
+/// A process that has lost a part of it is started anew, which it has to hear of.
+#[tokio::test]
+async fn a_part_that_ends_by_itself_is_told() {
+    let mut mesh = Mesh::start().await;
+    let ended = timeout(Duration::from_millis(100), mesh.serving_mut().ended()).await;
+    assert!(ended.is_err(), "nothing has ended");
+    mesh.end_snapshots();
+    let ended = timeout(PATIENCE, mesh.serving_mut().ended()).await;
+    assert!(ended.is_ok(), "nobody is told");
+    assert!(mesh.stop().await);
+}
+
 /// Tokens are looked at before bodies, and asking in vain earns no place.
 #[tokio::test]
 async fn a_stranger_is_refused_before_its_body_and_does_not_stay() {
@@ -207,4 +226,128 @@ async fn a_stranger_is_refused_before_its_body_and_does_not_stay() {
             .get("no_request"),
         1
     );
+}
+
+type Frames = tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>;
+
+/// An xDS stream by hand, on a connection of its own.
+struct Raw {
+    frames: Frames,
+    answer: tokio::task::JoinHandle<hyper::body::Incoming>,
+}
+
+impl Raw {
+    /// `window` is what the server may send before the client reads.
+    async fn open(mesh: &Mesh, node: &str, window: u32) -> Self {
+        let stream = hyper_util::rt::TokioIo::new(tls(mesh).await);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                .initial_stream_window_size(window)
+                .handshake(stream)
+                .await
+                .expect("HTTP/2");
+        tokio::spawn(connection);
+        let (frames, body) = tokio::sync::mpsc::channel(8);
+        let body: tokio_stream::wrappers::ReceiverStream<_> = body.into();
+        let token = mesh.node_token(node).authorization().expect("a token");
+        let method =
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+        let request = http::Request::post(format!("https://aditd{method}"))
+            .header("content-type", "application/grpc")
+            .header("authorization", token.to_str().expect("ASCII"))
+            .body(StreamBody::new(body))
+            .expect("a request");
+        let answer = tokio::spawn(async move {
+            let response = sender.send_request(request).await.expect("an answer");
+            assert!(response.headers().get("grpc-status").is_none(), "refused");
+            response.into_body()
+        });
+        Self { frames, answer }
+    }
+
+    async fn send(&self, bytes: Vec<u8>) {
+        let frame = Frame::data(bytes.into());
+        self.frames.send(Ok(frame)).await.expect("sent");
+    }
+
+    /// A subscription to everything of a type, with claims of so many resources.
+    async fn subscribe(&self, url: &str, claims: usize) {
+        let version = |i| (format!("Kubernetes//Pod/shop/{i:064}"), "v".to_owned());
+        let request = DeltaDiscoveryRequest {
+            type_url: url.into(),
+            initial_resource_versions: (0..claims).map(version).collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let message = request.encode_to_vec();
+        let length = u32::try_from(message.len()).expect("short");
+        self.send([&[0][..], &length.to_be_bytes(), &message].concat())
+            .await;
+    }
+}
+
+/// And a policy.
+fn one_address() -> ResourceSnapshot {
+    let mut edit = SnapshotBuilder::new();
+    edit.set(ADDRESS_TYPE, "a", &Address::default());
+    edit.set(AUTHORIZATION_TYPE, "b", &Authorization::default());
+    edit.build()
+}
+
+/// Long requests have to come, and who waits behind those that do not has all the time that a
+/// first request has.
+#[tokio::test]
+async fn long_requests_that_do_not_come_lose_their_turns() {
+    let mesh = Mesh::start_with(
+        |config| {
+            config.streams.large_requests = 1;
+            config.streams.first_request = Duration::from_millis(500);
+        },
+        one_address(),
+    )
+    .await;
+    let mut slow = Vec::new();
+    for node in ["n1", "n2"] {
+        let raw = Raw::open(&mesh, node, 1 << 16).await;
+        // A megabyte, of which a little comes.
+        raw.send(vec![0, 0, 0x10, 0, 0, 1, 2, 3]).await;
+        slow.push(raw);
+    }
+    let good = Raw::open(&mesh, "n3", 1 << 16).await;
+    good.subscribe(ADDRESS_TYPE, 2000).await;
+    let mut answer = good.answer.await.expect("an answer");
+    let response = timeout(PATIENCE, answer.frame()).await.expect("in time");
+    assert!(response.expect("open").expect("open").is_data(), "ended");
+    let ends = &mesh.serving().metrics().stream_ends;
+    eventually("both have ended", || ends.get("no_request") == 2).await;
+}
+
+/// More than there ever were places for: everything is ready for them and they take none of it.
+#[tokio::test]
+async fn clients_that_do_not_read_hold_up_nobody() {
+    let mesh = Mesh::start_with(|_| {}, one_address()).await;
+    let mut deaf = Vec::new();
+    for i in 0..80 {
+        let raw = Raw::open(&mesh, &format!("deaf-{i}"), 0).await;
+        raw.subscribe(AUTHORIZATION_TYPE, 0).await;
+        raw.subscribe(ADDRESS_TYPE, 0).await;
+        // The transport has one response and the next one waits for it: there is no room.
+        raw.subscribe(ENROLMENT_TYPE, 0).await;
+        deaf.push(raw);
+    }
+    let pushes = &mesh.serving().metrics().pushes;
+    eventually("they are being served", || {
+        pushes.get(AUTHORIZATION_TYPE) == 80 && pushes.get(ADDRESS_TYPE) == 80
+    })
+    .await;
+    let start = tokio::time::Instant::now();
+    let proxy = Proxy::start(mesh.client_config("n1"));
+    proxy.holds(ADDRESS_TYPE, &["a"]).await;
+    for name in ["b", "c", "d"] {
+        mesh.publish(|edit| {
+            edit.set(ADDRESS_TYPE, name, &Address::default());
+        });
+        eventually(name, || proxy.body(ADDRESS_TYPE, name).is_some()).await;
+    }
+    // Less than they have to take what is for them.
+    assert!(start.elapsed() < Duration::from_secs(15));
 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use adit_shared::proto::ADDRESS_TYPE;
 use adit_shared::proto::workload::Address;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -31,8 +33,9 @@ async fn accepting_goes_on_after_descriptors_ran_out() {
             files.push(file);
         }
     }
-    let failures = &mesh.serving().metrics().connection_failures;
-    eventually("accepting fails", || failures.get("accept") > 0).await;
+    let accepts = &mesh.serving().metrics().accepts;
+    let exhausted = || accepts.exhausted.load(Ordering::Relaxed);
+    eventually("accepting fails", || exhausted() > 0).await;
 
     // What is connected goes on; and when there are descriptors again, so does the rest.
     mesh.publish(|edit| {

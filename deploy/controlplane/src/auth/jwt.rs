@@ -4,6 +4,7 @@
 //! The file may hold several keys, so that one can follow another. It is looked at again when
 //! a signature does not verify and the file has changed: a rotated key needs no restart.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -168,7 +169,12 @@ impl JwtAuthenticator {
 }
 
 impl Authenticator for JwtAuthenticator {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, AuthError>> {
+    /// Costs the same whoever brings it.
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        _peer: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<Caller, AuthError>> {
         std::future::ready(self.verify(token)).boxed()
     }
 }

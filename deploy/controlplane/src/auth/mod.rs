@@ -4,6 +4,8 @@ mod jwt;
 mod token_review;
 mod trusted;
 
+use std::net::IpAddr;
+
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
@@ -51,8 +53,13 @@ impl std::fmt::Display for Caller {
 /// Finds out who a token belongs to. A trait because a Kubernetes API server is asked over
 /// the network (TokenReview), while a directory of manifests has a key file.
 pub trait Authenticator: Send + Sync {
-    /// Verifies a bearer token.
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, AuthError>>;
+    /// Verifies a bearer token that `peer` brought, whoever that is: it may have no more than
+    /// its share of what verifying costs.
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        peer: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<Caller, AuthError>>;
 }
 
 /// Why a caller is not known. It is logged and counted; the caller is told nothing of it.

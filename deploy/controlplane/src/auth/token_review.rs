@@ -4,9 +4,12 @@
 //! A good answer holds for a minute, so that a node which wants certificates for a hundred
 //! pods is one question. While the API server cannot be reached a token that it has called
 //! good goes on a little longer; every other is refused, with an error that says a retry
-//! can help. One token is one question at a time, however many wait for the answer.
+//! can help. One token is one question at a time, however many wait for the answer, and it is
+//! asked to the end even if nobody waits any more: a stranger who brings a token and leaves
+//! holds nothing up.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +28,7 @@ use tracing::warn;
 
 use super::{AUDIENCE, AuthError, Authenticator, Caller};
 use crate::kubernetes::explain;
+use crate::quota::{Quota, Share};
 
 /// What the API server says of a token of a pod (KEP-4193).
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -44,6 +48,9 @@ pub struct ReviewOptions {
     pub concurrent: usize,
     /// Callers that may wait; more are turned away.
     pub waiting: usize,
+    /// Questions that the tokens of one address may have open; more are turned away. A node
+    /// needs one, a translated address stands for many nodes.
+    pub waiting_of_peer: usize,
     /// Good answers that are kept: one for each node and gateway.
     pub kept: usize,
 }
@@ -56,6 +63,7 @@ impl Default for ReviewOptions {
             deadline: Duration::from_secs(10),
             concurrent: 32,
             waiting: 4096,
+            waiting_of_peer: 64,
             kept: 16_384,
         }
     }
@@ -73,6 +81,7 @@ struct Inner {
     api: Api<TokenReview>,
     options: ReviewOptions,
     concurrent: Semaphore,
+    peers: Quota<IpAddr>,
     state: Mutex<State>,
 }
 
@@ -107,13 +116,18 @@ impl TokenReviewer {
                 api: Api::all(client),
                 options,
                 concurrent: Semaphore::new(options.concurrent.max(1)),
+                peers: Quota::new(options.waiting_of_peer),
                 state: Mutex::default(),
             }),
         }
     }
 
     /// The caller, or the question that will tell.
-    fn begin(&self, token: &str) -> Result<Result<Caller, Review>, AuthError> {
+    fn begin(
+        &self,
+        token: &str,
+        peer: Option<IpAddr>,
+    ) -> Result<Result<Caller, Review>, AuthError> {
         let options = self.shared.options;
         let mut state = self.shared.state.lock();
         if let Some(good) = state
@@ -129,17 +143,36 @@ impl TokenReviewer {
         if state.under_way.len() >= options.waiting {
             return Err(AuthError::Unavailable("too many wait already".to_owned()));
         }
+        let share = match peer {
+            None => None,
+            Some(peer) => Some(self.shared.peers.take(peer).ok_or_else(|| {
+                AuthError::Unavailable("too many of this address wait already".to_owned())
+            })?),
+        };
         let token: Arc<str> = token.into();
-        let review = review(self.shared.clone(), token.clone()).boxed().shared();
+        // A task of its own: whoever waits may leave, and then nobody would drive it.
+        let task = tokio::spawn(review(self.shared.clone(), token.clone(), share));
+        let review = task
+            .map(|ended| {
+                ended.unwrap_or_else(|_| {
+                    Err(AuthError::Unavailable("the question was given up".into()))
+                })
+            })
+            .boxed()
+            .shared();
         state.under_way.insert(token, review.clone());
         Ok(Err(review))
     }
 }
 
 impl Authenticator for TokenReviewer {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, AuthError>> {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        peer: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<Caller, AuthError>> {
         async move {
-            match self.begin(token)? {
+            match self.begin(token, peer)? {
                 Ok(caller) => Ok(caller),
                 Err(review) => review.await,
             }
@@ -148,8 +181,28 @@ impl Authenticator for TokenReviewer {
     }
 }
 
+/// A question is under way until this is dropped, however that comes about.
+struct UnderWay<'a> {
+    inner: &'a Inner,
+    token: Arc<str>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.inner.state.lock().under_way.remove(&self.token);
+    }
+}
+
 /// Asks, and writes down what was answered.
-async fn review(inner: Arc<Inner>, token: Arc<str>) -> Result<Caller, AuthError> {
+async fn review(
+    inner: Arc<Inner>,
+    token: Arc<str>,
+    _share: Option<Share<IpAddr>>,
+) -> Result<Caller, AuthError> {
+    let _under_way = UnderWay {
+        inner: &inner,
+        token: token.clone(),
+    };
     let answer = timeout(inner.options.deadline, async {
         // The semaphore is never closed.
         let _slot = inner.concurrent.acquire().await;
@@ -172,7 +225,6 @@ async fn review(inner: Arc<Inner>, token: Arc<str>) -> Result<Caller, AuthError>
         ))),
     };
     let mut state = inner.state.lock();
-    state.under_way.remove(&token);
     match result {
         Ok(caller) => {
             make_room(&mut state.good, inner.options);

@@ -13,9 +13,14 @@ pub struct TrustedAccounts(BTreeSet<(String, String)>);
 impl TrustedAccounts {
     /// Whether the caller is one of them.
     pub fn contains(&self, caller: &Caller) -> bool {
-        self.0.iter().any(|(namespace, name)| {
-            *namespace == caller.namespace && *name == caller.service_account
-        })
+        self.names(&caller.namespace, &caller.service_account)
+    }
+
+    /// Whether a service account is one of them.
+    pub fn names(&self, namespace: &str, service_account: &str) -> bool {
+        self.0
+            .iter()
+            .any(|(of, name)| of == namespace && name == service_account)
     }
 }
 

@@ -39,7 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 pub struct ClusterCa {
     current: CurrentCa,
     /// Its only member.
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
 }
 
 /// What is known of the Secrets; no entry: nothing yet.
@@ -73,13 +73,20 @@ impl ClusterCa {
         let receiver = ready.recv().await.ok_or(ClusterCaError::Ended)?;
         Ok(Self {
             current: CurrentCa::new(receiver),
-            _task: task,
+            task,
         })
     }
 
     /// The authority to sign with, whose roots are the trust bundle.
     pub fn current(&self) -> CurrentCa {
         self.current.clone()
+    }
+
+    /// Returns when the Secrets are not followed any more, which comes about by a defect only.
+    pub async fn ended(&mut self) {
+        if let Some(Err(error)) = self.task.join_next().await {
+            tracing::error!(%error, "the certificate authority is not followed any more");
+        }
     }
 }
 

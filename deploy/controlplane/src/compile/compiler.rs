@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use adit_shared::identity::DerivedSecret;
 use adit_shared::proto::waypoint::{PROVIDER_TYPE, SETTINGS_TYPE};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
@@ -213,6 +214,11 @@ impl Compiler {
     /// The settings.
     pub fn mesh(&self) -> &MeshConfig {
         &self.mesh
+    }
+
+    /// Replaces [`MeshConfig::shared_secret`].
+    pub fn share_secret(&mut self, secret: DerivedSecret) {
+        self.configured.shared_secret = Some(secret);
     }
 
     /// Compiles what changed into `snapshot`. Says how many namespaces that were.

@@ -52,6 +52,13 @@ impl RootCertificates {
             task: tokio::spawn(run(kubernetes.client, ca)),
         }
     }
+
+    /// Returns when nothing is kept any more, which comes about by a defect only.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "root certificates are not handed out any more");
+        }
+    }
 }
 
 impl Drop for RootCertificates {

@@ -24,6 +24,23 @@ const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
 /// Every user of the Gateway API installs it as its own documentation says.
 const INSTALL: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
 
+/// Features of the Gateway API by its own names, in the order that it asks for
+/// (`GatewayClass.status.supportedFeatures`): those that the conformance report claims.
+const FEATURES: [&str; 12] = [
+    "GRPCRoute",
+    "HTTPRoute",
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+];
+
 /// What there is of the Gateway API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewayApi {
@@ -141,13 +158,14 @@ pub(super) async fn controller_of(
     }))
 }
 
-/// Makes the class of waypoints, if there is none. One that is there is left as it is.
+/// Makes the class of waypoints, if there is none, and tells what it can. The specification of
+/// one that is there is left as it is.
 ///
 /// # Errors
 /// A request's.
 pub(super) async fn ensure(client: &Client) -> Result<(), RequestError> {
     match controller_of(client, WAYPOINT_CLASS).await? {
-        Some(controller) if controller == CONTROLLER => return Ok(()),
+        Some(controller) if controller == CONTROLLER => return tell_features(client).await,
         Some(controller) => {
             tracing::warn!(
                 "GatewayClass {WAYPOINT_CLASS} is served by {controller:?}, not by {CONTROLLER:?}: its Gateways are not ours"
@@ -170,11 +188,36 @@ pub(super) async fn ensure(client: &Client) -> Result<(), RequestError> {
     match request(classes.patch(WAYPOINT_CLASS, &params, &patch)).await {
         Ok(_) => {
             tracing::info!("GatewayClass {WAYPOINT_CLASS} made");
-            Ok(())
+            tell_features(client).await
         }
         // Somebody else has made it meanwhile.
         Err(error) if error.failure() == Failure::Conflict => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Writes down the features. A Gateway API that is too old to have a field for them drops it,
+/// or refuses, which is no trouble.
+async fn tell_features(client: &Client) -> Result<(), RequestError> {
+    let classes = classes(client);
+    let Some(class) = request(classes.get_opt(WAYPOINT_CLASS)).await? else {
+        return Ok(());
+    };
+    let features = FEATURES.map(|name| json!({ "name": name }));
+    if class.data.pointer("/status/supportedFeatures") == Some(&json!(features)) {
+        return Ok(());
+    }
+    let patch = Patch::Merge(json!({"status": {"supportedFeatures": features}}));
+    let params = PatchParams {
+        field_manager: Some(GATEWAY_MANAGER.into()),
+        ..PatchParams::default()
+    };
+    match request(classes.patch_status(WAYPOINT_CLASS, &params, &patch)).await {
+        Err(error) if matches!(error.failure(), Failure::Refused | Failure::Gone) => {
+            tracing::debug!("the features of GatewayClass {WAYPOINT_CLASS} are not told: {error}");
+            Ok(())
+        }
+        result => result.map(|_| ()),
     }
 }
 
@@ -210,5 +253,28 @@ mod tests {
         assert!(finding.message.contains("kubectl apply"), "{finding}");
         assert!(GatewayApi::Present("v1.7.0".into()).finding().is_none());
         assert!(!GatewayApi::TooOld("v1.0.0".into()).condition().status);
+    }
+
+    #[test]
+    fn the_features_are_those_of_the_report() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../integration/conformance/report.yaml"
+        );
+        let report = std::fs::read_to_string(path).expect("the report");
+        let report: serde_json::Value = serde_yaml_ng::from_str(&report).expect("YAML");
+        let mut claimed = std::collections::BTreeSet::from(["Mesh"]);
+        for profile in report["profiles"].as_array().expect("profiles") {
+            claimed.insert(match profile["name"].as_str() {
+                Some("MESH-HTTP") => "HTTPRoute",
+                Some("MESH-GRPC") => "GRPCRoute",
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(profile["core"]["result"], "success");
+            let extended = profile["extended"]["supportedFeatures"].as_array();
+            claimed.extend(extended.into_iter().flatten().filter_map(|of| of.as_str()));
+        }
+        // In the order of their names, as the API asks for.
+        assert_eq!(FEATURES.to_vec(), claimed.into_iter().collect::<Vec<_>>());
     }
 }

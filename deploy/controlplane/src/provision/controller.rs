@@ -16,32 +16,26 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
-use kube::core::{ApiResource, PartialObjectMeta};
+use kube::api::DynamicObject;
+use kube::core::PartialObjectMeta;
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::{self, DefaultBackoff, watcher};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::class::{self, GatewayApi};
-use super::gateway::WaypointGateway;
-use super::generate::{Generated, MANAGED, MESH_CONTROLLER, generate};
-use super::overlay::Overlay;
+use super::generate::{MANAGED, MESH_CONTROLLER};
+use super::reconcile::{DEFAULTS_FOR_CLASS, ProvisionError, reconcile};
 use super::settings::WaypointSettings;
-use crate::compile::l7::{CONTROLLER, GATEWAY_NAME, WAYPOINT_CLASS};
-use crate::kubernetes::apply::{Failure, Pace, RequestError, request};
+use crate::compile::l7::WAYPOINT_CLASS;
+use crate::kubernetes::apply::{Failure, Pace, RequestError};
 use crate::kubernetes::queue::Queue;
-use crate::kubernetes::{GATEWAY_MANAGER, Kubernetes, explain};
+use crate::kubernetes::{Kubernetes, explain};
 use crate::model::{Kind, ObjectRef};
-use crate::status::Condition;
 use crate::status::kubernetes::Faults;
-
-/// Names the class whose Gateways an overlay is for, on a ConfigMap in the root namespace.
-const DEFAULTS_FOR_CLASS: &str = "gateway.istio.io/defaults-for-class";
 
 /// Gateways that are looked at at the same time.
 const CONCURRENCY: usize = 4;
@@ -56,7 +50,7 @@ const RESYNC: Duration = Duration::from_secs(600);
 const REFUSED: Duration = Duration::from_secs(30);
 
 /// A Gateway: namespace and name.
-type Key = (Arc<str>, Arc<str>);
+pub(super) type Key = (Arc<str>, Arc<str>);
 
 /// Runs the waypoints, on the replica that leads.
 pub struct Provisioner {
@@ -139,11 +133,11 @@ impl Provisioner {
 }
 
 /// What the watches and the work share.
-struct Shared {
-    client: Client,
-    settings: Arc<WaypointSettings>,
+pub(super) struct Shared {
+    pub(super) client: Client,
+    pub(super) settings: Arc<WaypointSettings>,
     faults: Faults,
-    pace: Pace,
+    pub(super) pace: Pace,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -160,12 +154,21 @@ struct State {
 }
 
 /// What a Gateway depends on besides itself.
-struct Known {
-    class: String,
-    parameters: Option<String>,
+pub(super) struct Known {
+    pub(super) class: String,
+    pub(super) parameters: Option<String>,
 }
 
 impl Shared {
+    /// A waypoint is run for a Gateway, or none is.
+    pub(super) fn know(&self, key: &Key, known: Option<Known>) {
+        let all = &mut self.state.lock().known;
+        match known {
+            Some(known) => all.insert(key.clone(), known),
+            None => all.remove(key),
+        };
+    }
+
     fn add(&self, key: Key) {
         self.state.lock().queue.add(key);
         self.changed.notify_one();
@@ -422,43 +425,6 @@ fn key_of(meta: &ObjectMeta) -> Key {
     )
 }
 
-/// Why a Gateway has no waypoint, or not the one that it should have.
-#[derive(Debug, thiserror::Error)]
-enum ProvisionError {
-    /// `parametersRef` or a class's defaults.
-    #[error("{0}")]
-    Parameters(String),
-    /// Something of that name belongs to somebody else.
-    #[error(
-        "{kind} {name} is there already and is not this Gateway's (it has no label {MANAGED}={MESH_CONTROLLER} and the Gateway does not own it): delete it, or give the Gateway another name"
-    )]
-    NotOurs { kind: String, name: String },
-    /// A request about an object of this kind.
-    #[error("{kind}: {error}")]
-    Request {
-        verb: &'static str,
-        kind: String,
-        error: RequestError,
-    },
-}
-
-impl ProvisionError {
-    fn conditions(&self) -> Vec<Condition> {
-        match self {
-            Self::Parameters(why) => vec![
-                Condition::new("Accepted", false, "InvalidParameters", why),
-                Condition::new("Programmed", false, "Invalid", why),
-            ],
-            Self::NotOurs { .. } => vec![Condition::new("Programmed", false, "Invalid", self)],
-            Self::Request { error, .. } if error.failure() == Failure::Refused => {
-                vec![Condition::new("Programmed", false, "Invalid", self)]
-            }
-            // Of what may be over in a moment nobody needs to hear.
-            Self::Request { .. } => Vec::new(),
-        }
-    }
-}
-
 fn finish(shared: &Shared, key: Key, result: Result<(), ProvisionError>) {
     let (namespace, name) = &key;
     let reference = ObjectRef {
@@ -504,282 +470,9 @@ fn tell(verb: &str, what: &str, error: &RequestError) {
     }
 }
 
-/// Makes everything of one Gateway as it should be.
-async fn reconcile(shared: Arc<Shared>, key: Key) -> (Key, Result<(), ProvisionError>) {
-    let work = Work {
-        shared: &shared,
-        key: &key,
-    };
-    let result = work.run().await;
-    (key, result)
-}
-
-struct Work<'a> {
-    shared: &'a Shared,
-    key: &'a Key,
-}
-
-impl Work<'_> {
-    async fn run(&self) -> Result<(), ProvisionError> {
-        let (namespace, name) = self.key;
-        let resource = class::resource("Gateway", "gateways");
-        let gateways: Api<DynamicObject> =
-            Api::namespaced_with(self.client(), namespace, &resource);
-        let gateway = self.ask("get", "Gateway", gateways.get_opt(name)).await?;
-        let gateway = match gateway {
-            Some(gateway) => WaypointGateway::read(&gateway, &self.shared.settings.revision).ok(),
-            None => None,
-        };
-        let gateway = match gateway {
-            Some(gateway) if self.is_waypoint(&gateway.class).await? => gateway,
-            _ => {
-                self.shared.state.lock().known.remove(self.key);
-                return Ok(());
-            }
-        };
-        let known = Known {
-            class: gateway.class.clone(),
-            parameters: gateway.parameters.as_ref().map(|of| of.name.clone()),
-        };
-        self.shared
-            .state
-            .lock()
-            .known
-            .insert(self.key.clone(), known);
-        let overlays = self.overlays(&gateway).await?;
-        let made = generate(&gateway, &self.shared.settings, &overlays)
-            .map_err(|error| ProvisionError::Parameters(error.to_string()))?;
-        self.apply(&gateway, &made).await
-    }
-
-    /// Whether Gateways of a class are waypoints of ours.
-    async fn is_waypoint(&self, class: &str) -> Result<bool, ProvisionError> {
-        self.shared.pace.wait().await;
-        let controller = class::controller_of(&self.shared.client, class).await;
-        let controller = controller.map_err(|error| ProvisionError::Request {
-            verb: "get",
-            kind: "GatewayClass".into(),
-            error,
-        })?;
-        Ok(match controller {
-            Some(controller) => controller == CONTROLLER,
-            None => class == WAYPOINT_CLASS,
-        })
-    }
-
-    /// The class's, then the Gateway's own.
-    async fn overlays(&self, gateway: &WaypointGateway) -> Result<Vec<Overlay>, ProvisionError> {
-        let settings = &self.shared.settings;
-        let read = |map: &ConfigMap| {
-            let data = map.data.clone().unwrap_or_default();
-            Overlay::read(&data).map_err(|error| {
-                let meta = &map.metadata;
-                ProvisionError::Parameters(format!(
-                    "ConfigMap {}/{}: {error}",
-                    meta.namespace.as_deref().unwrap_or_default(),
-                    meta.name.as_deref().unwrap_or_default(),
-                ))
-            })
-        };
-        let maps: Api<ConfigMap> = Api::namespaced(self.client(), &settings.root_namespace);
-        let labels = format!("{DEFAULTS_FOR_CLASS}={}", gateway.class);
-        let params = ListParams::default().labels(&labels);
-        let mut defaults = self
-            .ask("list", "ConfigMap", maps.list(&params))
-            .await?
-            .items;
-        // The same order every time, oldest first.
-        defaults.sort_by_key(|map| {
-            let meta = &map.metadata;
-            (meta.creation_timestamp.clone(), meta.name.clone())
-        });
-        let mut overlays = defaults.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        if let Some(parameters) = &gateway.parameters {
-            if !parameters.group.is_empty() || parameters.kind != "ConfigMap" {
-                return Err(ProvisionError::Parameters(format!(
-                    "spec.infrastructure.parametersRef names a {} of group {:?}; it can be a ConfigMap",
-                    parameters.kind, parameters.group
-                )));
-            }
-            let maps: Api<ConfigMap> = Api::namespaced(self.client(), &gateway.namespace);
-            let map = self
-                .ask("get", "ConfigMap", maps.get_opt(&parameters.name))
-                .await?;
-            let Some(map) = map else {
-                return Err(ProvisionError::Parameters(format!(
-                    "spec.infrastructure.parametersRef: there is no ConfigMap {}/{}",
-                    gateway.namespace, parameters.name
-                )));
-            };
-            overlays.push(read(&map)?);
-        }
-        Ok(overlays)
-    }
-
-    async fn apply(
-        &self,
-        gateway: &WaypointGateway,
-        made: &Generated,
-    ) -> Result<(), ProvisionError> {
-        let objects = [
-            (
-                api_resource::<ServiceAccount>(),
-                made.service_account.as_ref(),
-            ),
-            (api_resource::<Service>(), Some(&made.service)),
-            (api_resource::<Deployment>(), Some(&made.deployment)),
-            (
-                api_resource::<PodDisruptionBudget>(),
-                made.disruption_budget.as_ref(),
-            ),
-            (
-                api_resource::<HorizontalPodAutoscaler>(),
-                made.autoscaler.as_ref(),
-            ),
-        ];
-        // All of them first: half of a waypoint beside somebody else's is none.
-        let mut there = Vec::with_capacity(objects.len());
-        for (resource, object) in &objects {
-            let api = self.api(resource);
-            let meta = self.ask("get", &resource.kind, api.get_metadata_opt(&gateway.name));
-            let meta = meta.await?.map(|of| of.metadata);
-            let is_ours = meta.as_ref().is_some_and(|meta| is_ours(meta, gateway));
-            if object.is_some() && meta.is_some() && !is_ours {
-                return Err(ProvisionError::NotOurs {
-                    kind: resource.kind.clone(),
-                    name: format!("{}/{}", gateway.namespace, gateway.name),
-                });
-            }
-            there.push(meta.filter(|_| is_ours));
-        }
-        for ((resource, object), meta) in objects.iter().zip(there) {
-            let api = self.api(resource);
-            match (object, meta) {
-                (Some(object), meta) => {
-                    let mut object: Value = (*object).clone();
-                    if let Some(uid) = meta.and_then(|meta| meta.uid) {
-                        // Whatever took its place meanwhile is not what was looked at.
-                        object["metadata"]["uid"] = uid.into();
-                    }
-                    let params = PatchParams::apply(GATEWAY_MANAGER).force();
-                    let patch = Patch::Apply(&object);
-                    let applied = api.patch(&gateway.name, &params, &patch);
-                    self.ask("patch", &resource.kind, applied).await?;
-                }
-                (None, Some(meta)) => self.remove(&api, &resource.kind, meta).await?,
-                (None, None) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what an overlay asked for before.
-    async fn remove(
-        &self,
-        api: &Api<DynamicObject>,
-        kind: &str,
-        meta: ObjectMeta,
-    ) -> Result<(), ProvisionError> {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: meta.uid,
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        let name = meta.name.unwrap_or_default();
-        match self.ask("delete", kind, api.delete(&name, &params)).await {
-            Err(ProvisionError::Request { error, .. }) if error.failure() == Failure::Gone => {
-                Ok(())
-            }
-            result => result.map(|_| ()),
-        }
-    }
-
-    fn client(&self) -> Client {
-        self.shared.client.clone()
-    }
-
-    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client(), &self.key.0, resource)
-    }
-
-    async fn ask<T>(
-        &self,
-        verb: &'static str,
-        kind: &str,
-        answer: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, ProvisionError> {
-        self.shared.pace.wait().await;
-        request(answer)
-            .await
-            .map_err(|error| ProvisionError::Request {
-                verb,
-                kind: kind.into(),
-                error,
-            })
-    }
-}
-
-fn api_resource<K: Resource<DynamicType = ()>>() -> ApiResource {
-    ApiResource::erase::<K>(&())
-}
-
-/// Whether an object was generated for this Gateway: it is labelled so, or the Gateway owns
-/// it. One whose owner is another Gateway of the same name, from before, counts: that one is
-/// gone.
-fn is_ours(meta: &ObjectMeta, gateway: &WaypointGateway) -> bool {
-    let label = |key| meta.labels.as_ref().and_then(|labels| labels.get(key));
-    let labelled = label(MANAGED).map(String::as_str) == Some(MESH_CONTROLLER)
-        && label(GATEWAY_NAME).is_none_or(|name| *name == gateway.name);
-    let mut owners = meta.owner_references.iter().flatten();
-    labelled || owners.any(|owner| owner.kind == "Gateway" && owner.uid == gateway.uid)
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    fn gateway() -> WaypointGateway {
-        let gateway = json!({"metadata": {"name": "w", "namespace": "a", "uid": "u"},
-            "spec": {"gatewayClassName": WAYPOINT_CLASS}});
-        let gateway = serde_json::from_value(gateway).expect("an object");
-        WaypointGateway::read(&gateway, "default").expect("a waypoint")
-    }
-
-    #[test]
-    fn what_belongs_to_others_is_told_apart() {
-        let table = [
-            (json!({}), false),
-            (json!({"labels": {GATEWAY_NAME: "w"}}), false),
-            (
-                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "w"}}),
-                true,
-            ),
-            (
-                json!({"labels": {MANAGED: MESH_CONTROLLER, GATEWAY_NAME: "other"}}),
-                false,
-            ),
-            (json!({"labels": {MANAGED: "somebody"}}), false),
-            (
-                json!({"ownerReferences": [
-                    {"apiVersion": "x/v1", "kind": "Gateway", "name": "w", "uid": "u"}]}),
-                true,
-            ),
-            (
-                json!({"ownerReferences": [
-                    {"apiVersion": "x/v1", "kind": "Gateway", "name": "w", "uid": "before"}]}),
-                false,
-            ),
-        ];
-        for (meta, expected) in table {
-            let text = meta.to_string();
-            let meta = serde_json::from_value(meta).expect("metadata");
-            assert_eq!(is_ours(&meta, &gateway()), expected, "{text}");
-        }
-    }
 
     #[test]
     fn a_version_that_differs_in_its_status_alone_is_no_news() {

@@ -67,6 +67,13 @@ pub fn generate(
                 merge(&mut object, patch).map_err(|error| error.of(field))?;
             }
         }
+        // One overlay may remove it and the next give it another form.
+        if object.get("spec").is_some_and(|spec| !spec.is_object()) {
+            return Err(OverlayError::Misfit {
+                field: format!("{field}.spec"),
+                reason: "is an object, so it needs a map".into(),
+            });
+        }
         make.identify(&mut object, &base);
         Ok(object)
     };
@@ -407,6 +414,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::provision::settings::tests::settings;
 
     fn gateway() -> WaypointGateway {
         WaypointGateway {
@@ -425,24 +433,6 @@ mod tests {
             service_type: None,
             image: None,
             log_level: None,
-        }
-    }
-
-    fn settings() -> WaypointSettings {
-        WaypointSettings {
-            image: WaypointSettings::image_of("docker.io/adit", "0.1.0"),
-            pull_policy: "IfNotPresent".into(),
-            pull_secrets: vec!["registry".into()],
-            defaults: r#"{"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}"#
-                .parse()
-                .expect("JSON"),
-            control_plane: "https://istiod.istio-system.svc:15012".into(),
-            trust_domain: "cluster.local".into(),
-            cluster_id: "Kubernetes".into(),
-            cluster_domain: "cluster.local".into(),
-            network: String::new(),
-            revision: "default".into(),
-            root_namespace: "istio-system".into(),
         }
     }
 
@@ -537,6 +527,41 @@ mod tests {
         assert!(env.iter().any(|of| of.name == "MORE"));
         assert!(env.iter().any(|of| of.name == "GATEWAY_NAME"));
         assert!(made.autoscaler.is_none() && made.disruption_budget.is_none());
+    }
+
+    /// What is put back has a place, whatever the overlays are; those that leave none are named.
+    #[test]
+    fn an_overlay_of_another_form_is_refused() {
+        let fields = [
+            "deployment",
+            "service",
+            "serviceAccount",
+            "horizontalPodAutoscaler",
+            "podDisruptionBudget",
+        ];
+        let places = ["spec", "metadata", "metadata: {labels", "spec: {template"];
+        let forms = ["5", "[]", "[{name: x}]", "text", "true", "null", "{}"];
+        for (field, place, form) in fields
+            .iter()
+            .flat_map(|field| places.map(|place| (field, place)))
+            .flat_map(|(field, place)| forms.map(|form| (field, place, form)))
+        {
+            let end = if place.contains('{') { "}" } else { "" };
+            let text = format!("{field}: '{place}: {form}{end}'");
+            let direct = generate(&gateway(), &settings(), &[overlay(&text)]);
+            let removed = overlay(&format!("{field}: '{{spec: null, metadata: null}}'"));
+            let later = generate(&gateway(), &settings(), &[removed, overlay(&text)]);
+            match form {
+                "null" | "{}" => assert!(direct.is_ok() && later.is_ok(), "{text}"),
+                _ if place == "spec" && *field != "serviceAccount" => {
+                    let direct = direct.expect_err(&text).to_string();
+                    assert!(direct.starts_with(&format!("{field}.spec: ")), "{direct}");
+                    assert!(later.is_err(), "{text}");
+                }
+                // No panic.
+                _ => {}
+            }
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! For each such Gateway a ServiceAccount, a Deployment and a Service are kept as they
 //! should be, and an autoscaler and a disruption budget where an overlay asks for them
 //! (`generate`, `overlay`). They belong to their Gateway by owner reference, so that the
-//! API server removes them with it. `controller` watches Gateways and what was generated,
-//! and applies it again whenever something differs; what is there already and belongs to
-//! somebody else is left alone, and the Gateway's conditions say so. `class` sees to the
+//! API server removes them with it. `controller` watches Gateways and what was generated, and
+//! `reconcile` applies it again whenever something differs; what is there already and belongs
+//! to somebody else is left alone, and the Gateway's conditions say so. `class` sees to the
 //! GatewayClass, and that the Gateway API is there at all.
 //!
 //! One replica does all that: the one that leads. Addresses and readiness of a Gateway are
@@ -17,6 +17,7 @@ mod controller;
 mod gateway;
 mod generate;
 mod overlay;
+mod reconcile;
 mod settings;
 
 pub use class::{GatewayApi, MINIMUM as MINIMUM_GATEWAY_API};

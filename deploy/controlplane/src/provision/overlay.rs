@@ -111,6 +111,7 @@ pub fn merge(base: &mut Value, patch: &Value) -> Result<(), OverlayError> {
 
 fn merge_at(base: &mut Value, patch: &Value, path: &mut Vec<String>) -> Result<(), OverlayError> {
     let Value::Object(fields) = patch else {
+        stays_an_object(base, path)?;
         *base = patch.clone();
         return Ok(());
     };
@@ -138,6 +139,7 @@ fn merge_at(base: &mut Value, patch: &Value, path: &mut Vec<String>) -> Result<(
                 let slot = target
                     .entry(name.clone())
                     .or_insert(Value::Array(Vec::new()));
+                stays_an_object(slot, path)?;
                 match (keys(name), slot.as_array_mut()) {
                     ([], _) => *slot = without_directives(items),
                     (keys, Some(list)) => merge_list(name, list, items, keys, path)?,
@@ -152,12 +154,23 @@ fn merge_at(base: &mut Value, patch: &Value, path: &mut Vec<String>) -> Result<(
                 )?;
             }
             value => {
-                target.insert(name.clone(), value.clone());
+                let slot = target.entry(name.clone()).or_insert(Value::Null);
+                stays_an_object(slot, path)?;
+                *slot = value.clone();
             }
         }
         path.pop();
     }
     Ok(())
+}
+
+/// What is an object in Kubernetes' types is nothing else: the API server would refuse it, and
+/// what is put back afterwards (names, selectors) would have no place.
+fn stays_an_object(base: &Value, path: &[String]) -> Result<(), OverlayError> {
+    match base.is_object() {
+        true => Err(misfit(path, "is an object, so it needs a map".into())),
+        false => Ok(()),
+    }
 }
 
 /// The fields that tell the items of a list apart, the first that an item has; none: the
@@ -344,6 +357,16 @@ mod tests {
             json!({"containers": [{"name": "x"}]}),
         );
         assert!(text.starts_with("deployment.containers: "), "{text}");
+        for patch in [
+            json!(5),
+            json!("x"),
+            json!(true),
+            json!([]),
+            json!([{"a": 1}]),
+        ] {
+            let text = error(json!({"spec": {"a": {}}}), json!({"spec": {"a": patch}}));
+            assert_eq!(text, "deployment.spec.a: is an object, so it needs a map");
+        }
         let text = error(json!({}), json!({"a": {"$patch": "delete"}}));
         assert!(text.contains("$patch"), "{text}");
     }

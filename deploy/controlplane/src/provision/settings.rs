@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::auth::TrustedAccounts;
+
 /// What every waypoint is run with, unless its Gateway or an overlay says otherwise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WaypointSettings {
@@ -30,6 +32,8 @@ pub struct WaypointSettings {
     pub revision: String,
     /// Where ConfigMaps with overlays for all Gateways of a class are.
     pub root_namespace: String,
+    /// Whom node proxies are known by: no waypoint runs as one of them.
+    pub node_accounts: TrustedAccounts,
 }
 
 /// Resources and placement of pods, as the chart's `global.waypoint` has them.
@@ -64,5 +68,30 @@ impl std::str::FromStr for PodDefaults {
             return Ok(Self::default());
         }
         serde_json::from_str(text)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Those of the usual mesh.
+    pub(in crate::provision) fn settings() -> WaypointSettings {
+        WaypointSettings {
+            image: WaypointSettings::image_of("docker.io/adit", "0.1.0"),
+            pull_policy: "IfNotPresent".into(),
+            pull_secrets: vec!["registry".into()],
+            defaults: r#"{"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}"#
+                .parse()
+                .expect("JSON"),
+            control_plane: "https://istiod.istio-system.svc:15012".into(),
+            trust_domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+            cluster_domain: "cluster.local".into(),
+            network: String::new(),
+            revision: "default".into(),
+            root_namespace: "istio-system".into(),
+            node_accounts: TrustedAccounts::default(),
+        }
     }
 }

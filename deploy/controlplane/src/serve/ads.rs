@@ -24,11 +24,12 @@ use super::body::ResponseBody;
 use super::clients::Clients;
 use super::gate::{self, Peer};
 use super::metrics::Metrics;
-use super::requests::Requests;
+use super::requests::{Pod, Requests, Turns, pod_of};
 use super::snapshot::{NodeView, ResourceSnapshot};
 use crate::auth::{Caller, TrustedAccounts};
 use crate::ca::PodDirectory;
 use crate::compile::l7::WaypointName;
+use crate::quota::Quota;
 
 /// The node metadata that names the Gateway which a proxy is a pod of.
 const GATEWAY_NAME: &str = "GATEWAY_NAME";
@@ -44,23 +45,22 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct StreamLimits {
     /// Open streams; more are refused with `RESOURCE_EXHAUSTED`.
     pub streams: usize,
-    /// Responses that are being built and handed over at one time: the first response of each
-    /// of a thousand nodes would otherwise be in memory at once.
-    pub concurrent_pushes: usize,
+    /// Open streams of one pod; a proxy has one, and the next before the last is gone.
+    pub streams_of_pod: usize,
     /// Responses with more resources than this are large.
     pub large: usize,
     /// Resources in large responses that are with the transport and not acknowledged, over all
     /// streams; but always one response. Each is 24 bytes there, and the nodes of a mesh come
     /// back all at once when the control plane was restarted.
     pub large_in_flight: u32,
-    /// Requests of more than 64 KiB that are being read at one time.
+    /// Requests of more than 64 KiB that are being read at one time, one of each pod.
     pub large_requests: usize,
     /// A client that does not acknowledge a large response makes the others wait for so long.
     pub large_hold: Duration,
     /// A stream is ended in good order after this, less up to a tenth; the client comes
     /// back, maybe to another replica, with a fresh token.
     pub max_age: Duration,
-    /// For the first request of a stream.
+    /// For the first request of a stream, without its wait for a turn if it is a long one.
     pub first_request: Duration,
     /// For the pod of a waypoint to become known.
     pub known_pod: Duration,
@@ -74,7 +74,7 @@ impl Default for StreamLimits {
     fn default() -> Self {
         Self {
             streams: 10_000,
-            concurrent_pushes: 64,
+            streams_of_pod: 4,
             large: 500,
             large_in_flight: 1_000_000,
             large_requests: 8,
@@ -97,9 +97,9 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: StreamLimits,
     pub(super) admission: Arc<Semaphore>,
-    pub(super) pushes: Semaphore,
     pub(super) large_pushes: Arc<Semaphore>,
-    pub(super) large_requests: Arc<Semaphore>,
+    pub(super) turns: Turns,
+    pub(super) of_pods: Quota<Pod>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -115,8 +115,7 @@ impl Ads {
             return Status::unimplemented("only delta xDS is served").into_http();
         }
         let (parts, body) = request.into_parts();
-        let requests = Requests::new(body, self.0.large_requests.clone());
-        match self.open(&parts.extensions, requests) {
+        match self.open(&parts.extensions, body) {
             Ok(body) => {
                 let mut response = http::Response::new(Body::new(body));
                 let grpc = HeaderValue::from_static("application/grpc");
@@ -127,7 +126,7 @@ impl Ads {
         }
     }
 
-    fn open(&self, extensions: &Extensions, requests: Requests) -> Result<ResponseBody, Status> {
+    fn open(&self, extensions: &Extensions, body: Incoming) -> Result<ResponseBody, Status> {
         let shared = &self.0;
         let caller = gate::caller(extensions)?;
         if !shared.snapshots.borrow().is_ready() {
@@ -136,18 +135,27 @@ impl Ads {
                 "the configuration has not been read yet",
             ));
         }
-        let Ok(admitted) = shared.admission.clone().try_acquire_owned() else {
-            warn!(%caller, limit = shared.limits.streams, "too many xDS streams");
+        let pod = pod_of(&caller);
+        let too_many = |limit: usize, whose: &'static str| {
+            warn!(%caller, limit, whose, "too many xDS streams");
             shared.metrics.stream_ends.inc("too_many");
-            return Err(Status::resource_exhausted("too many xDS streams"));
+            Status::resource_exhausted("too many xDS streams")
         };
+        let of_pod = shared.of_pods.take(pod.clone());
+        let of_pod = of_pod.ok_or_else(|| too_many(shared.limits.streams_of_pod, "of the pod"))?;
+        let admitted = shared.admission.clone().try_acquire_owned();
+        let admitted = admitted.map_err(|_| too_many(shared.limits.streams, "of all"))?;
+        // Waypoints know all addresses too, and claim them when they come back.
+        let known = shared.trusted.contains(&caller) || shared.pods.gateway_of(&caller).is_some();
+        let first = shared.limits.first_request;
+        let requests = Requests::new(body, pod, known, shared.turns.clone(), first);
         let peer = extensions.get::<Peer>().map(|peer| peer.0);
         let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
         // One response waits for the transport while the next is being decided on.
         let (sender, responses) = mpsc::channel(1);
         let task_shared = shared.clone();
         shared.tasks.spawn(async move {
-            let _admitted = admitted;
+            let _admitted = (admitted, of_pod);
             let _counted = task_shared.metrics.streams.hold();
             let end = Connection {
                 shared: &task_shared,
@@ -221,10 +229,11 @@ impl Connection<'_> {
     async fn serve(&mut self) -> Result<End, End> {
         let shared = self.shared;
         let limits = shared.limits;
-        let first = timeout(limits.first_request, self.requests.message())
-            .await
-            .map_err(|_| failed("no_request", Status::deadline_exceeded("no request came")))?;
-        let first = received(first)?;
+        let first = tokio::select! {
+            first = self.requests.message() => received(first)?,
+            () = shared.stop.cancelled() => return Ok(End::Stopping),
+            () = self.responses.closed() => return Ok(End::Client),
+        };
         let node = first.node.clone().unwrap_or_default();
         check_node(self.caller, &node)
             .map_err(|why| failed("node", Status::permission_denied(why)))?;
@@ -343,11 +352,19 @@ impl Connection<'_> {
     /// Sends what may be sent now.
     async fn push(&self, state: &mut ServerState, large: &mut Option<Large>) -> Result<(), End> {
         while let Some(size) = state.next_size() {
+            // First of all the client has to take the one before: until then nothing is built
+            // for it, and nothing is held that others wait for.
+            let place = match timeout(self.shared.limits.send, self.responses.reserve()).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(_)) => return Err(End::Client),
+                Err(_) => {
+                    let status = Status::deadline_exceeded("the client does not read");
+                    return Err(failed("not_read", status));
+                }
+            };
             if size > self.shared.limits.large && large.is_none() {
                 *large = Some(self.large(size).await?);
             }
-            // The semaphore is never closed.
-            let _turn = self.shared.pushes.acquire().await;
             let Some(response) = state.next_shared() else {
                 return Ok(());
             };
@@ -357,14 +374,7 @@ impl Connection<'_> {
                 "push"
             );
             self.shared.metrics.pushes.inc(&response.type_url);
-            match timeout(self.shared.limits.send, self.responses.send(Ok(response))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(End::Client),
-                Err(_) => {
-                    let status = Status::deadline_exceeded("the client does not read");
-                    return Err(failed("not_read", status));
-                }
-            }
+            place.send(Ok(response));
         }
         Ok(())
     }
@@ -403,6 +413,9 @@ fn received<T>(message: Result<Option<T>, Status>) -> Result<T, End> {
         // Malformed or too large; a connection that broke ends up here too.
         Err(status) if status.code() == tonic::Code::Internal => Err(failed("malformed", status)),
         Err(status) if status.code() == tonic::Code::OutOfRange => Err(failed("malformed", status)),
+        Err(status) if status.code() == tonic::Code::DeadlineExceeded => {
+            Err(failed("no_request", status))
+        }
         Err(_) => Err(End::Client),
     }
 }

@@ -49,12 +49,14 @@ impl Gate {
         headers: &HeaderMap,
         extensions: &Extensions,
     ) -> Result<Caller, Status> {
+        let peer = extensions.get::<Peer>().map(|peer| peer.0);
+        let address = peer.map(|peer| peer.ip().to_canonical());
         let verified = match bearer_token(headers) {
-            Ok(token) => self.authenticator.authenticate(token).await,
+            Ok(token) => self.authenticator.authenticate(token, address).await,
             Err(error) => Err(error),
         };
         verified.map_err(|error| {
-            let peer = extensions.get::<Peer>().map(|peer| peer.0.to_string());
+            let peer = peer.map(|peer| peer.to_string());
             warn!(service, peer, %error, "caller refused");
             let (reason, status) = match &error {
                 AuthError::Missing => ("missing", unauthenticated()),

@@ -23,16 +23,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::Rng as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use super::accept::{accept, handshake};
 use super::ads::Ads;
 use super::certificates::Certificates;
 use super::gate::{Gate, Peer};
@@ -49,8 +48,6 @@ const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST: u32 = 64 << 10;
 /// What a stream may send before it is read: every client may do so at once.
 const WINDOW: u32 = 128 << 10;
-/// Pause after a failure to accept, mostly for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The bounds of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,39 +146,21 @@ pub(super) struct Listener {
 impl Listener {
     /// Accepts until stopped.
     pub(super) async fn run(self: Arc<Self>, listener: TcpListener) {
-        let admission = Arc::new(Semaphore::new(self.limits.connections));
-        loop {
-            let accepted = tokio::select! {
-                accepted = async {
-                    // The semaphore is never closed.
-                    let slot = admission.clone().acquire_owned().await.ok();
-                    (listener.accept().await, slot)
-                } => accepted,
-                () = self.stop.cancelled() => return,
-            };
-            match accepted {
-                (Ok((tcp, peer)), slot) => {
-                    let this = self.clone();
-                    self.tasks.spawn(async move {
-                        let _slot = slot;
-                        let _counted = this.metrics.connections.hold();
-                        if let Err((reason, error)) = this.connection(tcp, peer).await {
-                            this.metrics.connection_failures.inc(reason);
-                            debug!(%peer, reason, error, "connection failed");
-                        }
-                    });
+        let this = self.clone();
+        let connected = move |tcp, peer, place| {
+            let this = this.clone();
+            this.tasks.clone().spawn(async move {
+                let _place = place;
+                let _counted = this.metrics.connections.hold();
+                if let Err((reason, error)) = this.connection(tcp, peer).await {
+                    this.metrics.connection_failures.inc(reason);
+                    debug!(%peer, reason, error, "connection failed");
                 }
-                (Err(error), _) => {
-                    // EMFILE, ENFILE, ENOMEM, or a connection that is already gone.
-                    self.metrics.connection_failures.inc("accept");
-                    warn!(%error, pause = ?ACCEPT_PAUSE, "cannot accept");
-                    tokio::select! {
-                        () = sleep(ACCEPT_PAUSE) => {}
-                        () = self.stop.cancelled() => return,
-                    }
-                }
-            }
-        }
+            });
+        };
+        let accepts = self.metrics.accepts.clone();
+        let most = self.limits.connections;
+        accept(listener, most, accepts, &self.stop, connected).await;
     }
 
     async fn connection(
@@ -190,14 +169,9 @@ impl Listener {
         peer: SocketAddr,
     ) -> Result<(), (&'static str, String)> {
         let limits = self.limits;
-        // Fails only if the connection is gone, which the handshake will say.
-        let _ = tcp.set_nodelay(true);
-        let handshake = TlsAcceptor::from(self.tls.config()).accept(tcp);
-        let tls = tokio::select! {
-            tls = timeout(limits.handshake, handshake) => tls
-                .map_err(|_| ("handshake_timeout", "no TLS handshake in time".to_owned()))?
-                .map_err(|error| ("handshake", error.to_string()))?,
-            () = self.stop.cancelled() => return Ok(()),
+        let config = self.tls.config();
+        let Some(tls) = handshake(tcp, config, limits.handshake, &self.stop).await? else {
+            return Ok(());
         };
 
         // A stranger does not keep a place among the connections by asking in vain.

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use adit_shared::net::accept::AcceptCounts;
 use parking_lot::Mutex;
 
 /// A number that only grows.
@@ -122,6 +123,8 @@ pub struct Metrics {
     pub enrolment_reports: Counter,
     /// Connections that ended before they were of use, by reason.
     pub connection_failures: Counters,
+    /// What came of accepting, at all ports.
+    pub accepts: Arc<AcceptCounts>,
     /// The snapshot that is served.
     pub generation: Gauge,
     /// In a cluster: what is written to the API server.
@@ -241,6 +244,12 @@ impl Metrics {
             "reason",
             &self.connection_failures,
         );
+        // Of the same family: connections that we could not even accept.
+        let AcceptCounts {
+            aborted, exhausted, ..
+        } = &*self.accepts;
+        let accept = aborted.load(Ordering::Relaxed) + exhausted.load(Ordering::Relaxed);
+        out.line("adit_connection_failures", &[("reason", "accept")], accept);
         if let Some(writes) = self.writes.get() {
             writes.render(&mut out);
         }

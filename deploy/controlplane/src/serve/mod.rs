@@ -5,6 +5,7 @@
 //! [`certificates`] or [`reports`]. A change's way: the compiler publishes a
 //! [`ResourceSnapshot`] -> [`debounce`] -> each stream compares it with what it has sent.
 
+pub(crate) mod accept;
 mod ads;
 mod body;
 mod certificates;
@@ -26,9 +27,10 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 pub use ads::StreamLimits;
 pub use clients::{ClientReport, TypeReport};
@@ -41,6 +43,7 @@ pub use tls::ServingError;
 
 use crate::auth::Authenticator;
 use crate::ca::CertificateIssuer;
+use crate::quota::Quota;
 use crate::webhook::{self, Webhook};
 
 /// How to serve.
@@ -115,9 +118,12 @@ pub enum ServeError {
 pub struct Serving {
     address: SocketAddr,
     monitoring: Option<SocketAddr>,
+    webhook: Option<SocketAddr>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What serves the ports and renews the certificate: none of it ends before the stop.
+    essential: JoinSet<()>,
     deadline: Duration,
 }
 
@@ -136,6 +142,7 @@ impl Serving {
         let metrics = Arc::new(Metrics::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let mut essential = JoinSet::new();
         let clients = clients::Clients::default();
 
         let (tls, renew_in) = tls::ServingTls::new(
@@ -152,24 +159,29 @@ impl Serving {
         };
 
         let (target, snapshots) = watch::channel(source.borrow().clone());
+        let mut webhook_address = None;
         if let Some(webhook) = config.webhook {
             let (listener, address) = listen(webhook.listen).await?;
+            webhook_address = Some(address);
             let tls = tls.clone();
             let port = Arc::new(webhook::Port {
                 admission: webhook.admission,
+                limits: webhook.limits,
+                accepts: metrics.accepts.clone(),
                 tls: move || tls.config(),
                 stop: stop.clone(),
                 tasks: tasks.clone(),
             });
-            tasks.spawn(port.run(listener));
+            essential.spawn(tasks.track_future(port.run(listener)));
             info!(%address, "serving the validating webhook");
         }
 
-        tasks.spawn(stoppable(&stop, config.debounce.run(source, target)));
-        tasks.spawn({
+        let debounce = stoppable(&stop, config.debounce.run(source, target));
+        essential.spawn(tasks.track_future(debounce));
+        essential.spawn(tasks.track_future({
             let (tls, stop) = (tls.clone(), stop.clone());
             async move { tls.renew(renew_in, stop).await }
-        });
+        }));
 
         let gate = gate::Gate::new(authenticator, metrics.clone());
         let trusted = issuer.trusted().clone();
@@ -181,9 +193,9 @@ impl Serving {
             metrics: metrics.clone(),
             limits: config.streams,
             admission: Arc::new(Semaphore::new(config.streams.streams)),
-            pushes: Semaphore::new(config.streams.concurrent_pushes.max(1)),
             large_pushes: Arc::new(Semaphore::new(config.streams.large_in_flight as usize)),
-            large_requests: Arc::new(Semaphore::new(config.streams.large_requests.max(1))),
+            turns: requests::Turns::new(config.streams.large_requests),
+            of_pods: Quota::new(config.streams.streams_of_pod),
             stop: stop.clone(),
             tasks: tasks.clone(),
         }));
@@ -204,7 +216,7 @@ impl Serving {
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
-        tasks.spawn(port.run(listener));
+        essential.spawn(tasks.track_future(port.run(listener)));
         let monitoring_address = monitoring.as_ref().map(|(_, address)| *address);
         if let Some((listener, _)) = monitoring {
             let port = Arc::new(monitoring::Monitoring {
@@ -214,15 +226,17 @@ impl Serving {
                 stop: stop.clone(),
                 tasks: tasks.clone(),
             });
-            tasks.spawn(port.run(listener));
+            essential.spawn(tasks.track_future(port.run(listener)));
         }
         info!(%address, monitoring = ?monitoring_address, "serving");
         Ok(Self {
             address,
             monitoring: monitoring_address,
+            webhook: webhook_address,
             metrics,
             stop,
             tasks,
+            essential,
             deadline: config.stop_deadline,
         })
     }
@@ -237,9 +251,22 @@ impl Serving {
         self.monitoring
     }
 
+    /// Where the API server asks.
+    pub fn webhook_address(&self) -> Option<SocketAddr> {
+        self.webhook
+    }
+
     /// What has been counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Returns when something without which serving is of no use has ended before the stop,
+    /// which it does by a defect only: the process should end too, so that it is started anew.
+    pub async fn ended(&mut self) {
+        if let Some(Err(error)) = self.essential.join_next().await {
+            error!(%error, "a part of serving has ended");
+        }
     }
 
     /// Ends streams and connections in good order, within the deadline for that. Returns

@@ -13,12 +13,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
+use super::accept::accept;
 use super::clients::Clients;
 use super::metrics::Metrics;
 use super::snapshot::ResourceSnapshot;
@@ -27,7 +27,6 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// A scraper keeps its connection; nobody needs one for longer than this.
 const MAX_AGE: Duration = Duration::from_secs(600);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitoring {
     pub(super) metrics: Arc<Metrics>,
@@ -39,27 +38,11 @@ pub(super) struct Monitoring {
 
 impl Monitoring {
     pub(super) async fn run(self: Arc<Self>, listener: TcpListener) {
-        let admission = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                accepted = async {
-                    // The semaphore is never closed.
-                    let slot = admission.clone().acquire_owned().await.ok();
-                    (listener.accept().await, slot)
-                } => accepted,
-                () = self.stop.cancelled() => return,
-            };
-            let (tcp, slot) = match accepted {
-                (Ok((tcp, _)), slot) => (tcp, slot),
-                (Err(error), _) => {
-                    warn!(%error, "monitoring: cannot accept");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let this = self.clone();
-            self.tasks.spawn(async move {
-                let _slot = slot;
+        let this = self.clone();
+        let connected = move |tcp, _, place| {
+            let this = this.clone();
+            this.tasks.clone().spawn(async move {
+                let _place = place;
                 let service = service_fn(|request| {
                     let response = this.answer(&request);
                     async move { Ok::<_, Infallible>(response) }
@@ -75,7 +58,9 @@ impl Monitoring {
                     () = this.stop.cancelled() => {}
                 }
             });
-        }
+        };
+        let accepts = self.metrics.accepts.clone();
+        accept(listener, MAX_CONNECTIONS, accepts, &self.stop, connected).await;
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -37,6 +37,13 @@ impl CaBundles {
             task: tokio::spawn(run(Api::all(kubernetes.client), name, ca)),
         }
     }
+
+    /// Returns when nothing is kept any more, which comes about by a defect only.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the webhook's caBundle is not kept any more");
+        }
+    }
 }
 
 impl Drop for CaBundles {

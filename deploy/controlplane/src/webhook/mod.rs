@@ -12,23 +12,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 pub use ca_bundle::CaBundles;
 pub(crate) use port::Port;
+pub use port::WebhookLimits;
 
 use crate::analyze::{Code, Finding, Severity, analyze};
 use crate::compile::MeshConfig;
 use crate::model::{Object, Objects};
 use crate::source::SourceState;
 
+use self::port::SMALL;
 use self::review::Question;
 
 /// Where the API server asks.
 pub const PATH: &str = "/validate";
 /// For looking at the surroundings of an object. The API server waits for ten seconds.
 const ANALYSIS_DEADLINE: Duration = Duration::from_secs(3);
+/// Questions that are parsed and judged at a time.
+const MAX_JUDGING: u32 = 4;
 /// In larger meshes objects are looked at by themselves only.
 const MAX_ANALYSED_PODS: usize = 20_000;
 /// `kubectl` prints each on a line of its own.
@@ -41,6 +46,8 @@ pub struct Webhook {
     pub listen: SocketAddr,
     /// What it says.
     pub admission: Admission,
+    /// The bounds of its port.
+    pub limits: WebhookLimits,
 }
 
 /// Decides about objects. Cheap to clone.
@@ -48,6 +55,9 @@ pub struct Webhook {
 pub struct Admission {
     source: watch::Receiver<SourceState>,
     mesh: Arc<MeshConfig>,
+    /// What is parsed and judged at a time: JSON takes many times its length in memory. A
+    /// large question counts for all.
+    judging: Arc<Semaphore>,
     /// One analysis at a time: it takes a core for a while.
     analysis: Arc<Semaphore>,
 }
@@ -58,6 +68,7 @@ impl Admission {
         Self {
             source,
             mesh: Arc::new(mesh),
+            judging: Arc::new(Semaphore::new(MAX_JUDGING as usize)),
             analysis: Arc::new(Semaphore::new(1)),
         }
     }
@@ -66,9 +77,16 @@ impl Admission {
     ///
     /// # Errors
     /// In words, if it is none.
-    pub(crate) async fn review(&self, body: &[u8]) -> Result<Vec<u8>, String> {
-        let question = Question::parse(body)?;
-        let (mut answer, object) = question.judge();
+    pub(crate) async fn review(&self, body: Bytes) -> Result<Vec<u8>, String> {
+        let (question, mut answer, object) = {
+            let weight = if body.len() > SMALL { MAX_JUDGING } else { 1 };
+            // The semaphore is never closed.
+            let _turn = self.judging.acquire_many(weight).await;
+            let question = Question::parse(&body)?;
+            drop(body);
+            let (answer, object) = question.judge();
+            (question, answer, object)
+        };
         if let Some(object) = object
             && answer.allowed()
         {

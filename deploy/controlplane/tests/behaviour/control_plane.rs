@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_controlplane::auth::Caller;
+use adit_controlplane::ca::CurrentCa;
 use adit_controlplane::compile::l7::WaypointName;
 use adit_controlplane::driver::{ControlPlane, Input, Options};
 use adit_controlplane::model::Kind;
 use adit_controlplane::serve::ResourceSnapshot;
 use adit_controlplane::source::WatchOptions;
 use adit_controlplane::status::read_statuses;
+use adit_shared::identity::{LocalCa, TrustDomain};
 use adit_shared::proto::enrolment::{EnrolmentState, PodEnrolment};
-use adit_shared::proto::waypoint::SERVICE_TYPE;
+use adit_shared::proto::waypoint::{SECRET_TYPE, SERVICE_TYPE};
 use adit_shared::proto::workload::{Address, TunnelProtocol, address};
 use adit_shared::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
@@ -274,4 +276,47 @@ async fn a_waypoint_is_known_served_and_reported() {
         assert!(Instant::now() < end, "the waypoint is not programmed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Replicas follow the authority's replacement each in its own time, and a restarted one sees
+/// the new one only: all end up with the same keys.
+#[tokio::test]
+async fn the_keys_of_sessions_follow_the_authority() {
+    let authority = || Arc::new(LocalCa::generate(&TrustDomain::default()).unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("config")).unwrap();
+    fs::write(directory.path().join("config/waypoint.yaml"), "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n").unwrap();
+    let name = WaypointName {
+        namespace: "a".into(),
+        name: "w".into(),
+    };
+    let key = |snapshot: &ResourceSnapshot| {
+        let secrets = snapshot.of_waypoint(&name, SECRET_TYPE)?;
+        let (_, secret) = secrets.iter().next()?;
+        Some(secret.body().clone())
+    };
+    let start = async |authority: &Arc<LocalCa>| {
+        let (publish, follow) = watch::channel(authority.clone());
+        let options = Options {
+            authority: Some(CurrentCa::new(follow)),
+            status: None,
+            ..options(&directory)
+        };
+        let plane = ControlPlane::start(options).await.unwrap();
+        (plane, publish)
+    };
+    let (old, new) = (authority(), authority());
+    let (before, replace) = start(&old).await;
+    let (restarted, _keep) = start(&new).await;
+    let mut snapshots = before.snapshots();
+    let first = key(&snapshots.borrow()).expect("a key");
+    let wanted = key(&restarted.snapshots().borrow()).expect("a key");
+    assert_ne!(first, wanted);
+    replace.send_replace(new);
+    let followed = snapshots.wait_for(|snapshot| key(snapshot).as_ref() == Some(&wanted));
+    let followed = tokio::time::timeout(DEADLINE, followed).await;
+    assert!(
+        followed.is_ok(),
+        "the replica keeps the old authority's key"
+    );
 }

@@ -369,17 +369,25 @@ fn backends_and_their_status() {
 /// no other of its namespace (the Gateway API suite's MeshConsumerRoute).
 #[test]
 fn a_consumer_route_needs_no_grant_for_its_own_parent() {
-    let parent = "{group: '', kind: Service, name: s, namespace: a}";
-    for (name, failing) in [("s", None), ("b", Some("RefNotPermitted"))] {
+    let own = "{group: '', kind: Service, name: s, namespace: a}";
+    // What is addressed to the other parent would go there too.
+    let and_another = "{group: '', kind: Service, name: s, namespace: a}, {group: '', kind: Service, name: b, namespace: a}";
+    let at_two_ports = "{group: '', kind: Service, name: s, namespace: a, port: 80}, {group: '', kind: Service, name: s, namespace: a, port: 81}";
+    for (parents, name, failing) in [
+        (own, "s", None),
+        (own, "b", Some("RefNotPermitted")),
+        (at_two_ports, "s", None),
+        (and_another, "s", Some("RefNotPermitted")),
+    ] {
         let rule = format!("{{backendRefs: [{{name: {name}, namespace: a, port: 80}}]}}");
-        let mesh = mesh(&(shop("a") + &shop("c") + &route("HTTPRoute", "c", "r", parent, &rule)));
+        let mesh = mesh(&(shop("a") + &shop("c") + &route("HTTPRoute", "c", "r", parents, &rule)));
         let found = find(&mesh, "a/w", "HTTPRoute/c/r").unwrap();
         let wire::route::Kind::Http(rules) = found.kind.as_ref().unwrap() else {
             panic!("not HTTP")
         };
         let to = rules.rules[0].backends[0].to.as_ref().unwrap();
         let invalid = matches!(to, wire::backend::To::Invalid(_));
-        assert_eq!(invalid, failing.is_some(), "{name}: {to:?}");
+        assert_eq!(invalid, failing.is_some(), "{parents} {name}: {to:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use adit_controlplane::ca::{CertificateIssuer, PodDirectory, TtlPolicy};
 use adit_controlplane::compile::MeshConfig;
 use adit_controlplane::serve::{Backends, ResourceSnapshot, ServeConfig, Serving};
 use adit_controlplane::source::{KubernetesOptions, KubernetesSource};
-use adit_controlplane::webhook::{Admission, CaBundles, PATH, Webhook};
+use adit_controlplane::webhook::{Admission, CaBundles, PATH, Webhook, WebhookLimits};
 use adit_shared::identity::{LocalCa, TrustDomain};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -53,6 +53,7 @@ async fn the_api_server_is_told_what_is_wrong() {
             webhook: Some(Webhook {
                 listen,
                 admission: Admission::new(source.subscribe(), MeshConfig::default()),
+                limits: WebhookLimits::default(),
             }),
             ..ServeConfig::default()
         },

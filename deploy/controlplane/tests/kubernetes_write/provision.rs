@@ -1,11 +1,17 @@
 //! Waypoints for Gateways.
 
+use std::time::Duration;
+
 use adit_controlplane::driver::ControlPlane;
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
+use kube::Api;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
-use crate::cluster::{Cluster, has, leadership};
+use crate::cluster::{Cluster, PATIENCE, has, leadership};
 
 const GATEWAY: &str = "gateway.networking.k8s.io/v1";
 
@@ -30,6 +36,9 @@ async fn run(cluster: &Cluster) -> Running {
         network: String::new(),
         revision: "default".into(),
         root_namespace: cluster.namespace.clone(),
+        node_accounts: format!("{}/ztunnel", cluster.namespace)
+            .parse()
+            .expect("legal"),
     };
     let faults = control_plane.faults().expect("a cluster");
     let provisioner = Provisioner::new(&cluster.handle(), settings, faults);
@@ -182,6 +191,7 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         .create(
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "params"},
             "data": {"deployment": "spec: {replicas: 2}",
+                "service": "metadata: {labels: {first: x}}",
                 "horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 4}",
                 "podDisruptionBudget": "spec: {minAvailable: 1}"}}),
         )
@@ -195,6 +205,16 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         })
         .await;
     let deployment = made("Deployment", "w");
+    // What the first version had and the next has not goes, though it was created, not applied.
+    cluster
+        .until("the Service is ours", &made("Service", "w"), |of| {
+            let managers = of["metadata"]["managedFields"].as_array();
+            managers.is_some_and(|all| {
+                let mut ours = all.iter().filter(|of| of["manager"] == "adit-gateway");
+                ours.next().is_some_and(|of| of["operation"] == "Apply") && ours.next().is_none()
+            })
+        })
+        .await;
     cluster
         .until("the replicas", &deployment, |of| {
             of["spec"]["replicas"] == 2
@@ -209,7 +229,15 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
     cluster
         .patch(
             &map,
-            json!({"data": {"podDisruptionBudget": null, "horizontalPodAutoscaler": null}}),
+            json!({"data": {"podDisruptionBudget": null, "horizontalPodAutoscaler": null,
+                "service": null}}),
+        )
+        .await;
+    cluster
+        .until(
+            "the label of the first version goes",
+            &made("Service", "w"),
+            |of| of["metadata"]["labels"]["first"].is_null(),
         )
         .await;
     cluster.until_gone(&budget).await;
@@ -218,10 +246,30 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
         .patch(&map, json!({"data": {"deploymnet": "spec: {}"}}))
         .await;
     cluster.until("the typo is told", &gateway, invalid).await;
+    // What cannot be laid over an object is told too, and holds up no other Gateway.
+    cluster
+        .patch(
+            &map,
+            json!({"data": {"deploymnet": null, "service": "spec: 5", "deployment": "spec: []"}}),
+        )
+        .await;
+    cluster
+        .until("the misfit is told", &gateway, |gateway| {
+            invalid(gateway) && gateway["status"].to_string().contains(".spec")
+        })
+        .await;
+    let another = cluster.create(self::gateway("another", json!({}))).await;
+    cluster
+        .until("another waypoint", &made("Deployment", "another"), any)
+        .await;
+    cluster.delete(&another).await;
 
     // Defaults of the class, from the root namespace.
     cluster
-        .patch(&map, json!({"data": {"deploymnet": null}}))
+        .patch(
+            &map,
+            json!({"data": {"service": null, "deployment": "spec: {replicas: 2}"}}),
+        )
         .await;
     cluster
         .create(json!({"apiVersion": "v1", "kind": "ConfigMap",
@@ -282,5 +330,63 @@ async fn a_service_of_somebody_else_is_not_taken_over() {
         })
         .await;
     cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn a_waypoint_does_not_run_as_a_node_proxy() {
+    let Some((_alone, cluster)) = Cluster::connect("account").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let mut object = gateway("w", json!({}));
+    object["metadata"]["annotations"] = json!({"gateway.istio.io/service-account": "ztunnel"});
+    let gateway = cluster.create(object).await;
+    cluster
+        .until("it is told", &gateway, |gateway| {
+            let status = &gateway["status"];
+            has(
+                &status["conditions"],
+                "Accepted",
+                "False",
+                "InvalidParameters",
+            ) && status.to_string().contains("/ztunnel")
+        })
+        .await;
+    assert!(cluster.get(&made("Deployment", "w")).await.is_none());
+    let own = json!({"metadata": {"annotations": {"gateway.istio.io/service-account": "own"}}});
+    cluster.patch(&gateway, own).await;
+    cluster
+        .until("the waypoint", &made("Deployment", "w"), any)
+        .await;
+    cluster.delete(&gateway).await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn the_class_tells_what_waypoints_can() {
+    let Some((_alone, cluster)) = Cluster::connect("features").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+    let classes: Api<DynamicObject> =
+        Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&kind));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let class = classes.get_opt("istio-waypoint").await.expect("an answer");
+        let status = class.map(|class| class.data["status"].clone());
+        let status = status.unwrap_or_default();
+        let features = status["supportedFeatures"].as_array();
+        let names = features.into_iter().flatten().map(|of| of["name"].as_str());
+        let names: Vec<_> = names.collect();
+        // The other writer's part stays.
+        let accepted = has(&status["conditions"], "Accepted", "True", "Accepted");
+        if accepted && names.contains(&Some("MeshConsumerRoute")) && names.is_sorted() {
+            break;
+        }
+        assert!(Instant::now() < end, "not told: {status}");
+        sleep(Duration::from_millis(50)).await;
+    }
     cluster.remove().await;
 }

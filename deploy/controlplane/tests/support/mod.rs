@@ -140,6 +140,16 @@ impl Mesh {
         self.serving.as_ref().expect("serves")
     }
 
+    pub fn serving_mut(&mut self) -> &mut Serving {
+        self.serving.as_mut().expect("serves")
+    }
+
+    /// Nothing is published any more.
+    pub fn end_snapshots(&mut self) {
+        let last = self.snapshots.borrow().clone();
+        self.snapshots = watch::channel(last).0;
+    }
+
     pub async fn stop(&mut self) -> bool {
         self.serving.take().expect("serves").stop().await
     }

@@ -148,13 +148,15 @@ impl<'v, 'a> Resolver<'v, 'a> {
     }
 
     /// What is addressed to a service may go there: a consumer's route for it needs nobody's
-    /// leave (GAMMA; the suite's MeshConsumerRoute).
+    /// leave (GAMMA; the suite's MeshConsumerRoute). A route with another parent also sends
+    /// what was addressed to that one, which nobody has asked the service for.
     fn is_parent(&self, namespace: &Arc<str>, service: &Arc<str>) -> bool {
-        self.parents.iter().any(|parent| {
+        let only = |parent: &ParentRef| {
             matches!((&*parent.group, &*parent.kind), ("" | "core", "Service"))
                 && parent.name == *service
                 && parent.namespace.as_ref() == Some(namespace)
-        })
+        };
+        !self.parents.is_empty() && self.parents.iter().all(only)
     }
 
     fn is_granted(&self, namespace: &str, service: &str) -> bool {

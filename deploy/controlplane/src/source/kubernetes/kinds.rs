@@ -176,6 +176,9 @@ pub(super) fn custom_groups() -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::Deserialize as _;
     use serde_json::json;
 
     use super::*;
@@ -208,5 +211,117 @@ mod tests {
         assert!(is_followed_crd("telemetries.telemetry.istio.io"));
         assert!(!is_followed_crd("endpointslices.discovery.k8s.io"));
         assert_eq!(custom_groups().len(), 4);
+    }
+
+    /// The rules of a template of the chart: what is filled in says nothing of kinds and verbs.
+    fn rules(template: &str) -> Vec<serde_json::Value> {
+        let mut text = String::new();
+        for line in template.lines() {
+            let line = line.trim_end();
+            if line.trim_start().starts_with("{{") && line.ends_with("}}") {
+                continue;
+            }
+            let mut line = line.to_owned();
+            while let (Some(start), Some(end)) = (line.find("{{"), line.rfind("}}")) {
+                line.replace_range(start..end + 2, "x");
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        let documents = serde_yaml_ng::Deserializer::from_str(&text);
+        let documents = documents.map(|of| serde_json::Value::deserialize(of).expect("YAML"));
+        documents
+            .flat_map(|of| of["rules"].as_array().cloned().unwrap_or_default())
+            .collect()
+    }
+
+    /// `verb plural.group`, of the whole cluster unless a rule names objects.
+    fn granted(rules: &[serde_json::Value]) -> BTreeSet<String> {
+        let texts = |rule: &serde_json::Value, key: &str| -> Vec<String> {
+            let all = rule[key].as_array().expect("a list");
+            all.iter()
+                .map(|of| of.as_str().expect("text").to_owned())
+                .collect()
+        };
+        let mut all = BTreeSet::new();
+        for rule in rules {
+            for group in texts(rule, "apiGroups") {
+                for plural in texts(rule, "resources") {
+                    for verb in texts(rule, "verbs") {
+                        let group = match group.as_str() {
+                            "" => String::new(),
+                            group => format!(".{group}"),
+                        };
+                        all.insert(format!("{verb} {plural}{group}"));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// What the chart grants of the mesh's own kinds is what is followed and written, and nowhere
+    /// is everything granted.
+    #[test]
+    fn the_chart_grants_what_is_used() {
+        let cluster = rules(include_str!(
+            "../../../../charts/istiod/templates/clusterrole.yaml"
+        ));
+        let own = rules(include_str!(
+            "../../../../charts/istiod/templates/role.yaml"
+        ));
+        let (cluster, own) = (granted(&cluster), granted(&own));
+        assert!(
+            !cluster.iter().chain(&own).any(|of| of.contains('*')),
+            "{cluster:?}"
+        );
+        for resource in &FOLLOWED {
+            for verb in ["list", "watch"] {
+                let needed = format!("{verb} {}", resource.qualified());
+                assert!(cluster.contains(&needed), "{needed}");
+            }
+        }
+        let custom = |of: &&String| custom_groups().iter().any(|group| of.ends_with(group));
+        let read: BTreeSet<_> = cluster
+            .iter()
+            .filter_map(|of| of.strip_prefix("watch "))
+            .map(str::to_owned)
+            .collect();
+        let followed = FOLLOWED.iter().filter(|resource| resource.is_custom());
+        let followed: BTreeSet<_> = followed.map(Resource::qualified).collect();
+        assert_eq!(
+            read.iter().filter(custom).cloned().collect::<BTreeSet<_>>(),
+            followed
+        );
+
+        let written = crate::status::kubernetes::kinds();
+        let written: BTreeSet<_> = written
+            .filter_map(|kind| FOLLOWED.iter().find(|resource| resource.kind == kind))
+            .map(|resource| match resource.group {
+                "" => format!("{}/status", resource.plural),
+                group => format!("{}/status.{group}", resource.plural),
+            })
+            .collect();
+        for verb in ["update ", "patch "] {
+            let statuses = cluster.iter().filter_map(|of| of.strip_prefix(verb));
+            let statuses = statuses.filter(|of| of.contains("/status"));
+            assert_eq!(
+                statuses.map(str::to_owned).collect::<BTreeSet<_>>(),
+                written,
+                "{verb}"
+            );
+        }
+        // The key that signs is made once, and no replica can write another over it.
+        assert!(own.contains("create secrets"));
+        for rule in rules(include_str!(
+            "../../../../charts/istiod/templates/role.yaml"
+        )) {
+            let names = rule["resourceNames"].to_string();
+            let verbs = rule["verbs"].to_string();
+            let writes = ["update", "patch", "delete"]
+                .iter()
+                .any(|of| verbs.contains(of));
+            assert!(!(writes && names.contains("istio-ca-secret")), "{rule}");
+        }
     }
 }
