@@ -25,6 +25,13 @@ pub struct Ask {
     dry_run: bool,
 }
 
+impl Ask {
+    /// Whom.
+    pub fn provider(&self) -> String {
+        self.provider.clone()
+    }
+}
+
 impl From<&CustomCheck<'_>> for Ask {
     fn from(check: &CustomCheck<'_>) -> Self {
         Self {

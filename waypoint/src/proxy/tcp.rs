@@ -10,7 +10,7 @@ use adit_shared::hbone::server::Responder;
 use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseFlag};
 use http::StatusCode;
 
-use super::authorize::{Asked, Denied, authorize};
+use super::authorize::{Asked, Denied, authorize_connection};
 use super::client_hello;
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
@@ -178,7 +178,7 @@ async fn open(
             server_name,
             mesh: &mesh,
         };
-        if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
+        if let Err(denied) = authorize_connection(target.policies(), &asked.request(None), trust) {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
         let routed = {
@@ -213,7 +213,7 @@ async fn open(
         let (workload, endpoint) = (reach.workload, reach.endpoint);
         asked.destination = endpoint.address;
         if let Some(policies) = &reach.policies
-            && let Err(denied) = authorize(policies, &asked.request(None), trust)
+            && let Err(denied) = authorize_connection(policies, &asked.request(None), trust)
         {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
@@ -305,7 +305,7 @@ impl Flow<'_> {
             // A service that is gone has no policies any more; what is open goes on.
             if let Some(target) = self.destination.target(&view) {
                 let trust = &view.mesh().trust;
-                if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
+                if let Err(denied) = authorize_connection(target.policies(), &asked.request(None), trust) {
                     return denied;
                 }
                 let own = view.policies().for_workload(&endpoint.uid);
@@ -313,7 +313,7 @@ impl Flow<'_> {
                     destination: endpoint.address,
                     ..asked
                 };
-                if let Err(denied) = authorize(&own, &asked.request(None), trust) {
+                if let Err(denied) = authorize_connection(&own, &asked.request(None), trust) {
                     return denied;
                 }
             }

@@ -10,10 +10,12 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
-use crate::support::{Mesh, Vip, body, echo, get, run, send};
+use crate::support::{DEADLINE, Mesh, Vip, body, echo, get, run, send};
 
 fn custom(vip: &Vip, provider: &str) -> pb::AuthorizationPolicy {
     pb::AuthorizationPolicy {
@@ -81,6 +83,102 @@ async fn guard() -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>) {
     (address, shown)
 }
 
+/// The provider `guard` at that address, which sees four bytes of a body.
+fn provider(mesh: &Mesh, address: SocketAddr) {
+    let provider = pb::Provider {
+        name: "guard".into(),
+        kind: Some(pb::provider::Kind::ExtAuthzHttp(pb::ExtAuthzHttp {
+            common: Some(pb::ExtAuthzCommon {
+                service: Some(pb::ProviderService {
+                    hostname: address.ip().to_string(),
+                    port: address.port().into(),
+                    timeout: None,
+                }),
+                body_max_bytes: 4,
+                body_allow_partial: true,
+                ..Default::default()
+            }),
+            include_request_headers: vec!["x-token".into()],
+            headers_to_upstream_on_allow: vec!["x-user".into()],
+            ..Default::default()
+        })),
+    };
+    mesh.put(pb::PROVIDER_TYPE, "guard", &provider);
+}
+
+/// A CUSTOM policy without `targetRefs`, the usual form, is one of the workloads that it selects.
+#[test]
+fn a_provider_is_asked_for_policies_that_select_workloads() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let (app, seen) = echo("got ");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let (address, shown) = guard().await;
+        provider(&mesh, address);
+        let mut policy = custom(&web, "guard");
+        policy.targets = vec![pb::Target {
+            kind: Some(pb::target::Kind::Workload(
+                "Kubernetes//Pod/shop/web-a".into(),
+            )),
+        }];
+        let name = "AuthorizationPolicy/shop/ask";
+        mesh.put(pb::AUTHORIZATION_POLICY_TYPE, name, &policy);
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http1(&web).await;
+        assert_eq!(send(&mut sender, get("/open")).await.status, 200);
+        let denied = send(&mut sender, get("/guarded")).await;
+        assert_eq!((denied.status, denied.text()), (401, "who are you?"));
+        let post = Request::post("/guarded/x")
+            .header("host", "w")
+            .header("x-token", "good")
+            .body(body("all of it"))
+            .unwrap();
+        let allowed = send(&mut sender, post).await;
+        assert_eq!((allowed.status, allowed.text()), (200, "got all of it"));
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.last().unwrap().headers["x-user"], "alice");
+        assert_eq!(shown.lock().unwrap().last().unwrap(), "all ");
+    });
+}
+
+/// Who is silent for a moment on a port that declares nothing counts as no HTTP, and must not
+/// get around a provider by that.
+#[test]
+fn a_provider_cannot_be_avoided_by_not_speaking_http_at_first() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Undeclared);
+        let (app, seen) = echo("a");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let (address, _) = guard().await;
+        provider(&mesh, address);
+        for target in [
+            service(&web),
+            pb::Target {
+                kind: Some(pb::target::Kind::Workload(
+                    "Kubernetes//Pod/shop/web-a".into(),
+                )),
+            },
+        ] {
+            let mut policy = custom(&web, "guard");
+            policy.targets = vec![target];
+            let name = "AuthorizationPolicy/shop/ask";
+            mesh.put(pb::AUTHORIZATION_POLICY_TYPE, name, &policy);
+            let client = mesh.client("default", "curl").await;
+            assert_eq!(client.get(&web, "/guarded").await.status, 401);
+            let tunnel = client.tunnel(web.address).await.expect("accepted");
+            let mut io = tunnel.into_io();
+            // Nothing is said until the waypoint has made up its mind.
+            let ended = timeout(DEADLINE, io.read_u8()).await.expect("it ends");
+            assert!(ended.is_err(), "{ended:?}");
+            let request = b"GET /guarded HTTP/1.1\r\nhost: w\r\n\r\n";
+            let _ = io.write_all(request).await;
+            assert!(seen.lock().unwrap().is_empty());
+        }
+    });
+}
+
 #[test]
 fn a_provider_decides_sees_the_body_and_adds_headers() {
     run(async {
@@ -89,25 +187,7 @@ fn a_provider_decides_sees_the_body_and_adds_headers() {
         let (app, seen) = echo("got ");
         let _pod = mesh.pod(&web, "web-a", app).await;
         let (address, shown) = guard().await;
-        let provider = pb::Provider {
-            name: "guard".into(),
-            kind: Some(pb::provider::Kind::ExtAuthzHttp(pb::ExtAuthzHttp {
-                common: Some(pb::ExtAuthzCommon {
-                    service: Some(pb::ProviderService {
-                        hostname: address.ip().to_string(),
-                        port: address.port().into(),
-                        timeout: None,
-                    }),
-                    body_max_bytes: 4,
-                    body_allow_partial: true,
-                    ..Default::default()
-                }),
-                include_request_headers: vec!["x-token".into()],
-                headers_to_upstream_on_allow: vec!["x-user".into()],
-                ..Default::default()
-            })),
-        };
-        mesh.put(pb::PROVIDER_TYPE, "guard", &provider);
+        provider(&mesh, address);
         let policy = custom(&web, "guard");
         mesh.put(
             pb::AUTHORIZATION_POLICY_TYPE,
