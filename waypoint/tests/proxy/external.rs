@@ -5,17 +5,19 @@ use std::sync::{Arc, Mutex};
 
 use adit_shared::proto::waypoint as pb;
 use adit_shared::proto::waypoint::service_port::Protocol;
+use adit_shared::xds::client::Resource;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Mesh, Vip, body, echo, get, run, send};
+use crate::support::{DEADLINE, Http, Mesh, Vip, body, echo, get, run, send};
 
 fn custom(vip: &Vip, provider: &str) -> pb::AuthorizationPolicy {
     pb::AuthorizationPolicy {
@@ -273,4 +275,100 @@ fn a_token_that_is_no_good_is_refused_and_none_is_not() {
             assert!(refused.header("www-authenticate").starts_with("Bearer"));
         });
     }
+}
+
+/// What a client has not sent to its end must not reach an endpoint as if it had.
+#[test]
+fn a_body_that_breaks_off_while_a_provider_is_shown_it_is_not_complete() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let whole = Arc::<Mutex<Vec<Bytes>>>::default();
+        let kept = whole.clone();
+        let app = Http(move |request: Request<Incoming>| {
+            let kept = kept.clone();
+            async move {
+                if let Ok(read) = request.into_body().collect().await {
+                    kept.lock().unwrap().push(read.to_bytes());
+                }
+                Response::new(body("taken"))
+            }
+        });
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let (address, _) = guard().await;
+        provider(&mesh, address);
+        let policy = custom(&web, "guard");
+        let name = "AuthorizationPolicy/shop/ask";
+        mesh.put(pb::AUTHORIZATION_POLICY_TYPE, name, &policy);
+        let client = mesh.client("default", "curl").await;
+        let mut io = client.tunnel(web.address).await.unwrap().into_io();
+        let request = b"POST /guarded HTTP/1.1\r\nhost: w\r\nx-token: good\r\n\
+            transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n";
+        io.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(DEADLINE, io.read_to_end(&mut answer)).await;
+        let _ = read.expect("it ends");
+        let text = String::from_utf8_lossy(&answer);
+        assert!(!text.starts_with("HTTP/1.1 200"), "{text}");
+        // What is complete arrives.
+        let post = Request::post("/guarded")
+            .header("host", "w")
+            .header("x-token", "good")
+            .body(body("all"))
+            .unwrap();
+        let answer = send(&mut client.http1(&web).await, post).await;
+        assert_eq!(answer.text(), "taken");
+        assert_eq!(*whole.lock().unwrap(), ["all"]);
+    });
+}
+
+/// An edit that breaks a rule must not let clients write what only the rule may.
+#[test]
+fn headers_of_a_rule_that_cannot_be_used_are_written_by_nobody() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let (app, seen) = echo("a");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let authentication = pb::RequestAuthentication {
+            object: Some(pb::ObjectRef {
+                kind: "RequestAuthentication".into(),
+                namespace: "shop".into(),
+                name: "jwt".into(),
+                created: 1,
+            }),
+            targets: vec![service(&web)],
+            rules: vec![pb::JwtRule {
+                issuer: "https://issuer.example".into(),
+                jwks: "no keys".into(),
+                output_payload_to_header: "x-payload".into(),
+                output_claim_to_headers: vec![pb::ClaimToHeader {
+                    header: "x-role".into(),
+                    claim: "role".into(),
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let resource = Resource {
+            name: "RequestAuthentication/shop/jwt".into(),
+            version: "1".into(),
+            aliases: Vec::new(),
+            body: authentication.encode_to_vec().into(),
+        };
+        let type_url = pb::REQUEST_AUTHENTICATION_TYPE;
+        let _ = mesh.state.apply(type_url, vec![resource], &[]);
+        let client = mesh.client("default", "curl").await;
+        let mut request = get("/");
+        for name in ["x-role", "x-payload", "x-other"] {
+            request.headers_mut().insert(name, "admin".parse().unwrap());
+        }
+        let mut sender = client.http1(&web).await;
+        assert_eq!(send(&mut sender, request).await.status, 200);
+        let seen = seen.lock().unwrap();
+        let headers = &seen.last().unwrap().headers;
+        assert_eq!(headers["x-other"], "admin");
+        assert!(headers.get("x-role").is_none());
+        assert!(headers.get("x-payload").is_none());
+    });
 }
