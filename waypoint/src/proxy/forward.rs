@@ -668,7 +668,8 @@ fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
             headers: &exchange.headers,
             body: has_body.then_some(&exchange.request),
             caller: &exchange.downstream.caller,
-            shadow: plan.mesh.shadow_host_suffix,
+            claims: exchange.claims.as_ref(),
+            mesh: &plan.mesh,
         };
         let worker = &exchange.downstream.worker;
         mirror::send(worker, choice.clone(), *protocol, &original);

@@ -300,7 +300,13 @@ fn decide(
 }
 
 /// Makes the path comparable; the request goes on with it.
-fn normal_path(view: &View, head: &mut request::Parts) -> Result<NormalizedPath<'static>, Reply> {
+///
+/// # Errors
+/// It is none.
+pub fn normal_path(
+    view: &View,
+    head: &mut request::Parts,
+) -> Result<NormalizedPath<'static>, Reply> {
     let mode = view.mesh().path_normalization;
     let path = normalize(head.uri.path(), mode)
         .map_err(|_| Reply::bad_request("invalid_path"))?
