@@ -116,7 +116,11 @@ impl RequestAuthentication {
             locations,
             written: reader.written,
             invalid,
-            problems: reader.problems,
+            // What the control plane has found wrong is not told to it again.
+            problems: match wire.invalid.is_empty() {
+                true => reader.problems,
+                false => Vec::new(),
+            },
         }
     }
 

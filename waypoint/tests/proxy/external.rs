@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use adit_shared::proto::waypoint as pb;
 use adit_shared::proto::waypoint::service_port::Protocol;
-use adit_shared::xds::client::Resource;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::spawn_local;
@@ -348,16 +346,11 @@ fn headers_of_a_rule_that_cannot_be_used_are_written_by_nobody() {
                 }],
                 ..Default::default()
             }],
-            ..Default::default()
+            // As the control plane says it, which has found it before.
+            invalid: "jwtRules[0].jwks: is no key set".into(),
         };
-        let resource = Resource {
-            name: "RequestAuthentication/shop/jwt".into(),
-            version: "1".into(),
-            aliases: Vec::new(),
-            body: authentication.encode_to_vec().into(),
-        };
-        let type_url = pb::REQUEST_AUTHENTICATION_TYPE;
-        let _ = mesh.state.apply(type_url, vec![resource], &[]);
+        let name = "RequestAuthentication/shop/jwt";
+        mesh.put(pb::REQUEST_AUTHENTICATION_TYPE, name, &authentication);
         let client = mesh.client("default", "curl").await;
         let mut request = get("/");
         for name in ["x-role", "x-payload", "x-other"] {
