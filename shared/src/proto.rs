@@ -92,10 +92,15 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 /// Type URL of [`enrolment::Enrolment`].
 pub const ENROLMENT_TYPE: &str = "type.googleapis.com/adit.mesh.v1.Enrolment";
 
+/// The longest that a `Duration` may be, about ten thousand years: added to the time of day it
+/// does not overflow.
+const MAX_SECONDS: u64 = 315_576_000_000;
+
 /// A duration of the wire; `None` where it is negative or malformed. (The conversion of
 /// `prost_types` overflows for the smallest number of seconds.)
 pub fn duration(of: &prost_types::Duration) -> Option<std::time::Duration> {
-    let seconds = u64::try_from(of.seconds).ok()?;
+    let seconds = u64::try_from(of.seconds).ok();
+    let seconds = seconds.filter(|seconds| *seconds <= MAX_SECONDS)?;
     let nanos = u32::try_from(of.nanos)
         .ok()
         .filter(|n| *n < 1_000_000_000)?;
@@ -111,7 +116,14 @@ mod tests {
             of(1, 500_000_000),
             Some(std::time::Duration::from_millis(1500))
         );
-        for (seconds, nanos) in [(-1, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000)] {
+        for (seconds, nanos) in [
+            (-1, 0),
+            (i64::MIN, 0),
+            (i64::MAX, 0),
+            (315_576_000_001, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+        ] {
             assert_eq!(of(seconds, nanos), None, "{seconds} {nanos}");
         }
     }

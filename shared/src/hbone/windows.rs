@@ -5,8 +5,10 @@
 //! long as all are read this does not matter. What is held by streams that would take long to
 //! take it is looked at now and then while bytes arrive: once it is half of the connection's
 //! window, the peer is told of smaller windows for streams, and of a larger one for the
-//! connection, in which all of them have room. What a connection can have us hold is bounded
-//! all the time. When those streams have gone on, or are gone, everything is as before.
+//! connection, in which all that are open have room, and some more: it grows with them, so that
+//! one slow stream costs the memory of a few and not of as many as there could be. What a
+//! connection can have us hold is bounded all the time. When those streams have gone on, or are
+//! gone, everything is as before.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -30,6 +32,8 @@ const CALM: u32 = 20;
 /// The window of a stream while others are slow: enough for a busy one, and small enough that
 /// all streams that a connection may have hold less than one worker's share of memory.
 const SMALL_WINDOW: u32 = 256 << 10;
+/// Streams that may be opened until it is looked again, and find room.
+const SPARE: u32 = 16;
 
 /// What the streams of a connection hold.
 #[derive(Default)]
@@ -56,6 +60,10 @@ impl Windows {
 
     fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
+    }
+
+    fn open(&self) -> u32 {
+        u32::try_from(self.0.borrow().len()).unwrap_or(u32::MAX)
     }
 
     /// Bytes that slow streams hold, and whether any stream holds some.
@@ -137,8 +145,10 @@ pub(super) struct Keeper {
     calm: u32,
     stream_window: u32,
     connection_window: u32,
-    /// The connection's window in which all streams have room.
+    /// The connection's window in which all streams have room that there may be.
     roomy: u32,
+    /// The connection's window as it was announced last.
+    announced: u32,
 }
 
 impl Keeper {
@@ -159,6 +169,7 @@ impl Keeper {
             connection_window: settings.connection_window,
             // The largest there is (RFC 9113 6.9.1).
             roomy: roomy.min((1 << 31) - 1),
+            announced: settings.connection_window,
         });
         (windows, keeper)
     }
@@ -177,7 +188,7 @@ impl Keeper {
         }
         self.armed = false;
         let (slow, any) = self.windows.held();
-        self.adapt(slow, connection);
+        self.adapt(slow, self.windows.open(), connection);
         if any || self.small {
             self.arm(cx);
         }
@@ -193,18 +204,28 @@ impl Keeper {
         }
     }
 
-    fn adapt(&mut self, slow: usize, connection: &mut impl Announce) {
+    fn adapt(&mut self, slow: usize, open: u32, connection: &mut impl Announce) {
         let window = self.connection_window as usize;
-        if slow >= window / 2 {
+        let much = slow >= window / 2;
+        if much {
             self.calm = 0;
-            if !self.small && connection.stream_window(SMALL_WINDOW).is_ok() {
-                self.small = true;
-                connection.connection_window(self.roomy);
+            self.small |= !self.small && connection.stream_window(SMALL_WINDOW).is_ok();
+        }
+        if self.small {
+            // Never less than before: what was announced may be used already.
+            let streams = open.saturating_add(SPARE).saturating_mul(SMALL_WINDOW);
+            let room = self.connection_window.saturating_add(streams);
+            let room = room.min(self.roomy);
+            if room > self.announced {
+                self.announced = room;
+                connection.connection_window(room);
             }
-        } else if self.small && slow < window / 8 {
+        }
+        if self.small && !much && slow < window / 8 {
             self.calm += 1;
             if self.calm >= CALM && connection.stream_window(self.stream_window).is_ok() {
                 self.small = false;
+                self.announced = self.connection_window;
                 connection.connection_window(self.connection_window);
             }
         }
@@ -236,20 +257,31 @@ mod tests {
         let mut keeper = keeper.expect("four streams fill the window");
         let mut told = Told::default();
         let much = settings.connection_window as usize / 2;
-        keeper.adapt(much - 1, &mut told);
+        keeper.adapt(much - 1, 4, &mut told);
         assert!(told.0.is_empty());
-        keeper.adapt(much, &mut told);
-        let roomy = settings.connection_window + 200 * SMALL_WINDOW;
-        assert_eq!(std::mem::take(&mut told.0), [SMALL_WINDOW, roomy]);
+        // Room for those that are open and a few, as many as there are.
+        keeper.adapt(much, 4, &mut told);
+        let room = |streams| settings.connection_window + streams * SMALL_WINDOW;
+        assert_eq!(std::mem::take(&mut told.0), [SMALL_WINDOW, room(4 + SPARE)]);
+        keeper.adapt(much, 2, &mut told);
+        assert!(told.0.is_empty(), "never less");
+        keeper.adapt(much, 100, &mut told);
+        assert_eq!(std::mem::take(&mut told.0), [room(100 + SPARE)]);
+        keeper.adapt(much, 200, &mut told);
+        assert_eq!(
+            std::mem::take(&mut told.0),
+            [room(200)],
+            "as many as may be"
+        );
         for _ in 0..CALM - 1 {
-            keeper.adapt(0, &mut told);
+            keeper.adapt(0, 200, &mut told);
         }
-        keeper.adapt(much, &mut told);
+        keeper.adapt(much, 200, &mut told);
         for _ in 0..CALM - 1 {
-            keeper.adapt(0, &mut told);
+            keeper.adapt(0, 200, &mut told);
         }
         assert!(told.0.is_empty());
-        keeper.adapt(0, &mut told);
+        keeper.adapt(0, 200, &mut told);
         let before = [settings.stream_window, settings.connection_window];
         assert_eq!(told.0, before);
     }

@@ -12,13 +12,16 @@ use adit_shared::policy::http::{
 };
 use adit_shared::policy::{DenyReason, DryRunOutcome, Verdict};
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Uri};
+use http::{Method, Request, Uri};
 use serde_json::{Value, json};
 
+use crate::proxy::consumer::{is_consumer, judged_at};
 use crate::proxy::destination::{Target, resolve};
 use crate::proxy::headers::is_grpc;
-use crate::route::{Backends, Lookup, NoClaims, PortRoutes, RequestView};
-use crate::state::{Backend, View};
+use crate::route::{
+    self, Backends, Filters, Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule,
+};
+use crate::state::{Backend, Protocol, Reach, View};
 
 /// The request in question.
 pub struct Question {
@@ -31,11 +34,23 @@ pub struct Question {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    /// What a ClientHello names, where TLS is passed through; in small letters.
+    server_name: Option<String>,
+}
+
+/// What is judged, on its way.
+struct Asked<'a> {
+    path: &'a NormalizedPath<'a>,
+    query: Option<&'a str>,
+    headers: &'a HeaderMap,
+    destination: SocketAddr,
+    /// It is not HTTP: nothing of it can be seen.
+    opaque: bool,
 }
 
 impl Question {
     /// Reads a query: `source` (SPIFFE id), `sourceAddress`, `destination` (address and
-    /// port), `method`, `path`, `headers` (a line for each).
+    /// port), `method`, `path`, `headers` (a line for each), `serverName`.
     ///
     /// # Errors
     /// What is missing or wrong.
@@ -73,6 +88,10 @@ impl Question {
                 .map_err(|e| wrong("method", &e))?,
             uri: or("path", "/").parse().map_err(|e| wrong("path", &e))?,
             headers,
+            server_name: query
+                .get("serverName")
+                .filter(|name| !name.is_empty())
+                .map(|name| name.to_ascii_lowercase()),
         })
     }
 
@@ -93,9 +112,24 @@ impl Question {
             Ok(path) => path,
             Err(error) => return json!({ "refused": error.to_string(), "status": 400 }),
         };
+        // HTTP/1.0 may leave it out; who was dialled is meant then.
+        let mut headers = self.headers.clone();
+        if !headers.contains_key(HOST)
+            && let Ok(host) = HeaderValue::try_from(destination.host())
+        {
+            headers.insert(HOST, host);
+        }
+        let opaque = matches!(target.protocol(), Protocol::Tcp | Protocol::Tls);
+        let asked = Asked {
+            path: &path,
+            query: self.uri.query(),
+            headers: &headers,
+            destination: self.destination,
+            opaque,
+        };
         let mut answer = json!({
             "path": path.as_str(),
-            "authorization": self.authorize(view, target.policies(), &path, self.destination),
+            "authorization": self.authorize(view, target.policies(), &asked),
         });
         match &target {
             Target::Service(port) => {
@@ -104,23 +138,26 @@ impl Question {
                     "namespace": &*key.namespace, "hostname": &*key.hostname,
                     "port": port.port, "protocol": super::protocol(port.protocol),
                 });
-                let own = endpoints(&port.backend);
+                let own = self.judged_endpoints(view, &port.backend, &asked);
                 match port.routes.for_port(port.port, namespace) {
                     PortRoutes::None => answer["endpoints"] = own,
                     PortRoutes::Http(table) => {
                         let request = RequestView {
                             method: &self.method,
-                            authority: self.host(),
+                            authority: host(&headers),
                             path: path.as_str(),
                             query: self.uri.query(),
-                            headers: &self.headers,
+                            headers: &headers,
                             claims: &NoClaims,
-                            is_grpc: is_grpc(&self.headers),
+                            is_grpc: is_grpc(&headers),
                         };
                         answer["route"] = match table.find(&request) {
                             Lookup::NoMatch => json!({ "noMatch": true, "status": 404 }),
                             Lookup::Matched(matched) => {
                                 let rule = matched.rule;
+                                let sent = |backend: Option<&route::Backend>| {
+                                    self.sent(view, &target, rule, matched.path, backend, &asked)
+                                };
                                 json!({
                                     "kind": &*rule.route().kind,
                                     "namespace": &*rule.route().namespace,
@@ -129,7 +166,7 @@ impl Question {
                                     "ruleName": rule.name(),
                                     "match": matched.alternative(),
                                     "invalid": matched.invalid().map(|reason| &**reason),
-                                    "backends": backends(view, rule.backends()),
+                                    "backends": backends(rule.backends(), sent),
                                     "retries": rule.retry().is_some(),
                                     "timeout": rule.timeouts().request.map(|t| format!("{t:?}")),
                                 })
@@ -137,14 +174,26 @@ impl Question {
                         };
                     }
                     PortRoutes::Tcp(table) | PortRoutes::Tls(table) => {
-                        let rule = table.rule();
-                        answer["route"] = json!({
-                            "kind": &*rule.route().kind,
-                            "namespace": &*rule.route().namespace,
-                            "name": &*rule.route().name,
-                            "rule": rule.index(),
-                            "ruleName": rule.name(),
-                        });
+                        // A request of HTTP names no server by TLS.
+                        let name = self.server_name.as_deref().filter(|_| opaque);
+                        answer["route"] = match table.find(name) {
+                            None => json!({ "noMatch": true, "status": 404 }),
+                            Some(rule) => {
+                                let consumer = is_consumer(&rule.route().namespace, &target);
+                                let to = |backend: &route::Backend| {
+                                    let to = Some(backend.target());
+                                    self.leads(view, &target, to, consumer, &asked)
+                                };
+                                json!({
+                                    "kind": &*rule.route().kind,
+                                    "namespace": &*rule.route().namespace,
+                                    "name": &*rule.route().name,
+                                    "rule": rule.index(),
+                                    "ruleName": rule.name(),
+                                    "backends": rule.backends().valid().map(to).collect::<Vec<_>>(),
+                                })
+                            }
+                        };
                     }
                 }
             }
@@ -152,43 +201,137 @@ impl Question {
                 answer["workload"] = (&*reach.workload.uid).into();
                 answer["endpoints"] = json!([{
                     "workload": &*reach.workload.uid, "address": reach.endpoint.address,
+                    "authorization": self.own_policies(view, reach, &asked),
                 }]);
             }
         }
         answer
     }
 
-    fn host(&self) -> &str {
-        let host = self.headers.get(HOST).and_then(|host| host.to_str().ok());
-        host.unwrap_or_default()
-    }
-
-    fn authorize(
+    /// A backend, or what was dialled where the rule names none, with the request as it gets
+    /// there, after the rule's filters.
+    fn sent(
         &self,
         view: &View,
-        policies: &HttpPolicySet,
-        path: &NormalizedPath<'_>,
-        destination: SocketAddr,
+        dialled: &Target,
+        rule: &Rule,
+        matched: MatchedPath,
+        backend: Option<&route::Backend>,
+        asked: &Asked<'_>,
     ) -> Value {
+        let to = backend.map(route::Backend::target);
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = self.method.clone();
+        head.headers = asked.headers.clone();
+        let text = match asked.query {
+            Some(query) => format!("{}?{query}", asked.path.as_str()),
+            None => asked.path.as_str().to_owned(),
+        };
+        head.uri = text.parse().unwrap_or_default();
+        let nothing = Filters::default();
+        let filters = backend.map_or(&nothing, route::Backend::filters);
+        let mode = view.mesh().path_normalization;
+        let changed = rule.filters().apply_request(&mut head, matched, filters);
+        let path = changed
+            .map_err(|error| error.to_string())
+            .and_then(|()| normalize(head.uri.path(), mode).map_err(|error| error.to_string()));
+        let path = match path {
+            Ok(path) => path,
+            Err(error) => return json!({ "invalid": error }),
+        };
+        let sent = Asked {
+            path: &path,
+            query: head.uri.query(),
+            headers: &head.headers,
+            ..*asked
+        };
+        let consumer = is_consumer(&rule.route().namespace, dialled);
+        self.leads(view, dialled, to, consumer, &sent)
+    }
+
+    /// Where a backend leads.
+    fn leads(
+        &self,
+        view: &View,
+        dialled: &Target,
+        to: Option<&route::Target>,
+        consumer: bool,
+        asked: &Asked<'_>,
+    ) -> Value {
+        let Some(port) = judged_at(view, dialled, to) else {
+            let to = to.map(|to| to.service.to_string());
+            return json!({ "invalid": "it is not known", "service": to });
+        };
+        let key = &port.service.service().key;
+        let subset = to.and_then(|to| to.subset.as_deref()).unwrap_or_default();
+        let backend = port.subset(subset);
+        let mut answer = json!({
+            "service": &*key.hostname,
+            "namespace": &*key.namespace,
+            "port": port.port,
+            "endpoints": backend.map(|backend| self.judged_endpoints(view, backend, asked)),
+        });
+        if consumer {
+            let there = Asked {
+                destination: SocketAddr::new(asked.destination.ip(), port.port),
+                ..*asked
+            };
+            answer["authorization"] = self.authorize(view, &port.policies, &there);
+        }
+        answer
+    }
+
+    /// Endpoints, how they are, and what their own policies say.
+    fn judged_endpoints(&self, view: &View, backend: &Backend, asked: &Asked<'_>) -> Value {
+        let mut all = endpoints(backend);
+        for endpoint in all.as_array_mut().into_iter().flatten() {
+            let uid = endpoint["workload"].as_str();
+            let reach = uid.and_then(|uid| backend.reach(uid));
+            let judged = reach.map(|reach| self.own_policies(view, &reach, asked));
+            endpoint["authorization"] = judged.into();
+        }
+        all
+    }
+
+    /// The policies of an endpoint itself; null where there are none.
+    fn own_policies(&self, view: &View, reach: &Reach, asked: &Asked<'_>) -> Value {
+        let Some(policies) = &reach.policies else {
+            return Value::Null;
+        };
+        let there = Asked {
+            destination: reach.endpoint.address,
+            ..*asked
+        };
+        self.authorize(view, policies, &there)
+    }
+
+    fn authorize(&self, view: &View, policies: &HttpPolicySet, asked: &Asked<'_>) -> Value {
         let peer = self.source_address.ip();
+        let headers = asked.headers;
+        let trusted = view.mesh().trusted_proxies;
         let request = HttpRequest {
             source_identity: Some(&self.source),
             source_ip: peer,
-            remote_ip: remote_address(peer, &self.headers, 0),
-            destination_ip: destination.ip(),
-            destination_port: destination.port(),
-            sni: None,
-            http: Some(HttpFields {
+            remote_ip: match asked.opaque {
+                true => peer,
+                false => remote_address(peer, headers, trusted),
+            },
+            destination_ip: asked.destination.ip(),
+            destination_port: asked.destination.port(),
+            sni: self.server_name.as_deref().filter(|_| asked.opaque),
+            http: (!asked.opaque).then(|| HttpFields {
                 method: self.method.as_str(),
-                path,
-                query: self.uri.query(),
-                host: self.host(),
-                headers: &self.headers,
+                path: asked.path,
+                query: asked.query,
+                host: host(headers),
+                headers,
                 claims: None,
             }),
         };
+        let opaque = asked.opaque;
         let trust = &view.mesh().trust;
         let custom = policies.custom(&request, trust);
+        let refused = custom.iter().find(|check| opaque && !check.dry_run);
         let asked: Vec<Value> = custom
             .iter()
             .map(|check| json!({ "provider": check.provider, "policy": check.policy.to_string() }))
@@ -223,7 +366,13 @@ impl Question {
                 "reason": denied.to_string(),
             }),
         };
-        if !asked.is_empty() {
+        if let Some(check) = refused
+            && answer["allowed"] == true
+        {
+            answer["allowed"] = false.into();
+            answer["policy"] = check.policy.to_string().into();
+            answer["reason"] = "its provider judges HTTP requests only".into();
+        } else if !asked.is_empty() {
             answer["asked"] = asked.into();
         }
         if !dry.is_empty() {
@@ -233,19 +382,20 @@ impl Question {
     }
 }
 
-fn backends(view: &View, backends: &Backends) -> Value {
-    let one = |backend: &crate::route::Backend| {
-        let target = backend.target();
-        let service = view.service(&target.service);
-        let port = service.and_then(|service| service.port(target.port));
-        json!({
-            "service": target.service.hostname.to_string(),
-            "namespace": target.service.namespace.to_string(),
-            "port": target.port,
-            "endpoints": port.map(|port| endpoints(&port.backend)),
-        })
-    };
-    backends.valid().map(one).collect()
+fn host(headers: &HeaderMap) -> &str {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    host.unwrap_or_default()
+}
+
+/// A rule's backends; without any it means what was dialled.
+fn backends(backends: &Backends, sent: impl Fn(Option<&route::Backend>) -> Value) -> Value {
+    if backends.is_empty() {
+        return json!([sent(None)]);
+    }
+    backends
+        .valid()
+        .map(|backend| sent(Some(backend)))
+        .collect()
 }
 
 /// Endpoints and how they are.

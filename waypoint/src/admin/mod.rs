@@ -1,6 +1,6 @@
 //! The administration endpoint (port 15000, loopback): configuration dump, log level, shutdown.
 
-mod decide;
+pub mod decide;
 mod received;
 
 use std::collections::HashMap;
@@ -205,7 +205,7 @@ const INDEX: &str = "<!DOCTYPE html><title>waypoint</title><h1>Adit waypoint</h1
 <li><a href=\"config_dump\">config_dump</a>: everything the waypoint knows, as JSON\
 <li><a href=\"connections\">connections</a>: what is open, of clients and to endpoints\
 <li>debug/decide: what would become of a request, ?source=SPIFFE-ID&amp;destination=IP:PORT\
-&amp;method=METHOD&amp;path=PATH&amp;headers=LINES\
+&amp;method=METHOD&amp;path=PATH&amp;headers=LINES&amp;serverName=NAME\
 <li><a href=\"debug/tap\">debug/tap</a>: requests as they end, from ?since=NUMBER on\
 <li>debug/trace: POST, follows the next request, ?method=METHOD&amp;path=PREFIX&amp;host=HOST\
 &amp;header=NAME:VALUE&amp;source=SPIFFE-ID&amp;timeout=SECONDS\

@@ -26,6 +26,16 @@ impl Location {
         vec![Self::Bearer, Self::Parameter("access_token".into())]
     }
 
+    /// The header that it is, or is in.
+    pub(super) fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Bearer => Some(&AUTHORIZATION),
+            Self::Header(name, _) => Some(name),
+            Self::Parameter(_) => None,
+            Self::Cookie(_) => Some(&COOKIE),
+        }
+    }
+
     /// Every token at this place.
     pub(super) fn tokens(&self, parts: &request::Parts) -> Vec<String> {
         match self {

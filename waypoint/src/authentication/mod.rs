@@ -25,7 +25,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use adit_shared::policy::http::Claims;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderValue, ORIGIN};
-use http::{Method, StatusCode, request};
+use http::{HeaderName, Method, StatusCode, request};
 
 pub use self::client::{FetchError, Fetcher, Resolve};
 pub use self::fetch::{KeySource, KeySources, SourceStatus};
@@ -139,8 +139,9 @@ impl Authenticator {
         } else {
             set.tokens(parts)
         };
-        for rule in set.rules() {
-            rule.output.sanitize(&mut parts.headers);
+        // Of rules that cannot be used, too: nobody else may write these either.
+        for name in set.policies.iter().flat_map(|policy| &policy.written) {
+            parts.headers.remove(name);
         }
         if found.len() > MAX_TOKENS {
             return Err(Unauthenticated::new(Reason::TooMany, parts));
@@ -242,6 +243,15 @@ impl Unauthenticated {
 impl AuthenticationSet {
     fn rules(&self) -> impl Iterator<Item = &Arc<JwtRule>> {
         self.policies.iter().flat_map(|policy| &policy.rules)
+    }
+
+    /// Headers in which tokens stand, or that are written from what they say.
+    pub fn header_names(&self) -> impl Iterator<Item = &HeaderName> {
+        let written = self.policies.iter().flat_map(|policy| &policy.written);
+        self.locations
+            .iter()
+            .filter_map(Location::header)
+            .chain(written)
     }
 
     /// Every token in every place that is looked at.

@@ -16,12 +16,10 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Takes away what the caller has sent under these names.
-    pub(super) fn sanitize(&self, headers: &mut HeaderMap) {
+    /// Their names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &HeaderName> {
         let claims = self.claims.iter().map(|(name, _)| name);
-        for name in self.payload.iter().chain(claims) {
-            headers.remove(name);
-        }
+        self.payload.iter().chain(claims)
     }
 
     pub(super) fn write(

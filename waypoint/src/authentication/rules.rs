@@ -58,6 +58,8 @@ pub struct RequestAuthentication {
     pub(super) rules: Vec<Arc<JwtRule>>,
     /// Everywhere a token of this object may stand.
     pub(super) locations: Vec<Location>,
+    /// Headers that only its rules may write, be they usable or not.
+    pub(super) written: Vec<HeaderName>,
     pub(super) invalid: bool,
     problems: Vec<AuthenticationProblem>,
 }
@@ -73,6 +75,7 @@ impl RequestAuthentication {
         let key = name.strip_prefix("RequestAuthentication/").unwrap_or(name);
         let mut reader = Reader {
             object: key,
+            written: Vec::new(),
             problems: Vec::new(),
         };
         match &wire.object {
@@ -111,8 +114,13 @@ impl RequestAuthentication {
             targets,
             rules,
             locations,
+            written: reader.written,
             invalid,
-            problems: reader.problems,
+            // What the control plane has found wrong is not told to it again.
+            problems: match wire.invalid.is_empty() {
+                true => reader.problems,
+                false => Vec::new(),
+            },
         }
     }
 
@@ -124,6 +132,7 @@ impl RequestAuthentication {
             targets: vec![widest(key)],
             rules: Vec::new(),
             locations: Location::defaults(),
+            written: Vec::new(),
             invalid: true,
             problems: vec![AuthenticationProblem {
                 object: key.into(),
@@ -156,6 +165,7 @@ fn widest(key: &str) -> HttpTarget {
 
 struct Reader<'a> {
     object: &'a str,
+    written: Vec<HeaderName>,
     problems: Vec<AuthenticationProblem>,
 }
 
@@ -229,6 +239,12 @@ impl Reader<'_> {
                 claims.push((name, output.claim.as_str().into()));
             }
         }
+        let output = Output { payload, claims };
+        for name in output.names() {
+            if !self.written.contains(name) {
+                self.written.push(name.clone());
+            }
+        }
         let keys = self.keys(at, wire, sources)?;
         Some(JwtRule {
             issuer: wire.issuer.as_str().into(),
@@ -236,7 +252,7 @@ impl Reader<'_> {
             keys,
             locations,
             forward: wire.forward_original_token,
-            output: Output { payload, claims },
+            output,
             space_delimited: wire.space_delimited_claims.clone(),
         })
     }

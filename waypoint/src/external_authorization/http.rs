@@ -64,9 +64,19 @@ fn decide(of: &HttpSettings, answer: Answer) -> Result<Decision, CheckError> {
     }
     let chosen = |matchers: &[Matcher]| {
         let mut changes = Vec::new();
-        for (name, value) in &answer.head.headers {
-            if matchers.iter().any(|m| m.matches(name)) && !is_protected(name) {
-                changes.push(HeaderChange::Set(name.clone(), value.clone()));
+        let headers = &answer.head.headers;
+        let chosen = headers.keys().filter(|name| {
+            let mut matchers = matchers.iter();
+            matchers.any(|m| m.matches(name)) && !is_protected(name)
+        });
+        for name in chosen {
+            // In place of what is there; all lines of it, as of several cookies.
+            for (line, value) in headers.get_all(name).iter().enumerate() {
+                let (name, value) = (name.clone(), value.clone());
+                changes.push(match line {
+                    0 => HeaderChange::Set(name, value),
+                    _ => HeaderChange::Append(name, value),
+                });
             }
         }
         changes

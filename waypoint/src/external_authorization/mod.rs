@@ -100,6 +100,17 @@ pub struct Denial {
 }
 
 impl HeaderChange {
+    /// Of which header.
+    pub fn name(&self) -> &HeaderName {
+        match self {
+            Self::Set(name, _)
+            | Self::Append(name, _)
+            | Self::SetIfAbsent(name, _)
+            | Self::Replace(name, _)
+            | Self::Remove(name) => name,
+        }
+    }
+
     /// Makes the change.
     pub fn apply(&self, headers: &mut HeaderMap) {
         match self {

@@ -325,6 +325,8 @@ async fn http_service() -> SocketAddr {
                     .header("x-user", "ann")
                     .header("x-other", "1")
                     .header("location", "/login")
+                    .header("set-cookie", "a=1")
+                    .header("set-cookie", "b=2")
                     .header("x-seen-path", head.uri.to_string())
                     .header("x-seen-names", names.join(","))
                     .body(Full::new(body));
@@ -351,7 +353,7 @@ async fn http_allows_by_200_and_passes_the_chosen_headers() {
             }],
             headers_to_upstream_on_allow: vec!["x-seen-*".into(), "x-user".into()],
             headers_to_downstream_on_allow: vec!["*-other".into()],
-            headers_to_downstream_on_deny: vec!["location".into()],
+            headers_to_downstream_on_deny: vec!["location".into(), "set-cookie".into()],
         });
         let of = provider(kind, at).expect("valid");
         for _ in 0..3 {
@@ -375,8 +377,14 @@ async fn http_allows_by_200_and_passes_the_chosen_headers() {
             panic!("allowed");
         };
         assert_eq!(denial.status, 302);
-        let location = header("location", "/login");
-        assert_eq!(denial.headers, [HeaderChange::Set(location.0, location.1)]);
+        let mut headers = HeaderMap::new();
+        for change in &denial.headers {
+            change.apply(&mut headers);
+        }
+        assert_eq!(headers["location"], "/login");
+        let cookies: Vec<_> = headers.get_all("set-cookie").iter().collect();
+        assert_eq!(cookies, ["a=1", "b=2"]);
+        assert_eq!(headers.len(), 3);
         let Decision::Denied(denial) = ask(&of, "error", "", true).await else {
             panic!("allowed");
         };

@@ -52,6 +52,33 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Asks the policies about a connection that is not HTTP, or not known to be.
+///
+/// Providers of external authorization judge requests, and there is none to show to them: a
+/// CUSTOM policy that may be meant denies, as DENY does. Otherwise a client that says nothing for
+/// a moment, on a port that does not declare its protocol, would get around it.
+///
+/// # Errors
+/// Which one denies and why.
+pub fn authorize_connection(
+    policies: &HttpPolicySet,
+    request: &HttpRequest<'_>,
+    trust: &TrustDomains,
+) -> Result<Option<Permitted>, Denied> {
+    let permitted = authorize(policies, request, trust)?;
+    let checks = policies.custom(request, trust);
+    match checks.iter().find(|check| !check.dry_run) {
+        None => Ok(permitted),
+        Some(check) => Err(Denied {
+            policy: Some(check.policy.clone()),
+            error: format!(
+                "policy {} asks provider {:?}, which judges HTTP requests only",
+                check.policy, check.provider
+            ),
+        }),
+    }
+}
+
 /// Asks the policies; `None`: there are none.
 ///
 /// # Errors

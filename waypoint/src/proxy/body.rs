@@ -27,6 +27,10 @@ pub const REPLAY_LIMIT: usize = 64 << 10;
 
 /// Pieces of a body that are kept: many small ones cost more than their sum.
 const MAX_CHUNKS: usize = 4096;
+/// Of what is shown to others before it is sent, so many small pieces are made one.
+const JOIN_CHUNKS: usize = 64;
+/// What counts as small, on the average.
+const SMALL_CHUNK: usize = 1 << 10;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,9 @@ pub enum BodyError {
     /// Its source failed.
     #[error(transparent)]
     Source(#[from] hyper::Error),
+    /// The client's side failed while it was looked at before.
+    #[error("the client has not sent all of it")]
+    Broken,
     /// Another try has taken its place.
     #[error("superseded by another attempt")]
     Superseded,
@@ -215,8 +222,31 @@ struct Kept {
     size: usize,
     trailers: Option<HeaderMap>,
     ended: bool,
+    /// It ended before its end: whoever reads so far has to know.
+    broken: bool,
     /// Too long: what was there is gone.
     overflowed: bool,
+    /// So many of the chunks have been joined, or are not worth it.
+    joined: usize,
+}
+
+impl Kept {
+    /// Keeps a chunk. Small ones are joined: each costs more than its bytes, and a client
+    /// chooses how it cuts.
+    fn keep(&mut self, data: Bytes) {
+        self.size += data.len();
+        self.chunks.push(data);
+        let new = &self.chunks[self.joined..];
+        if new.len() < JOIN_CHUNKS {
+            return;
+        }
+        if new.iter().map(Bytes::len).sum::<usize>() < JOIN_CHUNKS * SMALL_CHUNK {
+            let joined = new.concat().into();
+            self.chunks.truncate(self.joined);
+            self.chunks.push(joined);
+        }
+        self.joined = self.chunks.len();
+    }
 }
 
 impl Replay {
@@ -246,7 +276,7 @@ impl Replay {
         loop {
             let enough = {
                 let kept = self.kept.borrow();
-                kept.ended || kept.overflowed || kept.size >= want
+                kept.ended || kept.broken || kept.overflowed || kept.size >= want
             };
             if enough || self.progress.failed.get() {
                 break;
@@ -256,12 +286,10 @@ impl Replay {
             let next = next.await;
             let mut kept = self.kept.borrow_mut();
             match next {
-                None | Some(Err(_)) => kept.ended = true,
+                None => kept.ended = true,
+                Some(Err(_)) => kept.broken = true,
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        kept.size += data.len();
-                        kept.chunks.push(data);
-                    }
+                    Ok(data) => kept.keep(data),
                     Err(frame) => {
                         kept.trailers = frame.into_trailers().ok();
                         kept.ended = true;
@@ -276,7 +304,8 @@ impl Replay {
             let room = want - seen.len();
             seen.extend_from_slice(&chunk[..chunk.len().min(room)]);
         }
-        let whole = (kept.ended || ended) && kept.size <= want && !kept.overflowed;
+        let complete = (kept.ended || ended) && !kept.broken;
+        let whole = complete && kept.size <= want && !kept.overflowed;
         (seen.freeze(), whole)
     }
 
@@ -304,6 +333,9 @@ impl Replay {
             *at += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
+        if kept.broken {
+            return Poll::Ready(Some(Err(BodyError::Broken)));
+        }
         if kept.ended {
             return Poll::Ready(
                 kept.trailers
@@ -329,6 +361,7 @@ impl Replay {
                     if kept.size > self.limit || kept.chunks.len() >= MAX_CHUNKS {
                         kept.overflowed = true;
                         kept.chunks = Vec::new();
+                        kept.joined = 0;
                         *at = 0;
                     }
                     if !kept.overflowed {
@@ -430,7 +463,7 @@ impl Body for RequestBody {
             Self::Stream { incoming, .. } => incoming.is_end_stream(),
             Self::Replay { shared, at, .. } => {
                 let kept = shared.kept.borrow();
-                if *at < kept.chunks.len() {
+                if *at < kept.chunks.len() || kept.broken {
                     return false;
                 }
                 match kept.ended {
@@ -452,6 +485,7 @@ impl Body for RequestBody {
                 let left: usize = kept.chunks.iter().skip(*at).map(Bytes::len).sum();
                 let incoming = shared.incoming.borrow().size_hint();
                 match incoming.exact() {
+                    Some(more) if kept.broken && more == 0 => SizeHint::default(),
                     Some(more) => SizeHint::with_exact(left as u64 + more),
                     None => SizeHint::default(),
                 }
@@ -678,5 +712,26 @@ mod tests {
             let messages: u64 = stream.chunks(size).map(|chunk| counter.count(chunk)).sum();
             assert_eq!(messages, 3, "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn pieces_cost_no_more_than_they_hold() {
+        let mut kept = Kept::default();
+        for n in 0..100_000_u32 {
+            kept.keep(Bytes::copy_from_slice(&[(n % 251) as u8]));
+        }
+        assert_eq!(kept.size, 100_000);
+        assert!(kept.chunks.len() < 2000, "{} chunks", kept.chunks.len());
+        let whole = kept.chunks.concat();
+        let expected: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        assert!(whole == expected);
+        // Large ones stay as they are.
+        let mut kept = Kept::default();
+        let large = Bytes::from(vec![7; 16 << 10]);
+        for _ in 0..JOIN_CHUNKS + 1 {
+            kept.keep(large.clone());
+        }
+        assert_eq!(kept.chunks.len(), JOIN_CHUNKS + 1);
+        assert_eq!(kept.chunks[0].as_ptr(), large.as_ptr());
     }
 }

@@ -11,10 +11,11 @@ use adit_shared::model::Workload;
 use adit_shared::policy::http::Claims;
 use adit_shared::telemetry::ServiceLabels;
 use http::header::HOST;
-use http::{HeaderMap, Method, Uri, Version};
+use http::{HeaderMap, HeaderName, Method, Uri, Version};
 use serde_json::{Value, json};
 
 use super::body::{BodyError, MessageCounter, RequestProgress};
+use super::consumer::Place;
 use super::destination::Target;
 use super::http::Downstream;
 use super::pick::Picked;
@@ -46,6 +47,12 @@ pub struct Exchange {
     pub headers: HeaderMap,
     /// The same before a route's filters changed them; `None`: none did.
     pub original: Option<HeaderMap>,
+    /// Path and query as they are sent on, where a route has changed them.
+    pub sent_uri: Option<Uri>,
+    /// Headers that a provider of external authorization has set.
+    pub vouched: Vec<HeaderName>,
+    /// Where it was judged once more, after a consumer's route.
+    pub consumer: Option<Box<Place>>,
     /// Its body.
     pub request: Rc<RequestProgress>,
     /// What is measured and logged of it; `None`: its destination is not known.
@@ -141,6 +148,9 @@ impl Exchange {
             uri: head.uri.clone(),
             headers: HeaderMap::new(),
             original: None,
+            sent_uri: None,
+            vouched: Vec::new(),
+            consumer: None,
             request,
             telemetry: None,
             trace: NO_TRACE,

@@ -25,6 +25,13 @@ pub struct Ask {
     dry_run: bool,
 }
 
+impl Ask {
+    /// Whom.
+    pub fn provider(&self) -> String {
+        self.provider.clone()
+    }
+}
+
 impl From<&CustomCheck<'_>> for Ask {
     fn from(check: &CustomCheck<'_>) -> Self {
         Self {
@@ -121,6 +128,7 @@ fn apply(exchange: &mut Exchange, head: &mut request::Parts, changes: Changes) {
     }
     for change in &changes.request {
         change.apply(&mut head.headers);
+        exchange.vouched.push(change.name().clone());
     }
     exchange.response_changes.extend(changes.response);
     if !changes.set_query.is_empty() || !changes.remove_query.is_empty() {

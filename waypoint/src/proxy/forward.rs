@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep, sleep_until, timeout};
 use super::authorize::{Asked, authorize};
 use super::body::{Replay, RequestBody};
 use super::exchange::{Exchange, grpc_status};
+use super::external::{self, Ask};
 use super::headers;
 use super::mirror::{self, Original};
 use super::pick::{Choice, Picked, dialled};
@@ -25,6 +26,7 @@ use super::routing::Decided;
 use super::steps;
 use super::upstream::{self, Answer, Connecting, HttpVersion, Reached, SendError};
 use crate::balance::{Outcome, Permit, PickRequest, RequestResult, Resource, UpstreamProtocol};
+use crate::external_authorization::Denial;
 use crate::route::{
     Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, SessionKey, format_grpc_timeout,
     parse_grpc_timeout,
@@ -84,6 +86,20 @@ pub struct Forwarded {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// What the client gets in place of an endpoint's answer.
+pub enum Refused {
+    /// An answer of our own.
+    Reply(Reply),
+    /// That of a provider which an endpoint's policies have asked.
+    Denied(Box<Denial>),
+}
+
+impl From<Reply> for Refused {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
+    }
+}
+
 impl Plan {
     /// For a request that goes on as `uri`.
     pub fn new(view: &View, uri: Uri, decided: Decided) -> Self {
@@ -127,7 +143,7 @@ pub async fn forward(
     exchange: &mut Exchange,
     plan: Plan,
     body: RequestBody,
-) -> Result<Forwarded, Reply> {
+) -> Result<Forwarded, Refused> {
     let begun = exchange.started;
     let asked = exchange.headers.get(GRPC_TIMEOUT).filter(|_| exchange.grpc);
     let asked = asked.and_then(|value| parse_grpc_timeout(value).ok());
@@ -154,7 +170,7 @@ pub async fn forward(
                 answer = sender.run() => answer,
                 () = &mut sleeping => {
                     sender.observe(RequestResult::Timeout, Duration::ZERO);
-                    Err(Reply::REQUEST_TIMEOUT)
+                    Err(Reply::REQUEST_TIMEOUT.into())
                 }
             };
             let headers = sender.end();
@@ -192,6 +208,8 @@ struct Sender<'a> {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// A policy that has changed meanwhile denies it.
     denied: bool,
+    /// Providers that policies of endpoints have had asked: one answer is for all tries.
+    asked: Vec<String>,
 }
 
 impl<'a> Sender<'a> {
@@ -235,6 +253,7 @@ impl<'a> Sender<'a> {
             session,
             headers,
             denied: false,
+            asked: Vec::new(),
         }
     }
 
@@ -265,22 +284,29 @@ impl<'a> Sender<'a> {
         headers
     }
 
-    async fn run(&mut self) -> Result<Answer, Reply> {
+    async fn run(&mut self) -> Result<Answer, Refused> {
         let mut made = 0;
         let mut last: Option<Reply> = None;
         let mut given_back: Option<Box<Request<RequestBody>>> = None;
         // Held while the retry is under way.
         let mut _permit: Option<Permit> = None;
         loop {
-            let reach = match self.pick() {
-                Ok(reach) => reach,
-                Err(reply) => return Err(last.unwrap_or(reply)),
+            let (reach, asks) = match self.pick() {
+                Ok(picked) => picked,
+                Err(reply) => return Err(last.unwrap_or(reply).into()),
             };
+            if !asks.is_empty() {
+                if let Some(request) = given_back.take() {
+                    self.keep(request.into_body());
+                }
+                // Boxed: few endpoints have such policies.
+                Box::pin(self.ask(asks)).await.map_err(Refused::Denied)?;
+            }
             let request = match given_back.take() {
                 Some(request) => request,
                 None => match self.request()? {
                     Some(request) => request,
-                    None => return Err(last.unwrap_or(Reply::UPSTREAM_CLOSED)),
+                    None => return Err(last.unwrap_or(Reply::UPSTREAM_CLOSED).into()),
                 },
             };
             made += 1;
@@ -305,7 +331,7 @@ impl<'a> Sender<'a> {
                     if made > 1 {
                         reply.flags |= ResponseFlags::RETRY_LIMIT_EXCEEDED;
                     }
-                    reply
+                    reply.into()
                 });
             };
             // Of an answer that is not passed on the rest is not waited for: its connection
@@ -358,8 +384,8 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Chooses an endpoint and asks its own policies.
-    fn pick(&mut self) -> Result<Reach, Reply> {
+    /// Chooses an endpoint and asks its own policies; with it, whom those want to be asked.
+    fn pick(&mut self) -> Result<(Reach, Vec<Ask>), Reply> {
         let request = PickRequest {
             tried: &self.tried,
             hash: self.hash,
@@ -385,24 +411,26 @@ impl<'a> Sender<'a> {
         self.exchange.send_to(picked);
         self.exchange
             .note("endpoint", || steps::endpoint(&reach, &self.tried));
-        self.authorize(&reach)?;
-        Ok(reach)
+        let asks = self.authorize(&reach)?;
+        Ok((reach, asks))
     }
 
-    /// The policies of the endpoint itself: those that select workloads.
-    fn authorize(&mut self, reach: &Reach) -> Result<(), Reply> {
+    /// The policies of the endpoint itself: those that select workloads. They judge what it
+    /// gets, after the route's filters.
+    fn authorize(&mut self, reach: &Reach) -> Result<Vec<Ask>, Reply> {
         let Some(policies) = &reach.policies else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let exchange = &mut *self.exchange;
         let mesh = &self.plan.mesh;
-        let path = normalize(exchange.uri.path(), mesh.path_normalization);
+        let uri = &self.plan.uri;
+        let path = normalize(uri.path(), mesh.path_normalization);
         let path = path.map_err(|_| Reply::bad_request("invalid_path"))?;
         let host = exchange.headers.get(HOST).and_then(|h| h.to_str().ok());
         let fields = HttpFields {
             method: exchange.method.as_str(),
             path: &path,
-            query: exchange.uri.query(),
+            query: uri.query(),
             host: host.unwrap_or_default(),
             headers: &exchange.headers,
             claims: exchange.claims.as_deref(),
@@ -413,15 +441,57 @@ impl<'a> Sender<'a> {
             server_name: None,
             mesh,
         };
-        let judged = authorize(policies, &asked.request(Some(fields)), &mesh.trust);
+        let request = asked.request(Some(fields));
+        let judged = authorize(policies, &request, &mesh.trust);
         exchange.note("endpointAuthorization", || steps::authorization(&judged));
         match judged {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let checks = policies.custom(&request, &mesh.trust);
+                let new = checks.iter().filter(|check| {
+                    let mut asked = self.asked.iter();
+                    !asked.any(|provider| provider == check.provider)
+                });
+                Ok(new.map(Ask::from).collect())
+            }
             Err(denied) => {
                 exchange.policy = denied.policy;
                 Err(Reply::DENIED)
             }
         }
+    }
+
+    /// Asks whom the policies of an endpoint want to be asked (action CUSTOM).
+    async fn ask(&mut self, asks: Vec<Ask>) -> Result<(), Box<Denial>> {
+        self.asked.extend(asks.iter().map(Ask::provider));
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = self.exchange.method.clone();
+        head.version = self.exchange.version;
+        head.uri = self.plan.uri.clone();
+        head.headers = std::mem::take(&mut self.exchange.headers);
+        let mut body = match &mut self.source {
+            Source::Empty => RequestBody::Empty,
+            Source::Once(body) => body.take().unwrap_or(RequestBody::Empty),
+            Source::Kept(replay) => replay.attempt(),
+        };
+        let asked = external::check(self.exchange, &mut head, &mut body, asks).await;
+        self.keep(body);
+        self.exchange.headers = head.headers;
+        self.plan.uri = head.uri;
+        // The endpoint's own time begins now.
+        self.exchange.sent = Some(Instant::now());
+        self.exchange.note("endpointExternalAuthorization", || {
+            steps::external(self.exchange, asked.is_ok())
+        });
+        asked
+    }
+
+    /// Takes a body back of which nothing has been sent.
+    fn keep(&mut self, body: RequestBody) {
+        self.source = match (body, &self.source) {
+            (RequestBody::Replay { shared, .. }, _) => Source::Kept(shared),
+            (RequestBody::Empty, Source::Empty) => Source::Empty,
+            (body, _) => Source::Once(Some(body)),
+        };
     }
 
     /// The request for one try; `None`: its body has been used up.
@@ -598,7 +668,8 @@ fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
             headers: &exchange.headers,
             body: has_body.then_some(&exchange.request),
             caller: &exchange.downstream.caller,
-            shadow: plan.mesh.shadow_host_suffix,
+            claims: exchange.claims.as_ref(),
+            mesh: &plan.mesh,
         };
         let worker = &exchange.downstream.worker;
         mirror::send(worker, choice.clone(), *protocol, &original);

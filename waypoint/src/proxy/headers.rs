@@ -26,8 +26,10 @@ pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-pro
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-/// What Istio's proxies tell each other, which is nobody else's business.
-const PEER_METADATA: [HeaderName; 2] = [
+/// What proxies tell each other, which is nobody else's business: Istio's of themselves, Envoy
+/// of the path before a rewrite, which access logs show in place of the request's own.
+const PEER_METADATA: [HeaderName; 3] = [
+    HeaderName::from_static("x-envoy-original-path"),
     HeaderName::from_static("x-envoy-peer-metadata"),
     HeaderName::from_static("x-envoy-peer-metadata-id"),
 ];
@@ -409,6 +411,7 @@ mod tests {
                 ("te", "gzip, trailers"),
                 ("upgrade", "websocket"),
                 ("x-envoy-peer-metadata", "x"),
+                ("x-envoy-original-path", "/innocent"),
                 ("x-other", "2"),
             ],
         );

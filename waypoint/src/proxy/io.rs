@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
 use adit_shared::net::socket::reset_on_close;
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -119,7 +119,16 @@ impl Io {
             self.unread = if self.unread.is_empty() {
                 more
             } else {
-                [&self.unread[..], &more[..]].concat().into()
+                // In place, as it is ours alone: a client that sends byte by byte would else
+                // have us copy what is there as often.
+                let before = std::mem::take(&mut self.unread);
+                let mut joined = before.try_into_mut().unwrap_or_else(|shared| {
+                    let mut copied = BytesMut::with_capacity(2 * (shared.len() + more.len()));
+                    copied.extend_from_slice(&shared);
+                    copied
+                });
+                joined.extend_from_slice(&more);
+                joined.freeze()
             };
         }
         Poll::Ready(Ok(&self.unread))

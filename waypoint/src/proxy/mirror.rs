@@ -3,8 +3,10 @@
 //! never slowed down.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use adit_shared::policy::http::{Claims, HttpFields, normalize};
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::uri::Scheme;
@@ -15,13 +17,14 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::authorize::{Asked, authorize};
 use super::body::{RequestBody, RequestProgress};
 use super::headers;
 use super::pick::Choice;
 use super::tunnel::Caller;
 use super::upstream::{self, Connecting, HttpVersion};
 use crate::balance::PickRequest;
-use crate::state::Protocol;
+use crate::state::{Mesh, Protocol, Reach};
 use crate::worker::Worker;
 
 /// Frames of a body that a mirror may lie behind.
@@ -43,8 +46,10 @@ pub struct Original<'a> {
     pub body: Option<&'a Rc<RequestProgress>>,
     /// Who has sent it.
     pub caller: &'a Rc<Caller>,
-    /// The host is marked as that of a copy.
-    pub shadow: bool,
+    /// What its end user's token says.
+    pub claims: Option<&'a Arc<Claims>>,
+    /// What holds for the whole mesh.
+    pub mesh: &'a Arc<Mesh>,
 }
 
 /// Sends a copy on its way.
@@ -63,7 +68,7 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
     let mut request = Request::new(body);
     *request.method_mut() = original.method.clone();
     *request.headers_mut() = original.headers.clone();
-    if original.shadow {
+    if original.mesh.shadow_host_suffix {
         let host = request.headers().get(HOST).and_then(|h| h.to_str().ok());
         let shadow = host.map(|host| match host.rsplit_once(':') {
             Some((name, port)) if !port.contains(']') => format!("{name}-shadow:{port}"),
@@ -73,6 +78,7 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
             request.headers_mut().insert(HOST, shadow);
         }
     }
+    let host = request.headers().get(HOST).cloned();
     let version = match protocol {
         Protocol::Http2 | Protocol::Grpc => HttpVersion::Http2,
         _ => HttpVersion::Http1,
@@ -86,9 +92,16 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
             }
         }
     };
-    let (worker, caller) = (worker.clone(), original.caller.clone());
+    let copy = Copied {
+        caller: original.caller.clone(),
+        claims: original.claims.cloned(),
+        mesh: original.mesh.clone(),
+        host,
+        version,
+    };
+    let worker = worker.clone();
     spawn_local(async move {
-        let carrying = carry(&worker, &choice, &caller, version, request);
+        let carrying = carry(&worker, &choice, &copy, request);
         let carried = timeout(DEADLINE, carrying).await;
         match carried {
             Ok(Ok(())) => {}
@@ -99,18 +112,61 @@ pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &
     });
 }
 
+/// What is known of a copy.
+struct Copied {
+    caller: Rc<Caller>,
+    claims: Option<Arc<Claims>>,
+    mesh: Arc<Mesh>,
+    host: Option<HeaderValue>,
+    version: HttpVersion,
+}
+
+impl Copied {
+    /// The policies of the endpoint itself, which knows no difference between a request and a
+    /// copy. A provider of external authorization is not asked for copies.
+    fn authorize(&self, reach: &Reach, request: &Request<RequestBody>) -> Result<(), String> {
+        let Some(policies) = &reach.policies else {
+            return Ok(());
+        };
+        let mesh = &*self.mesh;
+        let path = normalize(request.uri().path(), mesh.path_normalization);
+        let path = path.map_err(|error| error.to_string())?;
+        let host = self.host.as_ref().and_then(|host| host.to_str().ok());
+        let asked = Asked {
+            caller: &self.caller,
+            destination: reach.endpoint.address,
+            server_name: None,
+            mesh,
+        };
+        let request = asked.request(Some(HttpFields {
+            method: request.method().as_str(),
+            path: &path,
+            query: request.uri().query(),
+            host: host.unwrap_or_default(),
+            headers: request.headers(),
+            claims: self.claims.as_deref(),
+        }));
+        authorize(policies, &request, &mesh.trust).map_err(|denied| denied.error)?;
+        let checks = policies.custom(&request, &mesh.trust);
+        match checks.iter().find(|check| !check.dry_run) {
+            Some(check) => Err(format!("policy {} asks a provider", check.policy)),
+            None => Ok(()),
+        }
+    }
+}
+
 async fn carry(
     worker: &Worker,
     choice: &Choice,
-    caller: &Caller,
-    version: HttpVersion,
+    copy: &Copied,
     request: Request<RequestBody>,
 ) -> Result<(), String> {
     let picked = choice.pick(&PickRequest::default());
     let picked = picked.map_err(|(_, error)| error.to_string())?;
-    let endpoint = picked.reach.endpoint.of_caller(caller);
+    copy.authorize(&picked.reach, &request)?;
+    let endpoint = picked.reach.endpoint.of_caller(&copy.caller);
     let connecting = Connecting::default();
-    let answer = upstream::send(worker, &endpoint, version, request, &connecting).await;
+    let answer = upstream::send(worker, &endpoint, copy.version, request, &connecting).await;
     let answer = answer.map_err(|error| error.error)?;
     let mut body = answer.response.into_body();
     while let Some(frame) =

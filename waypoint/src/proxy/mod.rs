@@ -4,7 +4,8 @@
 //!   spoken there.
 //! * [`http`]: connections of HTTP on a tunnel ([`io`]), what comes
 //!   before a response ([`interim`]); [`tcp`]: what is not HTTP ([`copy`]).
-//! * [`request`]: one request: [`headers`], [`authorize`], [`routing`], then [`forward`], which
+//! * [`request`]: one request: [`headers`], [`authorize`], [`routing`] (with [`consumer`]: what
+//!   routes of callers may not do), then [`forward`], which
 //!   [`pick`]s an endpoint and sends there by [`upstream`], again where that fails; [`mirror`]:
 //!   copies; [`body`]: what flows meanwhile; [`upgrade`]: when it becomes something else
 //!   ([`websocket`]: how that is asked for);
@@ -14,6 +15,7 @@
 pub mod authorize;
 pub mod body;
 pub mod client_hello;
+pub mod consumer;
 pub mod copy;
 pub mod destination;
 pub mod dial;

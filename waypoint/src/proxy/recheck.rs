@@ -8,6 +8,7 @@
 //! not asked a second time: their answers were for that moment.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -88,6 +89,15 @@ impl Recheck {
     }
 }
 
+/// How a request is judged.
+#[derive(Clone, Copy)]
+enum Form {
+    /// As it came.
+    Received,
+    /// As it goes on.
+    Sent,
+}
+
 impl Exchange {
     /// Asks the policies, if they may have changed since they were asked last.
     ///
@@ -104,38 +114,49 @@ impl Exchange {
         let Some(target) = target else {
             return Ok(());
         };
-        if let Target::Service(port) = &target {
-            // What a change does not touch is the same value as before.
-            let before = self.judged_by.replace(Some(port.clone()));
-            if before.is_some_and(|before| Arc::ptr_eq(&before, port)) {
-                return Ok(());
+        // What a change does not touch is the same value as before. The endpoint, and where a
+        // consumer's route leads, may belong to another service, which is not.
+        let same = match &target {
+            Target::Service(port) => {
+                let before = self.judged_by.replace(Some(port.clone()));
+                before.is_some_and(|before| Arc::ptr_eq(&before, port))
             }
+            Target::Workload { .. } => false,
+        };
+        let dialled = self.downstream.destination.dialled();
+        if !same {
+            self.judge(&view, target.policies(), dialled, Form::Received)?;
         }
-        self.judge(
-            &view,
-            target.policies(),
-            self.downstream.destination.dialled(),
-        )?;
+        if let Some((service, number)) = self.consumer.as_deref()
+            && let Some(port) = view.service(service).and_then(|of| of.port(*number))
+        {
+            let dialled = dialled.map(|address| SocketAddr::new(address.ip(), *number));
+            self.judge(&view, &port.policies, dialled, Form::Sent)?;
+        }
         let Some(workload) = &self.workload else {
             return Ok(());
         };
         let own = view.policies().for_workload(&workload.uid);
-        self.judge(&view, &own, self.upstream_host)
+        self.judge(&view, &own, self.upstream_host, Form::Sent)
     }
 
     fn judge(
         &self,
         view: &View,
         policies: &HttpPolicySet,
-        destination: Option<std::net::SocketAddr>,
+        destination: Option<SocketAddr>,
+        form: Form,
     ) -> Result<(), Denied> {
         if policies.is_empty() {
             return Ok(());
         }
         let mesh = view.mesh();
-        let headers = self.original.as_ref().unwrap_or(&self.headers);
+        let (headers, uri) = match form {
+            Form::Received => (self.original.as_ref().unwrap_or(&self.headers), &self.uri),
+            Form::Sent => (&self.headers, self.sent_uri.as_ref().unwrap_or(&self.uri)),
+        };
         // It was a path when it was allowed; under another normalisation it may be none.
-        let path = normalize(self.uri.path(), mesh.path_normalization);
+        let path = normalize(uri.path(), mesh.path_normalization);
         let path = path.map_err(|error| Denied {
             policy: None,
             error: error.to_string(),
@@ -151,7 +172,7 @@ impl Exchange {
         let fields = HttpFields {
             method: self.method.as_str(),
             path: &path,
-            query: self.uri.query(),
+            query: uri.query(),
             host: host.unwrap_or_default(),
             headers,
             claims: self.claims.as_deref(),

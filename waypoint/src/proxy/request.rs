@@ -19,7 +19,7 @@ use super::body::{RequestBody, RequestProgress, ResponseBody};
 use super::destination::Target;
 use super::exchange::Exchange;
 use super::external::{self, Ask};
-use super::forward::{self, Forwarded, Plan};
+use super::forward::{self, Forwarded, Plan, Refused};
 use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
 use super::reply::Reply;
@@ -180,10 +180,7 @@ async fn handle(
         let asking = external::check(exchange, &mut head, &mut body, asks);
         let asked = Box::pin(asking).await;
         exchange.note("externalAuthorization", || {
-            json!({
-                "result": if asked.is_ok() { "allowed" } else { "denied" },
-                "policy": exchange.policy.as_deref(),
-            })
+            steps::external(exchange, asked.is_ok())
         });
         if let Err(denial) = asked {
             exchange.headers = head.headers;
@@ -210,8 +207,11 @@ async fn handle(
             if let Some(delay) = plan.delay() {
                 sleep(delay).await;
             }
-            let forwarded = forward::forward(exchange, plan, body).await?;
-            Ok(Handled::Forwarded(forwarded))
+            match forward::forward(exchange, plan, body).await {
+                Ok(forwarded) => Ok(Handled::Forwarded(forwarded)),
+                Err(Refused::Reply(reply)) => Err(reply),
+                Err(Refused::Denied(denial)) => Ok(Handled::Denied(denial)),
+            }
         }
         Err((delay, answer)) => {
             if let Some(delay) = delay {
@@ -300,7 +300,13 @@ fn decide(
 }
 
 /// Makes the path comparable; the request goes on with it.
-fn normal_path(view: &View, head: &mut request::Parts) -> Result<NormalizedPath<'static>, Reply> {
+///
+/// # Errors
+/// It is none.
+pub fn normal_path(
+    view: &View,
+    head: &mut request::Parts,
+) -> Result<NormalizedPath<'static>, Reply> {
     let mode = view.mesh().path_normalization;
     let path = normalize(head.uri.path(), mode)
         .map_err(|_| Reply::bad_request("invalid_path"))?

@@ -9,6 +9,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderValue, Response, request};
 
 use super::body::ResponseBody;
+use super::consumer;
 use super::destination::Target;
 use super::exchange::Exchange;
 use super::headers::REASON;
@@ -116,7 +117,11 @@ pub fn route(
         PortRoutes::Tcp(table) | PortRoutes::Tls(table) => {
             // It is no TLS, so that no name was asked for.
             let rule = table.find(None).ok_or(Reply::NO_ROUTE)?;
-            let (choice, protocol) = l4_backend(view, rule)?;
+            let (to, choice, protocol) = l4_backend(view, rule)?;
+            if consumer::is_consumer(&rule.route().namespace, target) {
+                let came = head.uri.clone();
+                consumer::judge(exchange, view, target, Some(to), &came, head)?;
+            }
             return Ok(Routing::Forward(Decided {
                 choice,
                 protocol,
@@ -208,11 +213,23 @@ fn apply(
             return Ok(Routing::Answer { delay, answer });
         }
     }
+    let foreign = consumer::is_consumer(&rule.route().namespace, dialled);
+    let came = foreign.then(|| head.uri.clone());
     if !rule.filters().is_empty() || !filters.is_empty() {
         exchange.original = Some(head.headers.clone());
         rule.filters()
             .apply_request(head, matched, filters)
             .map_err(|_| Reply::INVALID_ROUTE)?;
+    }
+    if let Some(came) = came {
+        let to = backend.map(Backend::target);
+        if let Err(reply) = consumer::judge(exchange, view, dialled, to, &came, head) {
+            exchange.routed = Some(routed);
+            return Err(reply);
+        }
+    }
+    if exchange.original.is_some() {
+        exchange.sent_uri = Some(head.uri.clone());
     }
     let resolved = match backend {
         Some(backend) => resolve(view, backend.target()),
@@ -228,6 +245,14 @@ fn apply(
     let mirrors = rule.filters().mirrors().iter().chain(filters.mirrors());
     let mirrors = mirrors
         .filter(|mirror| mirror.takes(rand::random()))
+        .filter(|mirror| {
+            let port = || consumer::judged_at(view, dialled, Some(mirror.target()));
+            !foreign
+                || port().is_some_and(|port| {
+                    let same = consumer::is_same(&port, dialled);
+                    consumer::permits(exchange, view, &port, same, head).is_ok()
+                })
+        })
         .filter_map(|mirror| resolve(view, mirror.target()).ok())
         .collect();
     Ok(Routing::Forward(Decided {
@@ -246,10 +271,14 @@ fn apply(
 /// # Errors
 /// Its backend is invalid or gone, or it names none (Gateway API: such connections are
 /// rejected, unlike requests, for which a rule without a backend means the service itself).
-pub fn l4_backend(view: &View, rule: &L4Rule) -> Result<(Choice, Protocol), Reply> {
+pub fn l4_backend<'r>(
+    view: &View,
+    rule: &'r L4Rule,
+) -> Result<(&'r route::Target, Choice, Protocol), Reply> {
     let backend = rule.choose(rand::random());
     let backend = backend.map_err(|_| Reply::INVALID_BACKEND)?;
-    resolve(view, backend.target())
+    let (choice, protocol) = resolve(view, backend.target())?;
+    Ok((backend.target(), choice, protocol))
 }
 
 /// The endpoints of a backend. Its own routes are not consulted (Gateway API GAMMA).

@@ -53,6 +53,14 @@ pub fn authorization(judged: &Result<Option<Permitted>, Denied>) -> Value {
     }
 }
 
+/// What providers of external authorization have decided.
+pub fn external(exchange: &Exchange, allowed: bool) -> Value {
+    json!({
+        "result": if allowed { "allowed" } else { "denied" },
+        "policy": exchange.policy.as_deref(),
+    })
+}
+
 /// The rule and what it makes of the request.
 pub fn route(exchange: &Exchange, decided: &Result<Routing, Reply>) -> Value {
     let rule = &*exchange.route;

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use adit_shared::hbone::server::Responder;
+use adit_shared::policy::http::HttpPolicySet;
 use adit_shared::telemetry::{ConnectionInfo, OpenConnection, Reporter, ResponseFlag};
 use http::StatusCode;
 
-use super::authorize::{Asked, Denied, authorize};
+use super::authorize::{Asked, Denied, authorize_connection};
 use super::client_hello;
+use super::consumer::{self, Place};
 use super::copy::{CopyError, Traffic, between};
 use super::destination::{Destination, Target};
 use super::forward;
@@ -23,7 +25,7 @@ use super::tunnel::Caller;
 use super::upstream::{self, Connected, Endpoint, Origin};
 use crate::balance::{Outcome, PickRequest, RequestResult};
 use crate::route::PortRoutes;
-use crate::state::{Protocol, View};
+use crate::state::{PortView, Protocol, View};
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
@@ -64,14 +66,14 @@ pub async fn serve_unanswered(
         opened = open(&worker, &caller, &destination, client, None) => opened,
     };
     match opened {
-        Ok((to, endpoint, info)) => {
+        Ok(opened) => {
             if let Ok(tunnel) = respond.accept(None) {
                 let flow = Flow {
                     caller: &caller,
                     destination: &destination,
                     server_name: None,
                 };
-                carry(&worker, flow, Io::tunnel(tunnel), to, endpoint, info).await;
+                carry(&worker, flow, Io::tunnel(tunnel), opened).await;
             }
         }
         Err(reply) if reply.status == StatusCode::FORBIDDEN => {
@@ -108,13 +110,13 @@ pub async fn serve(
     }
     let server_name = server_name.as_deref();
     match open(&worker, &caller, &destination, client, server_name).await {
-        Ok((to, endpoint, info)) => {
+        Ok(opened) => {
             let flow = Flow {
                 caller: &caller,
                 destination: &destination,
                 server_name,
             };
-            carry(&worker, flow, io, to, endpoint, info).await;
+            carry(&worker, flow, io, opened).await;
         }
         Err(_) => io.reset(),
     }
@@ -136,6 +138,15 @@ fn is_declared_tls(worker: &Worker, destination: &Destination) -> bool {
     target.is_some_and(|target| target.protocol() == Protocol::Tls)
 }
 
+/// A connection to an endpoint.
+struct Opened {
+    to: Arc<Endpoint>,
+    endpoint: Connected,
+    info: ConnectionInfo,
+    /// Where it was judged once more, after a consumer's route.
+    consumer: Option<Place>,
+}
+
 /// Connects to an endpoint; failures have been recorded.
 async fn open(
     worker: &Worker,
@@ -143,7 +154,7 @@ async fn open(
     destination: &Destination,
     client: SocketAddr,
     server_name: Option<&str>,
-) -> Result<(Arc<Endpoint>, Connected, ConnectionInfo), Reply> {
+) -> Result<Opened, Reply> {
     let started = Instant::now();
     let asked_for = destination.dialled().unwrap_or(caller.peer);
     let mut info = ConnectionInfo::new(Reporter::Waypoint, client, asked_for);
@@ -178,16 +189,16 @@ async fn open(
             server_name,
             mesh: &mesh,
         };
-        if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
+        if let Err(denied) = authorize_connection(target.policies(), &asked.request(None), trust) {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
         let routed = {
             let view = worker.shared.state.load();
             l4_route(&view, &target, caller, server_name)
         };
-        let choice = match routed {
-            Ok(Some(choice)) => choice,
-            Ok(None) => Choice::of(&target),
+        let (choice, consumer) = match routed {
+            Ok(Some(routed)) => routed,
+            Ok(None) => (Choice::of(&target), None),
             Err(reply) if reply == Reply::NO_ROUTE => {
                 let error = match server_name {
                     Some(name) => format!("no route for server name {name:?}"),
@@ -197,6 +208,13 @@ async fn open(
             }
             Err(reply) => return Err(fail(&info, reply, &reply.reason)),
         };
+        if let Some(port) = &consumer {
+            asked.destination = SocketAddr::new(asked_for.ip(), port.port);
+            let request = asked.request(None);
+            if let Err(denied) = authorize_connection(&port.policies, &request, trust) {
+                return Err(fail(&info, Reply::DENIED, &denied.error));
+            }
+        }
         let request = PickRequest {
             tried: &tried,
             destination: dialled(destination.dialled()),
@@ -213,7 +231,7 @@ async fn open(
         let (workload, endpoint) = (reach.workload, reach.endpoint);
         asked.destination = endpoint.address;
         if let Some(policies) = &reach.policies
-            && let Err(denied) = authorize(policies, &asked.request(None), trust)
+            && let Err(denied) = authorize_connection(policies, &asked.request(None), trust)
         {
             return Err(fail(&info, Reply::DENIED, &denied.error));
         }
@@ -241,7 +259,12 @@ async fn open(
                     Choice::Backend(backend) => backend.settings.connection_pool.tcp_idle_timeout,
                     Choice::Workload(_) => None,
                 };
-                return Ok((endpoint, connected, info));
+                return Ok(Opened {
+                    to: endpoint,
+                    endpoint: connected,
+                    info,
+                    consumer: consumer.map(|port| consumer::place(&port)),
+                });
             }
             Err(error) => {
                 if let Some(held) = held {
@@ -260,13 +283,17 @@ async fn open(
     Err(last)
 }
 
-/// Where TCPRoutes and TLSRoutes lead; `None`: there are none.
+/// Where a connection is sent, and where that is judged besides.
+type Routed = (Choice, Option<Arc<PortView>>);
+
+/// Where TCPRoutes and TLSRoutes lead, and where what a consumer's sends elsewhere is judged;
+/// `None`: there are none.
 fn l4_route(
     view: &View,
     target: &Target,
     caller: &Caller,
     server_name: Option<&str>,
-) -> Result<Option<Choice>, Reply> {
+) -> Result<Option<Routed>, Reply> {
     let Target::Service(port) = target else {
         return Ok(None);
     };
@@ -276,7 +303,13 @@ fn l4_route(
         PortRoutes::Http(_) | PortRoutes::None => return Ok(None),
     };
     let rule = table.find(server_name).ok_or(Reply::NO_ROUTE)?;
-    routing::l4_backend(view, rule).map(|(choice, _)| Some(choice))
+    let (to, choice, _) = routing::l4_backend(view, rule)?;
+    let judged_at = match consumer::is_consumer(&rule.route().namespace, target) {
+        true => consumer::judged_at(view, target, Some(to)),
+        false => None,
+    };
+    let elsewhere = judged_at.filter(|port| !consumer::is_same(port, target));
+    Ok(Some((choice, elsewhere)))
 }
 
 /// Whose connection it is, kept to ask the policies again.
@@ -287,48 +320,64 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    /// Returns when a change of the policies denies what they have allowed.
-    async fn denied(&self, worker: &Worker, endpoint: &Endpoint) -> Denied {
+    /// Returns when a change of the policies denies what they have allowed. One that came while
+    /// the endpoint was being connected to counts, too.
+    async fn denied(
+        &self,
+        worker: &Worker,
+        endpoint: &Endpoint,
+        consumer: Option<&Place>,
+    ) -> Denied {
         let mut versions = worker.shared.state.subscribe();
-        let destination = self.destination.dialled().unwrap_or(self.caller.peer);
         loop {
+            if let Err(denied) = self.judge(&worker.shared.state.load(), endpoint, consumer) {
+                return denied;
+            }
             if versions.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            let view = worker.shared.state.load();
+        }
+    }
+
+    fn judge(
+        &self,
+        view: &View,
+        endpoint: &Endpoint,
+        consumer: Option<&Place>,
+    ) -> Result<(), Denied> {
+        // A service that is gone has no policies any more; what is open goes on.
+        let Some(target) = self.destination.target(view) else {
+            return Ok(());
+        };
+        let trust = &view.mesh().trust;
+        let dialled = self.destination.dialled().unwrap_or(self.caller.peer);
+        let judge = |policies: &HttpPolicySet, destination| {
             let asked = Asked {
                 caller: self.caller,
                 destination,
                 server_name: self.server_name,
                 mesh: view.mesh(),
             };
-            // A service that is gone has no policies any more; what is open goes on.
-            if let Some(target) = self.destination.target(&view) {
-                let trust = &view.mesh().trust;
-                if let Err(denied) = authorize(target.policies(), &asked.request(None), trust) {
-                    return denied;
-                }
-                let own = view.policies().for_workload(&endpoint.uid);
-                let asked = Asked {
-                    destination: endpoint.address,
-                    ..asked
-                };
-                if let Err(denied) = authorize(&own, &asked.request(None), trust) {
-                    return denied;
-                }
-            }
+            authorize_connection(policies, &asked.request(None), trust).map(|_| ())
+        };
+        judge(target.policies(), dialled)?;
+        if let Some((service, number)) = consumer
+            && let Some(port) = view.service(service).and_then(|of| of.port(*number))
+        {
+            judge(&port.policies, SocketAddr::new(dialled.ip(), *number))?;
         }
+        let own = view.policies().for_workload(&endpoint.uid);
+        judge(&own, endpoint.address)
     }
 }
 
-async fn carry(
-    worker: &Worker,
-    flow: Flow<'_>,
-    client: Io,
-    to: Arc<Endpoint>,
-    endpoint: Connected,
-    info: ConnectionInfo,
-) {
+async fn carry(worker: &Worker, flow: Flow<'_>, client: Io, opened: Opened) {
+    let Opened {
+        to,
+        endpoint,
+        info,
+        consumer,
+    } = opened;
     let record = worker.shared.telemetry.open(info);
     let _listed = worker.live.tcp.enter(record.counters().clone());
     let copied = {
@@ -337,7 +386,7 @@ async fn carry(
         tokio::select! {
             biased;
             ended = copying => Ok(ended),
-            denied = flow.denied(worker, &to) => Err(denied),
+            denied = flow.denied(worker, &to, consumer.as_ref()) => Err(denied),
         }
     };
     drop((endpoint.held, endpoint.permit));

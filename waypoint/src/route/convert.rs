@@ -569,9 +569,8 @@ pub(super) fn read_duration(
     problems: &mut Problems,
 ) -> Result<Option<Duration>, Arc<str>> {
     let Some(value) = value else { return Ok(None) };
-    // Not the conversion of prost-types: it overflows on the smallest number of seconds.
-    match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-        (Ok(seconds), Ok(nanos @ ..=999_999_999)) => Ok(Some(Duration::new(seconds, nanos))),
-        _ => Err(problems.add("is no span of time")),
+    match adit_shared::proto::duration(value) {
+        Some(duration) => Ok(Some(duration)),
+        None => Err(problems.add("is no span of time")),
     }
 }

@@ -246,6 +246,11 @@ impl L4Rule {
         self.name.as_deref()
     }
 
+    /// Where connections go.
+    pub fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
     /// The backend of one connection. `random` is uniform over all values.
     ///
     /// # Errors

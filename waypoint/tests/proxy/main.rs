@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod consumers;
+mod decide;
 mod external;
 mod http1;
 mod http2;

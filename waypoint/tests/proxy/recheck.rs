@@ -2,7 +2,11 @@
 
 use std::convert::Infallible;
 
-use adit_shared::hbone::Tunnel;
+use adit_shared::hbone::record::TlsStream;
+use adit_shared::hbone::server::Incoming as Connect;
+use adit_shared::hbone::{Settings, Tunnel};
+use adit_shared::model::{TunnelProtocol, Update};
+use adit_shared::net::drain;
 use adit_shared::proto::waypoint as pb;
 use adit_shared::proto::waypoint::service_port::Protocol;
 use bytes::Bytes;
@@ -11,11 +15,14 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, Incoming};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::http2::BoxedLocal;
 use crate::policies::{allow, policy, put, service};
-use crate::support::{App, DEADLINE, Http, Mesh, Raw, run};
+use crate::routes::{backend, route};
+use crate::support::{App, DEADLINE, Http, Mesh, Raw, identity, new_address, run, workload};
 
 const CURL: &str = "cluster.local/ns/default/sa/curl";
 const OTHER: &str = "cluster.local/ns/default/sa/other";
@@ -174,5 +181,105 @@ fn an_upgraded_connection_and_a_waiting_request_end_when_a_policy_denies_them() 
         let read = timeout(DEADLINE, waiting.read_exact(&mut answer)).await;
         read.expect("it ends").unwrap();
         assert_eq!(&answer, b"HTTP/1.1 403");
+    });
+}
+
+/// A route leads to endpoints of another service than was dialled: what is dialled does not
+/// change when a policy for such an endpoint comes.
+#[test]
+fn a_stream_to_an_endpoint_of_another_service_ends_when_that_denies_it() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http2);
+        let v1 = mesh.service("web-v1", Protocol::Http2);
+        let _pod = mesh.pod(&v1, "web-v1-a", mirror()).await;
+        let rule = pb::HttpRule {
+            filters: vec![pb::Filter {
+                kind: Some(pb::filter::Kind::Rewrite(pb::UrlRewrite {
+                    path: Some(pb::PathModifier {
+                        kind: Some(pb::path_modifier::Kind::Full("/inner".into())),
+                    }),
+                    ..Default::default()
+                })),
+            }],
+            backends: vec![backend(&v1, 1)],
+            ..Default::default()
+        };
+        route(&mesh, &web, "shop", vec![rule]);
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http2(&web).await;
+        let (pieces, inbox) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let sent = stream::unfold(inbox, |mut inbox| async move {
+            let piece = inbox.recv().await?;
+            Some((Ok::<_, Infallible>(Frame::data(piece)), inbox))
+        });
+        let request = Request::post("http://web.shop/s")
+            .body(BoxedLocal::boxed(sent))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let mut back = response.into_body();
+        let deny = |path: &str| {
+            let target = pb::Target {
+                kind: Some(pb::target::Kind::Workload(
+                    "Kubernetes//Pod/shop/web-v1-a".into(),
+                )),
+            };
+            let action = pb::authorization_policy::Action::Deny.into();
+            let mut policy = policy("p", action, target);
+            policy.rules = vec![allow("*", &[], &[path])];
+            put(&mesh, &policy);
+        };
+        // The endpoint gets another path than this.
+        deny("/s");
+        pieces.send(Bytes::from_static(b"x")).await.unwrap();
+        let echoed = timeout(DEADLINE, back.frame()).await.expect("in time");
+        assert!(matches!(echoed, Some(Ok(_))), "{echoed:?}");
+        deny("/inner");
+        let ended = timeout(DEADLINE, back.frame()).await.expect("in time");
+        assert!(matches!(ended, Some(Err(_))), "{ended:?}");
+    });
+}
+
+/// The answer to "may it pass" was given before the endpoint was connected to, which takes time.
+#[test]
+fn a_policy_that_comes_while_an_endpoint_is_connected_to_counts() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let mail = mesh.service("mail", Protocol::Tcp);
+        let ip = new_address();
+        let listener = TcpListener::bind((ip, 15008)).await.unwrap();
+        let workload = workload("mail-a", ip, &[&mail.key], TunnelProtocol::Hbone);
+        mesh.state
+            .apply_addresses([Update::UpsertWorkload(workload)]);
+        let client = mesh.client("default", "curl").await;
+        let to = mail.address;
+        let opening = spawn_local(async move {
+            let opened = client.tunnel(to).await;
+            (client, opened)
+        });
+        let (stream, _) = listener.accept().await.unwrap();
+        let action = pb::authorization_policy::Action::Deny.into();
+        let mut deny = policy("d", action, service(&mail));
+        deny.rules = vec![allow(CURL, &["GET"], &[])];
+        put(&mesh, &deny);
+        let certificate = mesh.certificate(&identity("shop", "mail-a")).await;
+        let config = certificate.server_config().clone();
+        let tls = TlsStream::accept(stream, config, DEADLINE).await.unwrap();
+        let (_trigger, watcher) = drain::channel();
+        spawn_local(async move {
+            let handler = async |incoming: Connect| {
+                if let Ok(mut tunnel) = incoming.respond.accept(None) {
+                    let _ = tunnel.read_chunk().await;
+                }
+            };
+            let settings = Settings::DEFAULT;
+            let _ = adit_shared::hbone::serve(tls, &settings, watcher, handler).await;
+        });
+        let (_client, opened) = opening.await.unwrap();
+        if let Ok(mut tunnel) = opened {
+            let read = timeout(DEADLINE, tunnel.read_chunk()).await;
+            let read = read.expect("it ends");
+            assert!(read.is_err(), "{read:?}");
+        }
     });
 }

@@ -13,6 +13,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::policies::{allow, policy, put};
 use crate::support::{Body, Http, Mesh, Vip, body, echo, eventually, get, run, send, workload};
 
 pub fn reference(vip: &Vip) -> pb::ServiceRef {
@@ -364,6 +365,47 @@ fn a_mirror_gets_a_copy_with_the_body() {
         got.sort();
         assert_eq!(got[0], ("/g".into(), "".into()));
         assert_eq!(got[1], ("/p?q=1".into(), "copied".into()));
+    });
+}
+
+#[test]
+fn a_copy_passes_the_policies_of_its_endpoint_or_is_not_sent() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let shadow = mesh.service("shadow", Protocol::Http);
+        let (app, _) = echo("main");
+        let _pod = mesh.pod(&web, "web-a", app).await;
+        let (copy, seen) = echo("ignored");
+        let _shadow = mesh.pod(&shadow, "shadow-a", copy).await;
+        let target = pb::Target {
+            kind: Some(pb::target::Kind::Workload(
+                "Kubernetes//Pod/shop/shadow-a".into(),
+            )),
+        };
+        let mut deny = policy("d", 1, target);
+        deny.rules = vec![allow("*", &[], &["/secret"])];
+        put(&mesh, &deny);
+        let mirror = pb::Filter {
+            kind: Some(pb::filter::Kind::Mirror(pb::Mirror {
+                backend: Some(backend(&shadow, 1)),
+                per_million: 1_000_000,
+            })),
+        };
+        let rule = pb::HttpRule {
+            filters: vec![mirror],
+            backends: vec![backend(&web, 1)],
+            ..Default::default()
+        };
+        route(&mesh, &web, "shop", vec![rule]);
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http1(&web).await;
+        assert_eq!(send(&mut sender, get("/secret")).await.text(), "main");
+        assert_eq!(send(&mut sender, get("/open")).await.text(), "main");
+        let arrived = || async { !seen.lock().unwrap().is_empty() };
+        eventually("the copy that is allowed", arrived).await;
+        let seen = seen.lock().unwrap();
+        assert!(seen.iter().all(|head| head.uri == "/open"), "{seen:?}");
     });
 }
 

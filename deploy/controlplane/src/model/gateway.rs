@@ -40,8 +40,23 @@ pub struct Gateway {
     pub listeners: Vec<Listener>,
     /// Addresses that it is to have: somebody else runs it then.
     pub addresses: Vec<GatewayAddress>,
+    /// `tls.backend.clientCertificateRef`: what its proxies show to backends.
+    pub client_certificate: Option<CertificateRef>,
     /// What is wrong with it. One with errors is not accepted.
     pub errors: Vec<FieldError>,
+}
+
+/// What a Gateway names as a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRef {
+    /// API group.
+    pub group: Arc<str>,
+    /// Kind, `Secret` unless said.
+    pub kind: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Namespace, the Gateway's unless said.
+    pub namespace: Option<Arc<str>>,
 }
 
 /// A listener.
@@ -124,12 +139,35 @@ struct RawGateway {
     _infrastructure: Option<Value>,
     #[serde(rename = "allowedListeners")]
     _allowed_listeners: Option<Value>,
-    #[serde(rename = "tls")]
-    _tls: Option<Value>,
+    tls: Option<Map<RawTls>>,
     #[serde(rename = "backendTLS")]
     _backend_tls: Option<Value>,
     #[serde(rename = "defaultScope")]
     _default_scope: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawTls {
+    backend: Option<Map<RawBackendTls>>,
+    #[serde(rename = "frontend")]
+    _frontend: Option<Value>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawBackendTls {
+    client_certificate_ref: Option<Map<RawCertificateRef>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawCertificateRef {
+    group: Option<String>,
+    kind: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    namespace: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -214,11 +252,20 @@ impl Gateway {
                 Err(error) => errors.push(error),
             }
         }
+        let backend = raw.tls.as_deref().and_then(|tls| tls.backend.as_deref());
+        let certificate = backend.and_then(|tls| tls.client_certificate_ref.as_deref());
+        let client_certificate = certificate.map(|raw| CertificateRef {
+            group: raw.group.as_deref().unwrap_or_default().into(),
+            kind: raw.kind.as_deref().unwrap_or("Secret").into(),
+            name: raw.name.as_str().into(),
+            namespace: raw.namespace.as_deref().map(Into::into),
+        });
         Self {
             meta,
             class: raw.gateway_class_name.into(),
             listeners,
             addresses,
+            client_certificate,
             errors,
         }
     }

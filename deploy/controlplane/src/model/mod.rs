@@ -36,7 +36,9 @@ pub use config_map::{CA_KEY, ClientCertificate, ConfigMap, Secret};
 pub use destination_rule::{DestinationRule, RuleSubset, TrafficPolicy};
 pub use field::{At, FieldError, FieldPath, Segment};
 pub use finding::{Code, Finding, Severity};
-pub use gateway::{AllowedNamespaces, Gateway, GatewayAddress, GatewayClass, Listener};
+pub use gateway::{
+    AllowedNamespaces, CertificateRef, Gateway, GatewayAddress, GatewayClass, Listener,
+};
 pub use label_selector::LabelSelector;
 pub use mesh_map::{MESH_KEY, MeshMap};
 pub use meta::{Age, Kind, Labels, Meta, ObjectRef, Origin, selects};

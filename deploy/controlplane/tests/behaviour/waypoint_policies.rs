@@ -560,9 +560,10 @@ fn request_authentications_go_to_services_where_they_can() {
         assert_eq!(found.map(|of| targets(&of.targets)), expected, "{spec}");
         if let Some(found) = found {
             let invalid = spec.contains("nope");
-            assert_eq!(found.rules.is_empty(), invalid, "{spec}");
+            // Those of an invalid one, too: for the headers that they write.
+            assert_eq!(found.rules.len(), 1, "{spec}");
             assert_eq!(!found.invalid.is_empty(), invalid, "{spec}");
-            if let [rule] = &found.rules[..] {
+            if let ([rule], false) = (&found.rules[..], invalid) {
                 assert_eq!(rule.from_headers[0].prefix, "T ");
                 assert_eq!(rule.timeout.unwrap().seconds, 2);
             }
@@ -806,6 +807,94 @@ fn a_client_certificate_goes_to_the_waypoint_that_needs_it() {
         let shown = format!("{secrets:?} {read:?}");
         assert!(!shown.contains("PRIVATE"), "{shown}");
         assert!(!serde_json::to_string(&secrets).unwrap().contains("PRIVATE"));
+    }
+}
+
+/// Gateway API, Gateway.spec.tls.backend: what a waypoint shows to backends with a
+/// BackendTLSPolicy.
+#[test]
+fn a_gateway_says_what_its_waypoint_shows_to_backends() {
+    let made = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let line = |text: String| text.replace('\n', "\\n");
+    let (chain, key) = (
+        line(made.cert.pem()),
+        line(made.signing_key.serialize_pem()),
+    );
+    let secret = |namespace: &str, chain: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: client, namespace: {namespace}}}\nstringData: {{tls.crt: \"{chain}\", tls.key: \"{key}\"}}\n"
+        )
+    };
+    let policy = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: s}], validation: {hostname: s.example, wellKnownCACertificates: System}}\n";
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: z}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: Secret}]}\n";
+    let own = secret("a", &chain);
+    let other = secret("z", &chain);
+    for (reference, objects, expected) in [
+        ("{name: client}", own.clone(), Ok("a/client")),
+        (
+            "{name: client, namespace: z}",
+            other.clone() + grant,
+            Ok("z/client"),
+        ),
+        (
+            "{name: client, namespace: z}",
+            other,
+            Err("RefNotPermitted"),
+        ),
+        (
+            "{name: none}",
+            own.clone(),
+            Err("InvalidClientCertificateRef"),
+        ),
+        (
+            "{kind: ConfigMap, name: client}",
+            own,
+            Err("InvalidClientCertificateRef"),
+        ),
+        (
+            "{name: client}",
+            secret("a", "no certificate"),
+            Err("InvalidClientCertificateRef"),
+        ),
+    ] {
+        let tls = format!("tls: {{backend: {{clientCertificateRef: {reference}}}}}, listeners:");
+        let yaml = shop(true).replacen("listeners:", &tls, 1) + policy + &objects;
+        assert!(yaml.contains("clientCertificateRef"));
+        let mesh = mesh(&yaml);
+        let sent = resources(&mesh).find_map(|of| match of {
+            Resource::BackendTls(of) => of.tls.clone(),
+            _ => None,
+        });
+        let tls = sent.unwrap();
+        let secrets: Vec<_> = resources(&mesh)
+            .filter_map(|of| match of {
+                Resource::Secret(of) => Some(of.name.as_str()),
+                _ => None,
+            })
+            .collect();
+        let gateway = mesh
+            .compiled
+            .statuses
+            .iter()
+            .find(|(object, _)| object.kind == Kind::Gateway);
+        let conditions = &gateway.unwrap().1.conditions;
+        let resolved = conditions.iter().find(|of| of.kind == "ResolvedRefs");
+        let resolved = resolved.unwrap();
+        let accepted = conditions.iter().find(|of| of.kind == "Accepted");
+        assert!(accepted.unwrap().status, "{reference}");
+        match expected {
+            Ok(name) => {
+                assert_eq!((&*tls.invalid, &*tls.client_secret), ("", name));
+                assert_eq!(tls.mode(), wire::client_tls::Mode::Mutual);
+                assert_eq!(secrets, [name]);
+                assert!(resolved.status);
+            }
+            Err(reason) => {
+                assert_ne!(tls.invalid, "", "{reference}");
+                assert!(secrets.is_empty(), "{secrets:?}");
+                assert_eq!((resolved.status, &*resolved.reason), (false, reason));
+            }
+        }
     }
 }
 

@@ -35,8 +35,8 @@ impl Readings {
 pub(super) struct Facts<'a> {
     pub(super) request: HttpRequest<'a>,
     pub(super) trust: &'a TrustDomains,
-    /// Methods that an application may take instead of the request's.
-    overrides: [Option<&'a [u8]>; 3],
+    /// Where methods may stand that an application takes instead of the request's.
+    overrides: Option<&'a HeaderMap>,
 }
 
 static OVERRIDES: [HeaderName; 3] = [
@@ -50,13 +50,8 @@ impl<'a> Facts<'a> {
     /// headers obey them on POST.
     pub(super) fn new(request: &HttpRequest<'a>, trust: &'a TrustDomains, methods: bool) -> Self {
         let overrides = match &request.http {
-            Some(http) if methods && http.method == "POST" => {
-                let headers: &'a HeaderMap = http.headers;
-                OVERRIDES
-                    .each_ref()
-                    .map(|name| headers.get(name).map(HeaderValue::as_bytes))
-            }
-            _ => [None; 3],
+            Some(http) if methods && http.method == "POST" => Some(http.headers),
+            _ => None,
         };
         Self {
             request: request.canonical(),
@@ -70,8 +65,12 @@ impl<'a> Facts<'a> {
     }
 
     fn method(&self, http: &HttpFields<'_>, set: &MethodSet, readings: Readings) -> bool {
-        let mut all =
-            std::iter::once(http.method.as_bytes()).chain(self.overrides.into_iter().flatten());
+        // All lines of them: which one an application takes is not known.
+        let overrides = self.overrides.into_iter().flat_map(|headers| {
+            let lines = OVERRIDES.iter().flat_map(|name| headers.get_all(name));
+            lines.map(HeaderValue::as_bytes)
+        });
+        let mut all = std::iter::once(http.method.as_bytes()).chain(overrides);
         match readings {
             Readings::All => all.all(|method| set.contains(method)),
             Readings::Any => all.any(|method| set.contains(method)),

@@ -1,22 +1,24 @@
 //! TLS towards backends.
 //!
 //! Of several policies for a port of a service the oldest is in force; one for a single
-//! port goes before one for all, and the two do not contradict each other.
+//! port goes before one for all, and the two do not contradict each other. A waypoint whose
+//! Gateway names a certificate (`tls.backend.clientCertificateRef`) shows it to all of them.
 
 use std::sync::Arc;
 
 use adit_shared::proto::waypoint as wire;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Part;
+use super::destination_rules::secret_name;
 use super::resource::{Resource, object};
 use super::services::reference;
 use super::view::View;
 use super::waypoints::WaypointName;
 use crate::compile::mesh::MeshConfig;
 use crate::model::{
-    BackendTlsPolicy, BackendTlsTarget, CA_KEY, CaReference, Kind, NamespaceObjects,
+    BackendTlsPolicy, BackendTlsTarget, CA_KEY, CaReference, CertificateRef, Kind, NamespaceObjects,
 };
 use crate::status::{Condition, ObjectStatus, ParentStatus, RefStatus};
 
@@ -31,13 +33,94 @@ pub(super) fn give(
     let Some(of) = view.namespace(namespace) else {
         return;
     };
+    let client = client_certificate(waypoint, view);
     for policy in of.backend_tls_policies.values() {
         let is_for = policy.targets.iter().any(|target| *target.name == *name);
         if is_for && view.mesh.owns(&policy.meta) {
-            let resource = Resource::BackendTls(convert(policy, of, view.mesh));
-            part.give(waypoint, &Arc::new(resource));
+            let mut policy = convert(policy, of, view.mesh);
+            if let (Some(client), Some(tls)) = (&client, &mut policy.tls) {
+                match client {
+                    Ok(secret) => {
+                        tls.mode = wire::client_tls::Mode::Mutual.into();
+                        tls.client_secret.clone_from(&secret.name);
+                        let secret = Resource::Secret(secret.clone());
+                        part.give(waypoint, &Arc::new(secret));
+                    }
+                    // Without it, servers would take the waypoint for somebody else.
+                    Err((_, message)) if tls.invalid.is_empty() => tls.invalid.clone_from(message),
+                    Err(_) => {}
+                }
+            }
+            part.give(waypoint, &Arc::new(Resource::BackendTls(policy)));
         }
     }
+}
+
+/// What a waypoint shows to its backends, if its Gateway says.
+///
+/// # Errors
+/// Why there is none, in one word (`ResolvedRefs`) and for people.
+pub(super) fn client_certificate(
+    waypoint: &WaypointName,
+    view: &View<'_>,
+) -> Option<Result<wire::Secret, Fault>> {
+    let of = view.namespace(&waypoint.namespace)?;
+    let gateway = of.gateways.get(&waypoint.name)?;
+    let reference = gateway.client_certificate.as_ref()?;
+    Some(find_client(reference, waypoint, view))
+}
+
+fn find_client(
+    reference: &CertificateRef,
+    waypoint: &WaypointName,
+    view: &View<'_>,
+) -> Result<wire::Secret, Fault> {
+    let CertificateRef {
+        group,
+        kind,
+        name,
+        namespace,
+    } = reference;
+    let wrong = |message| Err(("InvalidClientCertificateRef", message));
+    if !matches!((&**group, &**kind), ("" | "core", "Secret")) {
+        return wrong(format!(
+            "{kind} {name:?} is no certificate: only a Secret is"
+        ));
+    }
+    let namespace = namespace.as_ref().unwrap_or(&waypoint.namespace);
+    let of = view.namespace(namespace);
+    if *namespace != waypoint.namespace {
+        let mut grants = of.into_iter().flat_map(|of| of.reference_grants.values());
+        let to = (Kind::Secret, &**name);
+        if !grants.any(|grant| grant.admits(Kind::Gateway, &waypoint.namespace, to)) {
+            let message = format!(
+                "no ReferenceGrant in {namespace} allows a Gateway of {} to refer to Secret {name:?}",
+                waypoint.namespace
+            );
+            return Err(("RefNotPermitted", message));
+        }
+    }
+    let full = format!("Secret {namespace}/{name}");
+    let Some(secret) = of.and_then(|of| of.secrets.get(name)) else {
+        return wrong(format!("there is no {full}"));
+    };
+    let Some(client) = &secret.client else {
+        return wrong(format!("{full} has no tls.crt with a tls.key"));
+    };
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(client.chain.as_bytes()).collect();
+    if !chain.is_ok_and(|chain| !chain.is_empty()) {
+        return wrong(format!("tls.crt of {full} holds no certificate"));
+    }
+    if PrivateKeyDer::from_pem_slice(client.key.as_bytes()).is_err() {
+        return wrong(format!("tls.key of {full} is no private key"));
+    }
+    Ok(wire::Secret {
+        name: secret_name(&secret.meta),
+        certificate_chain: client.chain.to_string(),
+        private_key: client.key.to_string(),
+        ..wire::Secret::default()
+    })
 }
 
 /// Says what came of the policies of a namespace.
@@ -102,6 +185,7 @@ fn convert(
     }
 }
 
+/// In one word, and for people.
 type Fault = (&'static str, String);
 
 /// The port that a policy is in force for at a target; 0: all.

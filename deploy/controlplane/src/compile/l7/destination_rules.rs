@@ -223,7 +223,7 @@ fn client_secrets<'a>(
 }
 
 /// What waypoints call a Secret.
-fn secret_name(meta: &Meta) -> String {
+pub(super) fn secret_name(meta: &Meta) -> String {
     format!("{}/{}", meta.namespace, meta.name)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use adit_shared::proto::waypoint as wire;
 
+use super::backend_tls::client_certificate;
 use super::resource::Resource;
 use super::view::View;
 use super::waypoints::{
@@ -153,10 +154,23 @@ fn status(
             conditions: vec![accepted, programmed, resolved],
         }
     });
+    let name = WaypointName {
+        namespace: view.namespace.clone(),
+        name: gateway.meta.name.clone(),
+    };
+    let resolved = client_certificate(&name, view).map(|found| match found {
+        Ok(_) => Condition::new(
+            "ResolvedRefs",
+            true,
+            "ResolvedRefs",
+            "the client certificate is there",
+        ),
+        Err((reason, message)) => Condition::new("ResolvedRefs", false, reason, message),
+    });
     ObjectStatus {
         listeners: listeners.collect(),
         addresses: addresses(gateway, waypoint, objects, view),
-        conditions: vec![accepted, programmed],
+        conditions: [accepted, programmed].into_iter().chain(resolved).collect(),
         ..ObjectStatus::default()
     }
 }

@@ -22,10 +22,8 @@ pub(super) fn compile(objects: &NamespaceObjects, view: &View<'_>, part: &mut Pa
             let resource = wire::RequestAuthentication {
                 object: Some(object(&policy.meta, Kind::RequestAuthentication)),
                 targets: targets.clone(),
-                rules: match invalid.is_empty() {
-                    true => policy.rules.clone(),
-                    false => Vec::new(),
-                },
+                // Of an invalid one, too: nobody may send the headers that they write.
+                rules: policy.rules.clone(),
                 invalid: invalid.clone(),
             };
             let resource = Resource::RequestAuthentication(resource);

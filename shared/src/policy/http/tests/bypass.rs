@@ -233,6 +233,11 @@ fn methods_in_other_words() {
         get("/")
             .method("POST")
             .header("x-method-override", "DELETE"),
+        // Which of several lines counts is the application's choice.
+        get("/")
+            .method("POST")
+            .header("x-http-method-override", "POST")
+            .header("x-http-method-override", "DELETE"),
     ] {
         assert!(!call.permitted(&no_delete()), "{}", call.method);
         assert!(!call.permitted(&only_post()), "{}", call.method);
