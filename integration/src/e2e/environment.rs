@@ -586,6 +586,7 @@ mod tests {
                 flavour,
                 kubeconfig: None,
                 images: None,
+                optimized: false,
                 loaded: false,
                 installed,
                 keep,
