@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     let run = || -> anyhow::Result<()> {
         let config = Config::from_env()?;
         process::raise_descriptor_limit();
-        // The allocator asks for huge pages, which would be most of an idle waypoint's memory:
-        // 11 MiB instead of 3. Where they cannot be refused, they stay.
+        // Where the system gives huge pages unasked (the allocator, built so, does not ask), they
+        // would be most of an idle waypoint's memory: 11 MiB instead of 3.
         let _ = nix::sys::prctl::set_thp_disable(true);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -16,6 +16,8 @@ use parking_lot::{Condvar, Mutex};
 const MAX_LINES: usize = 10_000;
 /// Bytes that may wait.
 const MAX_BYTES: usize = 16 << 20;
+/// Room for lines that is kept whatever is written.
+const KEPT: usize = 64 << 10;
 /// Pause of the thread between two writes.
 const NAP: Duration = Duration::from_millis(5);
 
@@ -118,9 +120,13 @@ impl Shared {
             }
             // There is nowhere to report a failure of the log itself.
             let _ = out.write_all(&taken).and_then(|()| out.flush());
+            // A burst leaves no lasting mark on the memory, and a steady load does not have its
+            // buffers made anew two hundred times a second.
+            let used = taken.len();
             taken.clear();
-            // A burst leaves no lasting mark on the memory.
-            taken.shrink_to(256 << 10);
+            if taken.capacity() > used.saturating_mul(4).max(KEPT) {
+                taken.shrink_to(used.saturating_mul(2));
+            }
             self.buffer.lock().writing = false;
             self.emptied.notify_all();
             std::thread::sleep(NAP);
