@@ -301,7 +301,8 @@ impl Environment {
         let done = timeout(BUILD, build.output()).await;
         let done = done.context("build the commit before: no end")??;
         if done.status.code() == Some(NO_COMMIT_BEFORE) {
-            return Err(Skip("this clone has no commit before".into()).into());
+            let why = "this clone has no commit before, or one that makes no images";
+            return Err(Skip(why.into()).into());
         }
         let (out, err) = (
             String::from_utf8_lossy(&done.stdout),

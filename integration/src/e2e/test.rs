@@ -444,6 +444,24 @@ impl Test {
         Ok(out.into_owned())
     }
 
+    /// Gives the namespace a waypoint, and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub async fn waypoint(&self) -> anyhow::Result<()> {
+        let namespace = self.namespace();
+        self.adit(&[
+            "waypoint",
+            "apply",
+            "-n",
+            namespace,
+            "--enroll-namespace",
+            "--wait",
+        ])
+        .await
+        .map(drop)
+    }
+
     /// What a reader of a failure wants to know: pods that are not ready, warnings.
     pub(crate) async fn explain(&self) -> String {
         let mut text = String::new();

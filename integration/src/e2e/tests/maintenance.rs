@@ -55,16 +55,7 @@ async fn replace_leader(t: &Test) -> anyhow::Result<()> {
     })
     .await?;
     // It does what only leaders do: it runs waypoints, and writes status.
-    let namespace = t.namespace();
-    t.adit(&[
-        "waypoint",
-        "apply",
-        "-n",
-        namespace,
-        "--enroll-namespace",
-        "--wait",
-    ])
-    .await?;
+    t.waypoint().await?;
     t.apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\n\
          spec: {action: DENY, rules: [{from: [{source: {namespaces: [none]}}]}]}\n",
@@ -213,16 +204,7 @@ async fn upgrade(t: &Test) -> anyhow::Result<()> {
         test.reaches("client", "http://web/").await?;
     }
     let namespace = routed.namespace();
-    routed
-        .adit(&[
-            "waypoint",
-            "apply",
-            "-n",
-            namespace,
-            "--enroll-namespace",
-            "--wait",
-        ])
-        .await?;
+    routed.waypoint().await?;
     routed.reaches("client", "http://web/").await?;
     let near = t.caller("near", 0, "http://web/", PACE).await?;
     let far = t.caller("far", 1, "http://web/", PACE).await?;

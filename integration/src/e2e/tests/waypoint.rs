@@ -50,15 +50,7 @@ async fn waypoint_apply_puts_a_waypoint_into_the_path(t: Test) -> anyhow::Result
     .await?;
     t.reaches("client", "http://web/").await?;
     let pods = t.incarnations().await?;
-    t.adit(&[
-        "waypoint",
-        "apply",
-        "-n",
-        t.namespace(),
-        "--enroll-namespace",
-        "--wait",
-    ])
-    .await?;
+    t.waypoint().await?;
     through_waypoint(&t, "client", "http://web/").await?;
 
     t.apply(
@@ -126,15 +118,7 @@ async fn a_waypoint_is_replaced_without_a_failed_call(t: Test) -> anyhow::Result
     t.ambient(true).await?;
     t.run(&[App::server("web").on(1), App::server("client").on(0)])
         .await?;
-    t.adit(&[
-        "waypoint",
-        "apply",
-        "-n",
-        t.namespace(),
-        "--enroll-namespace",
-        "--wait",
-    ])
-    .await?;
+    t.waypoint().await?;
     through_waypoint(&t, "client", "http://web/").await?;
     let load = t
         .caller(
