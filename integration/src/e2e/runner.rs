@@ -118,6 +118,10 @@ async fn one(environment: Rc<Environment>, case: Case) -> Report {
         took,
     };
     say(&report.line());
+    // Now, too: whoever watches, or ends it, has the reason.
+    if let Outcome::Failed(why) = &report.outcome {
+        say(why);
+    }
     report
 }
 

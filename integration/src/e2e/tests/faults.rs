@@ -97,20 +97,41 @@ async fn servers_are_rolled_out_without_a_failed_call(t: Test) -> anyhow::Result
     Ok(())
 }
 
+/// A kubelet that starts may call its pods not ready for a moment, and a Service whose only
+/// pod is not ready refuses, with a mesh and without: there are two, and one node at a time.
 async fn kubelet_and_containerd_restart_unnoticed(t: Test) -> anyhow::Result<()> {
-    strict_pair(&t).await?;
+    t.needs_nodes(2)?;
+    t.ambient(true).await?;
+    t.run(&[
+        App::server("web-a").on(0).label("tier", "web"),
+        App::server("web-b").on(1).label("tier", "web"),
+        App::server("client").on(0),
+    ])
+    .await?;
+    t.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {tier: web}\n  \
+         ports: [{name: http, port: 80, targetPort: 8080}]\n---\n\
+         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict}\n\
+         spec: {mtls: {mode: STRICT}}\n",
+    )
+    .await?;
+    t.is_mtls("client", "web-a", t.node(0)).await?;
+    t.is_mtls("client", "web-b", t.node(1)).await?;
     let load = t.caller("load", 0, "http://web/", PACE).await?;
     let pods = t.incarnations().await?;
     for component in ["kubelet", "containerd"] {
         for node in [0, 1] {
             kill(&t, t.node(node), component).await?;
+            // What starts now is captured as ever; and when it is ready, all that the kubelet
+            // has to say of the others is said.
+            let late = format!("late-{component}-{node}");
+            t.run(&[App::server(&late).on(node)]).await?;
+            t.is_mtls("client", &late, t.node(node)).await?;
+            t.ready("tier=web", 2).await?;
+            // Logs come from the kubelet, which reads containerd's.
+            load.more(50).await?;
         }
-        // Logs come from the kubelet, which reads containerd's.
-        load.more(50).await?;
     }
-    // What starts now is captured as ever.
-    t.run(&[App::server("late").on(1)]).await?;
-    t.is_mtls("client", "late", t.node(1)).await?;
     let now = t.incarnations().await?;
     ensure!(
         pods.iter().all(|pod| now.contains(pod)),

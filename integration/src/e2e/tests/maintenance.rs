@@ -44,8 +44,13 @@ async fn replace_leader(t: &Test) -> anyhow::Result<()> {
     t.cluster()
         .rolled_out(SYSTEM, "Deployment", "istiod")
         .await?;
-    let first = leader(t).await?;
-    let pod = leading_pod(t, &first).await?;
+    // The last that led may be gone, and its time not over.
+    let (first, pod) = eventually("a replica leads", SOON, async || {
+        let holder = leader(t).await?;
+        let pod = leading_pod(t, &holder).await?;
+        Ok((holder, pod))
+    })
+    .await?;
     let now = DeleteParams::default().grace_period(0);
     t.cluster().api::<Pod>(SYSTEM).delete(&pod, &now).await?;
     eventually("another replica leads", SOON, async || {
