@@ -131,6 +131,8 @@ async fn network_policies_may_stand_beside(t: Test) -> anyhow::Result<()> {
     .await?;
     t.run(&[App::server("web").on(1), App::server("client").on(0)])
         .await?;
+    // The node's kube-proxy has to know the Service first.
+    t.reaches("client", "http://web/").await?;
     let pace = std::time::Duration::from_millis(50);
     let load = t.caller("load", 0, "http://web/", pace).await?;
     t.ambient(true).await?;
