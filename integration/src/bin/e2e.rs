@@ -43,6 +43,10 @@ struct Cli {
     /// Tests at the same time, of those that may
     #[arg(long, default_value_t = 3)]
     parallel: usize,
+    /// Run what fails once more: on a machine that others use, chance is a reason too. What
+    /// passes then is shown as flaky, with its reason, and is no failure
+    #[arg(long, env = "E2E_AGAIN")]
+    again: bool,
     /// In place of the tests: run this program with KUBECONFIG set and Adit installed
     #[arg(long, conflicts_with = "filter")]
     exec: Option<PathBuf>,
@@ -103,7 +107,7 @@ fn main() -> anyhow::Result<ExitCode> {
             });
         }
         let reports = tokio::select! {
-            reports = run(environment.clone(), &cases, cli.parallel) => reports,
+            reports = run(environment.clone(), &cases, cli.parallel, cli.again) => reports,
             () = interrupted => {
                 println!("interrupted: taking away what was brought up");
                 Vec::new()

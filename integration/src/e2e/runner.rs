@@ -27,6 +27,8 @@ pub enum Outcome {
     Skipped(String),
     /// Why.
     Failed(String),
+    /// It failed, for this reason, and passed when it was run again.
+    Flaky(String),
 }
 
 /// A test that has ended.
@@ -41,14 +43,19 @@ pub struct Report {
 }
 
 /// Runs tests: those that may share the cluster up to `parallel` at once, then the others
-/// one after another.
-pub async fn run(environment: Rc<Environment>, cases: &[Case], parallel: usize) -> Vec<Report> {
+/// one after another. `again`: what fails is run once more, alone.
+pub async fn run(
+    environment: Rc<Environment>,
+    cases: &[Case],
+    parallel: usize,
+    again: bool,
+) -> Vec<Report> {
     let mut cases = cases.to_vec();
     cases.sort_by_key(|case| case.place);
     let (shared, alone): (Vec<Case>, Vec<Case>) = cases
         .into_iter()
         .partition(|case| case.place == Place::Shared);
-    let mut waiting: VecDeque<_> = shared.into();
+    let mut waiting: VecDeque<_> = shared.clone().into();
     let mut running = JoinSet::new();
     let mut reports = Vec::new();
     loop {
@@ -65,10 +72,30 @@ pub async fn run(environment: Rc<Environment>, cases: &[Case], parallel: usize) 
             None => break,
         }
     }
+    for report in reports.iter_mut().filter(|_| again) {
+        if let Some(case) = shared.iter().find(|case| case.name == report.name) {
+            second_try(&environment, *case, report).await;
+        }
+    }
     for case in alone {
-        reports.push(one(environment.clone(), case).await);
+        let mut report = one(environment.clone(), case).await;
+        // Nothing is left of the mesh to try the last on again.
+        if again && case.place != Place::Last {
+            second_try(&environment, case, &mut report).await;
+        }
+        reports.push(report);
     }
     reports
+}
+
+/// Runs a test that failed once more.
+async fn second_try(environment: &Rc<Environment>, case: Case, report: &mut Report) {
+    if let Outcome::Failed(why) = &report.outcome {
+        say("once more:");
+        if let Outcome::Passed = one(environment.clone(), case).await.outcome {
+            report.outcome = Outcome::Flaky(why.clone());
+        }
+    }
 }
 
 async fn one(environment: Rc<Environment>, case: Case) -> Report {
@@ -140,6 +167,7 @@ impl Report {
             Outcome::Passed => ("ok", String::new()),
             Outcome::Skipped(why) => ("skipped", format!("  ({why})")),
             Outcome::Failed(_) => ("FAILED", String::new()),
+            Outcome::Flaky(_) => ("FLAKY", "  (passed when it was run again)".into()),
         };
         format!(
             "{:<66} {word:<7} {:>6.1} s{why}",
@@ -155,7 +183,7 @@ impl Report {
             let _ = writeln!(text, "{}", report.line());
         }
         for report in reports {
-            if let Outcome::Failed(why) = &report.outcome {
+            if let Outcome::Failed(why) | Outcome::Flaky(why) = &report.outcome {
                 let _ = writeln!(text, "\n{}: {why}", report.name);
             }
         }
@@ -163,7 +191,7 @@ impl Report {
             |wanted: fn(&Outcome) -> bool| reports.iter().filter(|r| wanted(&r.outcome)).count();
         let _ = writeln!(
             text,
-            "\ne2e result: {}. {} passed; {} failed; {} skipped",
+            "\ne2e result: {}. {} passed; {} failed; {} flaky; {} skipped",
             if Self::passed(reports) {
                 "ok"
             } else {
@@ -171,6 +199,7 @@ impl Report {
             },
             count(|o| matches!(o, Outcome::Passed)),
             count(|o| matches!(o, Outcome::Failed(_))),
+            count(|o| matches!(o, Outcome::Flaky(_))),
             count(|o| matches!(o, Outcome::Skipped(_))),
         );
         text
@@ -199,6 +228,9 @@ mod tests {
 
     #[test]
     fn only_tests_that_ran_make_a_success() {
+        let flaky = report(Outcome::Flaky("z".into()));
+        assert!(Report::table(std::slice::from_ref(&flaky)).contains("1 flaky"));
+        assert!(Report::passed(&[report(Outcome::Passed), flaky]));
         let (passed, failed) = (report(Outcome::Passed), report(Outcome::Failed("x".into())));
         let skipped = report(Outcome::Skipped("y".into()));
         assert!(Report::passed(&[passed.clone(), skipped.clone()]));
