@@ -507,3 +507,44 @@ fn a_checkout_is_small_although_handshakes_are_large() {
         assert!(size <= 768, "{size} bytes");
     });
 }
+
+#[test]
+fn a_new_connection_whose_peer_drains_at_once_is_replaced() {
+    run(async {
+        // As when another process takes over from the one that was connected to.
+        let (pool, connector) = (TestPool::new(PoolSettings::default()), Connector::default());
+        let connect = async || {
+            let connection = connector.connect().await?;
+            if connector.made.get() == 1 {
+                let server = connector.servers.borrow_mut().remove(0);
+                let deadline = patience();
+                server.drain.signal(DrainMode::Graceful { deadline });
+                server.task.abort();
+                let _ = server.task.await;
+            }
+            Ok(connection)
+        };
+        let opened = pool.checkout(&"a", &request(), patience(), connect).await;
+        let mut tunnel = opened.expect("checkout").0;
+        write(&mut tunnel, "x").await;
+        assert_eq!(read(&mut tunnel, 1).await, b"x");
+        assert_eq!(connector.made.get(), 2);
+    });
+}
+
+#[test]
+fn a_peer_that_closes_each_new_connection_is_not_asked_for_ever() {
+    run(async {
+        let (pool, connector) = (TestPool::new(PoolSettings::default()), Connector::default());
+        let connect = async || {
+            let connection = connector.connect().await?;
+            let server = connector.servers.borrow_mut().remove(0);
+            server.task.abort();
+            let _ = server.task.await;
+            Ok(connection)
+        };
+        let opened = pool.checkout(&"a", &request(), patience(), connect).await;
+        assert!(matches!(opened, Err(CheckoutError::Open(_))), "{opened:?}");
+        assert_eq!(connector.made.get(), 3);
+    });
+}

@@ -39,6 +39,12 @@ use crate::waypoints::FailingWaypoints;
 const COMMAND_QUEUE: usize = 64;
 /// A pod that leaves has its listeners served at least so long.
 const DRAIN_LINGER: Duration = Duration::from_millis(300);
+/// Listeners that others have replaced, or that a stop closes, are served so much longer: what
+/// was steered to them a moment before is in their queues, and would be reset.
+const LISTENER_LINGER: Duration = Duration::from_millis(100);
+/// A stop waits so long for peers to hear that their tunnels take no new streams: a stream that
+/// is on its way is lost, or opened anew elsewhere, with them.
+const TUNNEL_LINGER: Duration = Duration::from_millis(500);
 /// How long streams of a tunnel go on that was made to an enrolment which another one of the
 /// same pod has replaced.
 const REPLACED_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -232,6 +238,8 @@ pub struct Worker {
     pub connections: Rc<Connections>,
     /// Tunnels to other pods.
     pub pool: proxy::TunnelPool,
+    /// Held by each tunnel that a peer has to one of our pods, from its accept.
+    pub tunnels: Rc<()>,
     /// How this node's pods describe themselves to peers.
     pub descriptions: proxy::Descriptions,
     /// The namespace of the worker's thread, which leaves it to open sockets in pods.
@@ -257,6 +265,7 @@ impl Worker {
     async fn run(shared: Arc<Shared>, home: NetnsFd, mut inbox: mpsc::Receiver<Command>) {
         let worker = Rc::new(Self {
             connections: Rc::default(),
+            tunnels: Rc::default(),
             descriptions: proxy::Descriptions::default(),
             pool: proxy::new_pool(&shared.config),
             home,
@@ -326,7 +335,9 @@ impl Worker {
                     sleep_until(until.min(Instant::now() + DRAIN_LINGER)).await;
                     let rest = until.saturating_duration_since(Instant::now());
                     worker
-                        .drained(rest, |c| c.count(&uid) == 0 && !worker.is_busy(&uid))
+                        .drained(rest, || {
+                            worker.connections.count(&uid) == 0 && !worker.is_busy(&uid)
+                        })
                         .await;
                     let _ = done.send(());
                 });
@@ -378,6 +389,10 @@ impl Worker {
                 let deadline = Instant::now() + REPLACED_DEADLINE;
                 pod.drain.signal(DrainMode::Graceful { deadline });
                 self.pool.evict(|key| key.source == pod.incarnation);
+                spawn_local(async move {
+                    sleep(LISTENER_LINGER).await;
+                    drop(generation);
+                });
             } else {
                 self.end(pod);
             }
@@ -423,29 +438,36 @@ impl Worker {
         Ok(())
     }
 
-    /// Listeners close at once; connections get the deadline.
+    /// Listeners close as soon as their queues are empty; connections get the deadline, those
+    /// that are only being opened as well.
     async fn stop(self: &Rc<Self>, mode: DrainMode) {
-        for generation in std::mem::take(&mut *self.pods.borrow_mut())
+        let generations: Vec<Generation> = std::mem::take(&mut *self.pods.borrow_mut())
             .into_values()
             .flatten()
-        {
-            generation.pod.drain.signal(mode);
+            .collect();
+        let pods: Vec<_> = generations.iter().map(|g| g.pod.clone()).collect();
+        for pod in &pods {
+            pod.drain.signal(mode);
         }
-        let deadline = match mode {
-            DrainMode::Graceful { deadline } => deadline.saturating_duration_since(Instant::now()),
-            DrainMode::Immediate => Duration::ZERO,
-        };
-        self.drained(deadline, Connections::is_empty).await;
+        if let DrainMode::Graceful { deadline } = mode {
+            let left = || deadline.saturating_duration_since(Instant::now());
+            sleep(LISTENER_LINGER.min(left())).await;
+            drop(generations);
+            let done = || self.connections.is_empty() && !pods.iter().any(|pod| pod.is_busy());
+            self.drained(left(), done).await;
+            let told = || done() && Rc::strong_count(&self.tunnels) == 1;
+            self.drained(TUNNEL_LINGER.min(left()), told).await;
+        }
         self.connections
             .for_each(|live| live.close(Closed::Shutdown));
         // Their tasks get a turn to reset their peers and to write their log lines.
-        self.drained(Duration::from_millis(500), Connections::is_empty)
+        self.drained(Duration::from_millis(500), || self.connections.is_empty())
             .await;
     }
 
-    async fn drained(&self, deadline: Duration, done: impl Fn(&Connections) -> bool) {
+    async fn drained(&self, deadline: Duration, done: impl Fn() -> bool) {
         let deadline = Instant::now() + deadline;
-        while !done(&self.connections) && Instant::now() < deadline {
+        while !done() && Instant::now() < deadline {
             let next = Instant::now() + Duration::from_millis(20);
             sleep_until(next.min(deadline)).await;
         }

@@ -171,8 +171,6 @@ struct Pooled {
 struct Place {
     connection: Connection,
     slot: StreamGuard,
-    /// The connection was made for this checkout.
-    fresh: bool,
 }
 
 enum Failure<E> {
@@ -213,28 +211,24 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
         key: &K,
         request: &ConnectRequest,
         deadline: Instant,
-        connect: impl AsyncFnOnce() -> Result<Connection, E>,
+        connect: impl AsyncFn() -> Result<Connection, E>,
     ) -> Result<(Tunnel, ResponseInfo), CheckoutError<E>> {
-        /// A connection that ended while it lay in the pool is replaced this often.
+        /// A connection that ended while it lay in the pool, or that its peer closes because
+        /// another process takes over from it, is replaced this often.
         const STALE: usize = 3;
-        let mut connect = Some(connect);
         let mut stale = 0;
         loop {
             let entry = self.entry(key)?;
-            let Some(place) = self.acquire(&entry, deadline, &mut connect).await? else {
+            let Some(place) = self.acquire(&entry, deadline, &connect).await? else {
                 continue;
             };
-            let Place {
-                connection,
-                slot,
-                fresh,
-            } = place;
+            let Place { connection, slot } = place;
             let error = match connection.open_in(slot, request, deadline).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };
             stale += 1;
-            if fresh || stale == STALE || error.retry() != Retry::Anywhere {
+            if stale == STALE || error.retry() != Retry::Anywhere {
                 return Err(CheckoutError::Open(error));
             }
         }
@@ -328,7 +322,7 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
         &self,
         entry: &Rc<Entry<E>>,
         deadline: Instant,
-        connect: &mut Option<impl AsyncFnOnce() -> Result<Connection, E>>,
+        connect: &impl AsyncFn() -> Result<Connection, E>,
     ) -> Result<Option<Place>, CheckoutError<E>> {
         let settings = &self.inner.settings;
         if let Some(place) = entry.pick(settings.max_streams) {
@@ -355,18 +349,12 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
             {
                 return Err(failure.to_error());
             }
-            if entry.wants_attempt(settings)
-                && let Some(connect) = connect.take()
-            {
+            if entry.wants_attempt(settings) {
                 let connection = self.attempt(entry, deadline, connect).await?;
                 let slot = entry.add(&connection, settings.max_streams);
                 // A peer that allows no stream at all has the request wait in its queue.
                 let slot = slot.unwrap_or_else(|| connection.slot());
-                return Ok(Some(Place {
-                    connection,
-                    slot,
-                    fresh: true,
-                }));
+                return Ok(Some(Place { connection, slot }));
             }
             timeout_at(deadline, changed)
                 .await
@@ -378,7 +366,7 @@ impl<K: Eq + Hash + Clone + 'static, E: 'static> Pool<K, E> {
         &self,
         entry: &Rc<Entry<E>>,
         deadline: Instant,
-        connect: impl AsyncFnOnce() -> Result<Connection, E>,
+        connect: &impl AsyncFn() -> Result<Connection, E>,
     ) -> Result<Connection, CheckoutError<E>> {
         let attempt = Attempt::new(entry);
         // Boxed: handshakes are large and rare, and every checkout would carry their size.
@@ -501,7 +489,6 @@ impl<E> Entry<E> {
                 Some(Place {
                     connection: pooled.connection.clone(),
                     slot,
-                    fresh: false,
                 })
             })
     }

@@ -27,7 +27,7 @@ use super::{
     workload_of,
 };
 use crate::connections::{Closed, Flow, PolicyInput};
-use crate::pod::Pod;
+use crate::pod::{Busy, Pod};
 use crate::worker::Worker;
 
 /// How long a TLS handshake may take, from accept.
@@ -46,12 +46,20 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
         stream,
         peer,
         _permit,
+        opening,
     } = accepted;
+    let _tunnel = worker.tunnels.clone();
     // Boxed, as everything about a tunnel is: what one task takes is counted for all listeners.
-    Box::pin(serve_tunnel(worker, pod, stream, peer)).await;
+    Box::pin(serve_tunnel(worker, pod, stream, peer, opening)).await;
 }
 
-async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+async fn serve_tunnel(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    opening: Busy,
+) {
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
@@ -75,6 +83,7 @@ async fn serve_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, stream: TcpStream, peer
             return;
         }
     };
+    drop(opening);
     telemetry.emit(&Event::HandshakeCompleted {
         reporter: Reporter::Destination,
         duration: started.elapsed(),

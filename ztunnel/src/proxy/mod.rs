@@ -33,7 +33,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::connections::{Closed, Connections, Entry, Flow, PolicyInput};
-use crate::pod::{Incarnation, Pod};
+use crate::pod::{Busy, Incarnation, Pod};
 use crate::worker::Worker;
 
 /// How long a connection of a pod waits for the pod itself to arrive in workload discovery.
@@ -142,6 +142,8 @@ struct Accepted {
     peer: SocketAddr,
     /// Its place among the listener's connections.
     _permit: AcceptPermit,
+    /// Until it is open, and entered among the connections, or has failed.
+    opening: Busy,
 }
 
 /// Bytes that the task of an accepted connection may take. There are thousands of them; what
@@ -180,6 +182,7 @@ async fn accept_each<F>(
             stream,
             peer: canonical(peer),
             _permit: permit,
+            opening: pod.busy(),
         };
         spawn_local(serve(worker.clone(), pod.clone(), accepted));
     });

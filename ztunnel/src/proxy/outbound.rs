@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_shared::hbone::record::TlsStream;
+use adit_shared::hbone::record::{TlsError, TlsStream};
 use adit_shared::hbone::{
     CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Retry, Traceparent, Tunnel,
 };
@@ -53,8 +53,11 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
         stream,
         peer,
         _permit,
+        opening,
     } = accepted;
-    if let Some(opened) = Box::pin(open(&worker, pod, stream, peer)).await {
+    let opened = Box::pin(open(&worker, pod, stream, peer)).await;
+    drop(opening);
+    if let Some(opened) = opened {
         carry(&worker, opened).await;
     }
 }
@@ -67,7 +70,6 @@ async fn open(
     client: SocketAddr,
 ) -> Option<Opened> {
     let started = Instant::now();
-    let _busy = pod.busy();
     // The route that loops captured connections to us leaves their destination as it was.
     let original = app.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(original) || original.ip().is_loopback() {
@@ -426,31 +428,19 @@ async fn connect_tunnel(
     identities: &ExpectedIdentities,
 ) -> Result<Connection, Failed> {
     let shared = &worker.shared;
-    let stream = connect_out(worker, pod, gateway).await.map_err(|e| {
-        let flag = if e.kind() == std::io::ErrorKind::TimedOut {
-            ResponseFlag::NetworkPolicy
-        } else {
-            ResponseFlag::Connect
-        };
-        let hint = match flag {
-            ResponseFlag::NetworkPolicy => " (maybe a NetworkPolicy blocks HBONE port 15008)",
-            _ => "",
-        };
-        Failed::new(flag, format!("connect to {gateway}: {e}{hint}"))
-    })?;
-
-    let started = Instant::now();
-    let name = ServerName::IpAddress(gateway.ip().into());
-    let config = certificate.client_config().clone();
-    let tls = TlsStream::connect(stream, config, name, HANDSHAKE_DEADLINE).await;
-    let mut tls = tls.map_err(|e| {
+    let handshake = match handshake(worker, pod, certificate, gateway).await {
+        // A process that another one takes over from: the other answers now.
+        Ok(Err(error)) if error.peer_has_gone() => {
+            handshake(worker, pod, certificate, gateway).await
+        }
+        answered => answered,
+    };
+    let (mut tls, duration) = handshake?.map_err(|e| {
         shared.telemetry.emit(&Event::HandshakeFailed {
             reporter: Reporter::Source,
         });
-        Failed::new(
-            ResponseFlag::TlsFailure,
-            format!("TLS handshake with {gateway}: {e}"),
-        )
+        let error = format!("TLS handshake with {gateway}: {e}");
+        Failed::new(ResponseFlag::TlsFailure, error)
     })?;
     let peer = peer_identity(&tls.take_peer_certificates()).map_err(|e| {
         Failed::new(
@@ -466,7 +456,7 @@ async fn connect_tunnel(
     }
     shared.telemetry.emit(&Event::HandshakeCompleted {
         reporter: Reporter::Source,
-        duration: started.elapsed(),
+        duration,
     });
     let connection = Connection::handshake(tls, &shared.config.http2)
         .await
@@ -488,6 +478,32 @@ async fn connect_tunnel(
         });
     });
     Ok(connection)
+}
+
+/// One attempt, and how long its TLS part took; the outer error is TCP's.
+async fn handshake(
+    worker: &Worker,
+    pod: &Pod,
+    certificate: &WorkloadCertificate,
+    gateway: SocketAddr,
+) -> Result<Result<(TlsStream, Duration), TlsError>, Failed> {
+    let stream = connect_out(worker, pod, gateway).await.map_err(|e| {
+        let flag = if e.kind() == std::io::ErrorKind::TimedOut {
+            ResponseFlag::NetworkPolicy
+        } else {
+            ResponseFlag::Connect
+        };
+        let hint = match flag {
+            ResponseFlag::NetworkPolicy => " (maybe a NetworkPolicy blocks HBONE port 15008)",
+            _ => "",
+        };
+        Failed::new(flag, format!("connect to {gateway}: {e}{hint}"))
+    })?;
+    let name = ServerName::IpAddress(gateway.ip().into());
+    let config = certificate.client_config().clone();
+    let started = Instant::now();
+    let connecting = TlsStream::connect(stream, config, name, HANDSHAKE_DEADLINE);
+    Ok(connecting.await.map(|tls| (tls, started.elapsed())))
 }
 
 fn unexpected(gateway: SocketAddr, peer: &SpiffeId, expected: &ExpectedIdentities) -> String {

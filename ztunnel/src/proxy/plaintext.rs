@@ -27,10 +27,13 @@ async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
         stream,
         peer,
         _permit,
+        opening,
     } = accepted;
     // The client's own connection has this address and port; the one to the app must not.
     let _hold = worker.shared.ports.hold(peer);
-    if let Some(opened) = Box::pin(open(&worker, pod, stream, peer)).await {
+    let opened = Box::pin(open(&worker, pod, stream, peer)).await;
+    drop(opening);
+    if let Some(opened) = opened {
         carry(&worker, opened).await;
     }
 }
@@ -43,7 +46,6 @@ async fn open(
     peer: SocketAddr,
 ) -> Option<Opened> {
     let started = Instant::now();
-    let _busy = pod.busy();
     let local = client.local_addr().map(canonical).ok()?;
     if pod.is_proxy_port(local) || !pod.owns(local.ip()) {
         reject(worker, &client, peer, Rejection::Loop);

@@ -37,6 +37,24 @@ pub enum TlsError {
     UnsupportedSuite,
 }
 
+impl TlsError {
+    /// Whether the peer's end was closed before it had said anything about the handshake: it
+    /// has not judged us, and a process that has taken over from it may.
+    pub fn peer_has_gone(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Io(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            ),
+            _ => false,
+        }
+    }
+}
+
 impl From<TlsError> for io::Error {
     fn from(error: TlsError) -> Self {
         let kind = match &error {
