@@ -1,12 +1,15 @@
 //! A new ztunnel beside the old one takes over without a failed connection; one that is told
 //! to end lets open connections go on until its deadline and lets nothing new in.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use adit_integration::mesh::{MeshBuilder, SAMPLE_MESH};
 use adit_integration::socket::echo_once;
 use adit_integration::{Outcome, TestMesh, pod};
 use adit_local::Request;
+use nix::sys::socket::{Backlog, listen};
 
 fn mesh(deadline: &str) -> anyhow::Result<TestMesh> {
     MeshBuilder::default()
@@ -140,4 +143,46 @@ fn a_stop_without_open_connections_does_not_wait() -> anyhow::Result<()> {
         begin.elapsed()
     );
     Ok(())
+}
+
+#[test]
+fn a_connection_that_is_being_opened_survives_a_stop() -> anyhow::Result<()> {
+    let mesh = mesh("10s")?;
+    let (client, outside) = (pod("shop/client"), pod("legacy/client"));
+    // An app that is late to accept: the kernel keeps one connection for it and leaves further
+    // SYNs without an answer.
+    let app = mesh.listen(outside, 7070)?;
+    listen(&app, Backlog::new(0)?)?;
+    app.set_nonblocking(true)?;
+    let first = mesh.in_pod(outside, || TcpStream::connect((Ipv4Addr::LOCALHOST, 7070)))??;
+    let (target, web) = (mesh.at(outside, 7070)?, mesh.at(pod("shop/web-b"), 9090)?);
+    // To its app it is open.
+    let mut second = mesh.connect(client, target)??;
+    second.write_all(b"hello")?;
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let stop = scope.spawn(|| {
+            mesh.request(&Request::Stop {
+                component: "ztunnel-node1".into(),
+            })
+        });
+        mesh.eventually("closed listeners", || {
+            let outcome = mesh.echo(client, web)?;
+            anyhow::ensure!(outcome == Outcome::Refused, "{outcome:?}");
+            Ok(())
+        })?;
+        let mut accepted = Vec::new();
+        mesh.eventually("the second connection", || {
+            accepted.push(app.accept()?.0);
+            anyhow::ensure!(accepted.len() == 2, "only the first one");
+            Ok(())
+        })?;
+        let mut heard = [0; 5];
+        accepted[1].set_nonblocking(false)?;
+        accepted[1].set_read_timeout(Some(Duration::from_secs(5)))?;
+        accepted[1].read_exact(&mut heard)?;
+        assert_eq!(&heard, b"hello");
+        drop((accepted, first, second));
+        stop.join().map_err(|_| anyhow::anyhow!("panic"))??;
+        Ok(())
+    })
 }
