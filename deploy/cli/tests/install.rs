@@ -82,6 +82,8 @@ fn an_installation_is_made_changed_and_removed() {
         assert!(text.contains(component), "{text}");
     }
 
+    what_a_file_changes_is_valid(kubeconfig);
+
     // Without nodes a control plane does not come up; what it waits for is said.
     let minimal = [
         "install",
@@ -120,6 +122,42 @@ fn an_installation_is_made_changed_and_removed() {
     another_mesh_is_left_alone(kubeconfig);
     let text = well(kubeconfig, &["uninstall", "-y"]);
     assert!(text.contains("There is nothing"), "{text}");
+}
+
+/// Settings and overlays make objects that the API server takes; a field that it does not know
+/// is its to refuse.
+fn what_a_file_changes_is_valid(kubeconfig: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("operator.yaml");
+    let file = |overlay: &str| {
+        let text = format!(
+            "kind: IstioOperator\nspec:\n  components:\n    ingressGateways: [{{name: edge, enabled: false}}]\n    \
+             pilot:\n      k8s:\n        resources: {{limits: {{memory: 1Gi}}}}\n        \
+             env: [{{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}]\n        \
+             hpaSpec: {{minReplicas: 2, maxReplicas: 3}}\n        podDisruptionBudget: {{minAvailable: 1}}\n        \
+             service: {{type: NodePort}}\n        strategy: {{rollingUpdate: {{maxSurge: 1}}}}\n        \
+             volumes: [{{name: extra, emptyDir: {{}}}}]\n        volumeMounts: [{{name: extra, mountPath: /extra}}]\n        \
+             overlays:\n        - kind: Deployment\n          name: istiod\n          patches: [{overlay}]\n"
+        );
+        std::fs::write(&path, text).expect("a file");
+        adit(
+            kubeconfig,
+            &[
+                "install",
+                "-y",
+                "--dry-run",
+                "-f",
+                path.to_str().expect("UTF-8"),
+            ],
+        )
+    };
+    let (done, text) = file("{path: spec.minReadySeconds, value: 1}");
+    assert!(done && text.contains("(pilot)"), "{text}");
+    let (done, text) = file("{path: spec.minReadySecnods, value: 1}");
+    assert!(!done && text.contains("minReadySecnods"), "{text}");
+    let (done, text) = file("{path: spec.minReadySecnods}");
+    let told = "components.pilot.k8s.overlays[0] (Deployment istiod): path spec.minReadySecnods";
+    assert!(!done && text.contains(told), "{text}");
 }
 
 /// `uninstall --purge`, first beside another mesh, then after it.

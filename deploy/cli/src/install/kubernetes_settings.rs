@@ -299,3 +299,241 @@ fn objects_like(objects: &[Object], kind: &str) -> String {
         (true, all) => all,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::spec::Spec;
+
+    fn operator(k8s: &str, component: &str, more: &str) -> String {
+        format!(
+            "kind: IstioOperator\nspec: {{profile: ambient, components: {{{component}: {{k8s: {k8s}}}}}{more}}}"
+        )
+    }
+
+    /// What a file makes of everything.
+    fn render(text: &str) -> Result<Vec<Object>, String> {
+        let mut spec = Spec::default();
+        let added = spec.add_file("operator.yaml", text);
+        added.map_err(|error| error.to_string())?;
+        let objects = crate::install::objects(&spec).map_err(|error| error.to_string())?;
+        Ok(objects
+            .into_iter()
+            .flat_map(|(_, objects)| objects)
+            .collect())
+    }
+
+    fn one<'a>(objects: &'a [Object], kind: &str, name: &str) -> &'a Value {
+        let found = objects
+            .iter()
+            .find(|o| o.id.kind == kind && o.id.name == name);
+        &found.unwrap_or_else(|| panic!("{kind} {name}")).manifest
+    }
+
+    /// Every setting that Istio has, of each component that can have it.
+    #[test]
+    fn settings_reach_their_objects() {
+        const POD: &str = "/spec/template/spec";
+        const CONTAINER: &str = "/spec/template/spec/containers/0";
+        let cases = [
+            (
+                "affinity: {podAffinity: {}}",
+                format!("{POD}/affinity/podAffinity"),
+                json!({}),
+            ),
+            (
+                "imagePullPolicy: Always",
+                format!("{CONTAINER}/imagePullPolicy"),
+                json!("Always"),
+            ),
+            (
+                "nodeSelector: {disk: fast}",
+                format!("{POD}/nodeSelector/disk"),
+                json!("fast"),
+            ),
+            (
+                "podAnnotations: {a: b}",
+                "/spec/template/metadata/annotations/a".into(),
+                json!("b"),
+            ),
+            (
+                "priorityClassName: high",
+                format!("{POD}/priorityClassName"),
+                json!("high"),
+            ),
+            (
+                "readinessProbe: {periodSeconds: 9}",
+                format!("{CONTAINER}/readinessProbe/periodSeconds"),
+                json!(9),
+            ),
+            (
+                "resources: {limits: {memory: 1Gi}}",
+                format!("{CONTAINER}/resources/limits/memory"),
+                json!("1Gi"),
+            ),
+            (
+                "securityContext: {fsGroup: 7}",
+                format!("{POD}/securityContext/fsGroup"),
+                json!(7),
+            ),
+            (
+                "tolerations: [{key: a}]",
+                format!("{POD}/tolerations"),
+                json!([{"key": "a"}]),
+            ),
+        ];
+        let workloads = [
+            ("pilot", "Deployment", "istiod"),
+            ("cni", "DaemonSet", "istio-cni-node"),
+            ("ztunnel", "DaemonSet", "ztunnel"),
+        ];
+        for (component, kind, name) in workloads {
+            for (setting, place, expected) in &cases {
+                let text = operator(&format!("{{{setting}}}"), component, "");
+                let objects = render(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+                let found = one(&objects, kind, name).pointer(place);
+                assert_eq!(found, Some(expected), "{text}");
+            }
+            // Lists are merged by their items' names.
+            let text = "{env: [{name: NODE_NAME, value: fixed}, {name: SECRET, valueFrom: {secretKeyRef: {name: s, key: k}}}], volumes: [{name: extra, emptyDir: {}}], volumeMounts: [{name: extra, mountPath: /extra}]}";
+            let objects = render(&operator(text, component, "")).expect("renders");
+            let workload = one(&objects, kind, name);
+            let items = |place: &str, name: &str| {
+                let list = workload.pointer(place).and_then(Value::as_array);
+                let list = list.expect("a list").iter().filter(|of| of["name"] == name);
+                list.cloned().collect::<Vec<_>>()
+            };
+            let env = format!("{CONTAINER}/env");
+            assert_eq!(
+                items(&env, "NODE_NAME"),
+                [json!({"name": "NODE_NAME", "value": "fixed"})]
+            );
+            assert_eq!(items(&env, "SECRET").len(), 1);
+            assert_eq!(items(&env, "RUST_LOG").len(), 1, "what was there stays");
+            assert_eq!(items(&format!("{POD}/volumes"), "extra").len(), 1);
+            assert_eq!(
+                items(&format!("{CONTAINER}/volumeMounts"), "extra").len(),
+                1
+            );
+        }
+
+        let text = "{hpaSpec: {minReplicas: 2, maxReplicas: 9, metrics: [{type: Resource, resource: {name: memory, target: {type: Utilization, averageUtilization: 50}}}]}, podDisruptionBudget: {minAvailable: 1}, service: {type: NodePort}, serviceAnnotations: {cloud: x}, strategy: {rollingUpdate: {maxSurge: 1}}, replicaCount: 5}";
+        let objects = render(&operator(text, "pilot", "")).expect("renders");
+        let scaler = &one(&objects, "HorizontalPodAutoscaler", "istiod")["spec"];
+        assert_eq!(
+            (&scaler["minReplicas"], &scaler["maxReplicas"]),
+            (&json!(2), &json!(9))
+        );
+        assert_eq!(scaler["metrics"].as_array().map(Vec::len), Some(1));
+        assert_eq!(scaler["scaleTargetRef"]["name"], "istiod");
+        let budget = &one(&objects, "PodDisruptionBudget", "istiod")["spec"];
+        assert_eq!(
+            (&budget["minAvailable"], &budget["maxUnavailable"]),
+            (&json!(1), &Value::Null)
+        );
+        let service = one(&objects, "Service", "istiod");
+        assert_eq!(service["spec"]["type"], "NodePort");
+        assert_eq!(service["metadata"]["annotations"]["cloud"], "x");
+        let deployment = &one(&objects, "Deployment", "istiod")["spec"];
+        let rolling = json!({"maxSurge": 1, "maxUnavailable": "25%"});
+        assert_eq!(deployment["strategy"]["rollingUpdate"], rolling);
+        assert_eq!(deployment["replicas"], Value::Null, "the autoscaler's");
+
+        let fixed = ", values: {pilot: {autoscaleEnabled: false}}";
+        let text = "{replicaCount: 5, strategy: {type: Recreate}}";
+        let objects = render(&operator(text, "pilot", fixed)).expect("renders");
+        let deployment = &one(&objects, "Deployment", "istiod")["spec"];
+        assert_eq!(deployment["replicas"], 5);
+        assert_eq!(deployment["strategy"], json!({"type": "Recreate"}));
+        let text = operator("{strategy: {type: OnDelete}}", "ztunnel", "");
+        let objects = render(&text).expect("renders");
+        let tunnel = &one(&objects, "DaemonSet", "ztunnel")["spec"];
+        assert_eq!(tunnel["updateStrategy"], json!({"type": "OnDelete"}));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_file_component_object_and_path() {
+        for (component, k8s, expected) in [
+            (
+                "pilot",
+                "{resource: 2}",
+                "components.pilot.k8s.resource is not known; did you mean resources?",
+            ),
+            (
+                "ztunnel",
+                "{replicaCount: 2}",
+                "components.ztunnel.k8s.replicaCount: the component has no Deployment; a DaemonSet has one pod on each node",
+            ),
+            (
+                "cni",
+                "{serviceAnnotations: {a: b}}",
+                "components.cni.k8s.serviceAnnotations: the component has no Service",
+            ),
+            (
+                "base",
+                "{resources: {}}",
+                "components.base.k8s.resources: the component has no Deployment or DaemonSet",
+            ),
+            (
+                "pilot",
+                "{resources: 5}",
+                "components.pilot.k8s.resources: Deployment istiod.spec.template.spec.containers.0.resources: is an object, so it needs a map",
+            ),
+            (
+                "pilot",
+                "{tolerations: 5}",
+                "components.pilot.k8s.tolerations: Deployment istio-system/istiod would be none any more: invalid type: integer `5`, expected",
+            ),
+            (
+                "pilot",
+                "{overlays: [{kind: Deployment, name: istoid, patches: [{path: a, value: 1}]}]}",
+                "components.pilot.k8s.overlays[0] (Deployment istoid): the component has no such object; it has Deployment istiod",
+            ),
+            (
+                "ztunnel",
+                "{overlays: [{kind: Service, name: x, patches: [{path: a, value: 1}]}]}",
+                "components.ztunnel.k8s.overlays[0] (Service x): the component has no such object; it has ServiceAccount ztunnel, DaemonSet ztunnel",
+            ),
+            (
+                "pilot",
+                "{overlays: [{kind: Service, name: istiod, patches: [{path: 'spec.ports.[name:http].port', value: 1}]}]}",
+                "components.pilot.k8s.overlays[0] (Service istiod): path spec.ports.[name:http].port: spec.ports has no [name:http], but https-dns, https-webhook, http-monitoring",
+            ),
+            (
+                "pilot",
+                "{overlays: [{kind: Service, name: istiod, patches: [{path: metadata.name, value: x}]}]}",
+                "components.pilot.k8s.overlays[0] (Service istiod): apiVersion, kind, name and namespace cannot be changed",
+            ),
+            (
+                "pilot",
+                "{overlays: [{kind: Service, name: istiod, patches: [{path: spec.ports, value: {a: b}}, {path: spec.selector, value: 5}]}]}",
+                "components.pilot.k8s.overlays[0] (Service istiod): Service istio-system/istiod would be none any more",
+            ),
+            (
+                "pilot",
+                "{overlays: [{kind: Service, patches: []}]}",
+                "components.pilot.k8s.overlays[0].name: is missing",
+            ),
+        ] {
+            let error = render(&operator(k8s, component, "")).expect_err(k8s);
+            let expected = format!("operator.yaml: {expected}");
+            assert!(error.starts_with(&expected), "{k8s}: {error}");
+        }
+    }
+
+    /// What `adit uninstall` finds its objects by cannot be laid off.
+    #[test]
+    fn an_overlay_keeps_the_labels_of_the_installation() {
+        let text = "{overlays: [{apiVersion: policy/v1beta1, kind: PodDisruptionBudget, name: istiod, patches: [{path: metadata.labels}]}]}";
+        let objects = render(&operator(text, "pilot", "")).expect("renders");
+        let labels = &one(&objects, "PodDisruptionBudget", "istiod")["metadata"]["labels"];
+        assert_eq!(
+            *labels,
+            json!({
+                "app.kubernetes.io/managed-by": "adit",
+                "app.kubernetes.io/part-of": "istio",
+                "istio.io/rev": "default",
+            })
+        );
+    }
+}
