@@ -59,6 +59,7 @@ fn an_installation_is_made_changed_and_removed() {
     };
     let kubeconfig = kubeconfig.as_str();
 
+    what_a_file_says_holds_until_it_is_taken_back(kubeconfig);
     let (done, text) = adit(kubeconfig, &["upgrade", "-y"]);
     assert!(!done && text.contains("there is no installation"), "{text}");
     let text = well(kubeconfig, &["install", "-y", "--dry-run"]);
@@ -81,6 +82,8 @@ fn an_installation_is_made_changed_and_removed() {
     for component in ["(pilot)", "(cni)", "(ztunnel)"] {
         assert!(text.contains(component), "{text}");
     }
+
+    what_a_file_changes_is_valid(kubeconfig);
 
     // Without nodes a control plane does not come up; what it waits for is said.
     let minimal = [
@@ -120,6 +123,79 @@ fn an_installation_is_made_changed_and_removed() {
     another_mesh_is_left_alone(kubeconfig);
     let text = well(kubeconfig, &["uninstall", "-y"]);
     assert!(text.contains("There is nothing"), "{text}");
+}
+
+/// Without nodes a DaemonSet is ready at once, so that one can be installed whole.
+fn what_a_file_says_holds_until_it_is_taken_back(kubeconfig: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("operator.yaml");
+    let text = "kind: IstioOperator\nspec:\n  profile: empty\n  components:\n    ztunnel:\n      enabled: true\n      \
+                k8s:\n        overlays:\n        - kind: DaemonSet\n          name: ztunnel\n          patches:\n          \
+                - {path: metadata.labels}\n          - {path: spec.minReadySeconds, value: 7}\n";
+    std::fs::write(&path, text).expect("a file");
+    let path = path.to_str().expect("UTF-8");
+    let installed = || {
+        let field = "jsonpath={.spec.minReadySeconds}";
+        let args = [
+            "get",
+            "daemonset",
+            "ztunnel",
+            "-n",
+            "istio-system",
+            "-o",
+            field,
+        ];
+        kubectl(kubeconfig, &args)
+    };
+    let text = well(kubeconfig, &["install", "-y", "-f", path]);
+    assert!(text.contains("(ztunnel): 2 objects applied"), "{text}");
+    assert_eq!(installed(), "7");
+    let text = well(kubeconfig, &["upgrade", "-y"]);
+    assert!(text.contains("(ztunnel): unchanged"), "{text}");
+    assert!(well(kubeconfig, &["verify-install"]).contains("2 objects as installed"));
+    let none = "--set=components.ztunnel.k8s.overlays=[]";
+    well(kubeconfig, &["upgrade", "-y", none]);
+    assert_eq!(installed(), "");
+    well(kubeconfig, &["install", "-y", "-f", path]);
+    let text = well(kubeconfig, &["uninstall", "-y"]);
+    let told = "DaemonSet istio-system/ztunnel removed";
+    assert!(text.contains(told), "without its labels too: {text}");
+}
+
+/// Settings and overlays make objects that the API server takes; a field that it does not know
+/// is its to refuse.
+fn what_a_file_changes_is_valid(kubeconfig: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("operator.yaml");
+    let file = |overlay: &str| {
+        let text = format!(
+            "kind: IstioOperator\nspec:\n  components:\n    ingressGateways: [{{name: edge, enabled: false}}]\n    \
+             pilot:\n      k8s:\n        resources: {{limits: {{memory: 1Gi}}}}\n        \
+             env: [{{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}]\n        \
+             hpaSpec: {{minReplicas: 2, maxReplicas: 3}}\n        podDisruptionBudget: {{minAvailable: 1}}\n        \
+             service: {{type: NodePort}}\n        strategy: {{rollingUpdate: {{maxSurge: 1}}}}\n        \
+             volumes: [{{name: extra, emptyDir: {{}}}}]\n        volumeMounts: [{{name: extra, mountPath: /extra}}]\n        \
+             overlays:\n        - kind: Deployment\n          name: istiod\n          patches: [{overlay}]\n"
+        );
+        std::fs::write(&path, text).expect("a file");
+        adit(
+            kubeconfig,
+            &[
+                "install",
+                "-y",
+                "--dry-run",
+                "-f",
+                path.to_str().expect("UTF-8"),
+            ],
+        )
+    };
+    let (done, text) = file("{path: spec.minReadySeconds, value: 1}");
+    assert!(done && text.contains("(pilot)"), "{text}");
+    let (done, text) = file("{path: spec.minReadySecnods, value: 1}");
+    assert!(!done && text.contains("minReadySecnods"), "{text}");
+    let (done, text) = file("{path: spec.minReadySecnods}");
+    let told = "components.pilot.k8s.overlays[0] (Deployment istiod): path spec.minReadySecnods";
+    assert!(!done && text.contains(told), "{text}");
 }
 
 /// `uninstall --purge`, first beside another mesh, then after it.

@@ -1,9 +1,12 @@
 //! What the user asks for: profile, IstioOperator files and `--set`, as one tree, and from it
 //! the values of every chart.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
 
 use super::charts::Chart;
+use super::kubernetes_settings::KubernetesSettings;
 use super::schema;
 use super::template::merge;
 
@@ -110,16 +113,20 @@ pub enum SpecError {
 
 /// `IstioOperator.spec`: what the user gave, merged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Spec(Value);
+pub struct Spec {
+    tree: Value,
+    /// Where paths of `components.X.k8s` come from: a file, or `--set`.
+    origins: BTreeMap<String, String>,
+}
 
 impl Default for Spec {
     fn default() -> Self {
-        Self(json!({}))
+        Self::from_value(json!({}))
     }
 }
 
 /// A component that is to be installed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Planned {
     /// Which.
     pub component: Component,
@@ -127,17 +134,20 @@ pub struct Planned {
     pub namespace: String,
     /// Values of its chart.
     pub values: Value,
+    /// What changes in the objects that the chart renders.
+    pub kubernetes: KubernetesSettings,
 }
 
 impl Spec {
     /// One that was kept in the cluster.
-    pub fn from_value(value: Value) -> Self {
-        Self(value)
+    pub fn from_value(tree: Value) -> Self {
+        let origins = BTreeMap::new();
+        Self { tree, origins }
     }
 
     /// To be kept.
     pub fn value(&self) -> &Value {
-        &self.0
+        &self.tree
     }
 
     /// Lays a file over it: `IstioOperator` documents, or values as for Helm's umbrella.
@@ -165,7 +175,9 @@ impl Spec {
             };
             for (key, value) in tree.as_object().into_iter().flatten() {
                 let path = rooted(vec![key.clone()]).map_err(|reason| error(reason.to_string()))?;
-                self.lay(&path, value.clone());
+                let tree = below(&path, value.clone());
+                self.note(&tree, file);
+                merge(&mut self.tree, &tree);
             }
         }
         Ok(())
@@ -182,36 +194,55 @@ impl Spec {
         if path.iter().any(String::is_empty) {
             return Err(wrong());
         }
-        self.lay(&rooted(path)?, scalar(value));
+        let (path, value) = (rooted(path)?, scalar(value));
+        match path.iter().position(|step| place(step).is_some()) {
+            None => {
+                self.note(&below(&path, value.clone()), "--set");
+                self.lay(&path, value);
+            }
+            Some(list) => {
+                self.note(&below(&path[..list], Value::Null), "--set");
+                put(&mut self.tree, &path, value)
+                    .map_err(|reason| SpecError::Field(format!("--set {assignment}: {reason}")))?;
+            }
+        }
         Ok(())
     }
 
     /// A field, over what is there.
     pub fn lay(&mut self, path: &[String], value: Value) {
-        let tree = path
-            .iter()
-            .rev()
-            .fold(value, |inner, key| json!({ key: inner }));
-        merge(&mut self.0, &tree);
+        merge(&mut self.tree, &below(path, value));
+    }
+
+    /// Remembers where settings come from.
+    fn note(&mut self, tree: &Value, origin: &str) {
+        for (component, own) in tree["components"].as_object().into_iter().flatten() {
+            for key in own["k8s"].as_object().into_iter().flatten() {
+                let path = format!("components.{component}.k8s.{}", key.0);
+                self.origins.insert(path, origin.to_owned());
+            }
+        }
     }
 
     /// The profile's name.
     pub fn profile(&self) -> &str {
-        let named = self.0["profile"].as_str().filter(|name| !name.is_empty());
+        let named = self.tree["profile"]
+            .as_str()
+            .filter(|name| !name.is_empty());
         named.unwrap_or(DEFAULT_PROFILE)
     }
 
     /// Where the control plane is.
     pub fn namespace(&self) -> &str {
-        self.0["namespace"]
+        self.tree["namespace"]
             .as_str()
-            .or(self.0["values"]["global"]["istioNamespace"].as_str())
+            .or(self.tree["values"]["global"]["istioNamespace"].as_str())
             .unwrap_or("istio-system")
     }
 
     /// The revision; empty: the only control plane.
     pub fn revision(&self) -> &str {
-        let own = self.0["revision"].as_str();
+        let own = self.tree["revision"].as_str();
         own.unwrap_or_default()
     }
 
@@ -229,9 +260,9 @@ impl Spec {
                 "profile {profile} is none of {names}"
             )));
         };
-        known_keys(&self.0, &SPEC_FIELDS, "")?;
-        known_keys(&self.0["values"], &VALUE_ROOTS_WITH_MESH, "values")?;
-        let components = &self.0["components"];
+        known_keys(&self.tree, &SPEC_FIELDS, "")?;
+        known_keys(&self.tree["values"], &VALUE_ROOTS_WITH_MESH, "values")?;
+        let components = &self.tree["components"];
         let names = [
             "base",
             "pilot",
@@ -241,13 +272,8 @@ impl Spec {
             "egressGateways",
         ];
         known_keys(components, &names, "components")?;
-        for gateways in ["ingressGateways", "egressGateways"] {
-            let list = components[gateways].as_array().into_iter().flatten();
-            if list.into_iter().any(|gateway| gateway["enabled"] != false) {
-                return Err(SpecError::Field(format!(
-                    "components.{gateways}: gateways are made from Gateway objects, by the chart gateway or by hand"
-                )));
-            }
+        for key in ["ingressGateways", "egressGateways"] {
+            no_gateways(&components[key], &format!("components.{key}"))?;
         }
         let mut planned = Vec::new();
         for component in Component::ALL {
@@ -265,10 +291,12 @@ impl Spec {
             };
             if enabled {
                 let namespace = own["namespace"].as_str().unwrap_or(self.namespace());
+                let path = format!("{path}.k8s");
                 planned.push(Planned {
                     component,
                     namespace: namespace.to_owned(),
                     values: self.values_of(component)?,
+                    kubernetes: KubernetesSettings::read(&own["k8s"], &path, &self.origins)?,
                 });
             }
         }
@@ -276,7 +304,7 @@ impl Spec {
     }
 
     fn values_of(&self, component: Component) -> Result<Value, SpecError> {
-        let values = &self.0["values"];
+        let values = &self.tree["values"];
         let schema = component.chart().schema();
         let own = match component {
             // Its values stand below base in the chart too.
@@ -300,8 +328,8 @@ impl Spec {
             merge(&mut global, &values["global"]);
         }
         for key in ["hub", "tag"] {
-            if !self.0[key].is_null() {
-                global[key] = self.0[key].clone();
+            if !self.tree[key].is_null() {
+                global[key] = self.tree[key].clone();
             }
         }
         merge(
@@ -309,10 +337,10 @@ impl Spec {
             &json!({"global": global, "profile": self.profile()}),
         );
         let mut mesh = values["meshConfig"].clone();
-        if self.0["meshConfig"].is_object() {
+        if self.tree["meshConfig"].is_object() {
             match mesh.is_object() {
-                true => merge(&mut mesh, &self.0["meshConfig"]),
-                false => mesh = self.0["meshConfig"].clone(),
+                true => merge(&mut mesh, &self.tree["meshConfig"]),
+                false => mesh = self.tree["meshConfig"].clone(),
             }
         }
         if mesh.is_object() && schema["properties"]["meshConfig"].is_object() {
@@ -326,14 +354,12 @@ impl Spec {
                 merged[key] = values[key].clone();
             }
         }
-        let settings = &self.0["components"][component.key()];
+        let settings = &self.tree["components"][component.key()];
         for key in ["hub", "tag"] {
             if !settings[key].is_null() {
                 merged[key] = settings[key].clone();
             }
         }
-        let path = format!("components.{}.k8s", component.key());
-        merge(&mut merged, &kubernetes_settings(&settings["k8s"], &path)?);
         Ok(merged)
     }
 }
@@ -353,59 +379,6 @@ const VALUE_ROOTS_WITH_MESH: [&str; 11] = [
     "profile",
 ];
 
-/// `components.X.k8s` in the charts' own words.
-fn kubernetes_settings(settings: &Value, path: &str) -> Result<Value, SpecError> {
-    let mut values = Map::new();
-    for (key, value) in settings.as_object().into_iter().flatten() {
-        let unusable = |reason: &str| Err(SpecError::Field(format!("{path}.{key}: {reason}")));
-        match key.as_str() {
-            "resources" | "nodeSelector" | "tolerations" | "affinity" | "podAnnotations"
-            | "replicaCount" | "imagePullPolicy" | "serviceAnnotations" => {
-                values.insert(key.clone(), value.clone());
-            }
-            "env" => {
-                let mut env = Map::new();
-                for entry in value.as_array().into_iter().flatten() {
-                    match (entry["name"].as_str(), &entry["value"]) {
-                        (Some(name), value @ Value::String(_)) => {
-                            env.insert(name.into(), value.clone());
-                        }
-                        _ => return unusable("entries with name and value are expected"),
-                    }
-                }
-                values.insert("env".into(), env.into());
-            }
-            "hpaSpec" => {
-                for (from, to) in [
-                    ("minReplicas", "autoscaleMin"),
-                    ("maxReplicas", "autoscaleMax"),
-                ] {
-                    if !value[from].is_null() {
-                        values.insert(to.into(), value[from].clone());
-                    }
-                }
-            }
-            "strategy" => {
-                let rolling = &value["rollingUpdate"];
-                for (from, to) in [
-                    ("maxSurge", "rollingMaxSurge"),
-                    ("maxUnavailable", "rollingMaxUnavailable"),
-                ] {
-                    if !rolling[from].is_null() {
-                        values.insert(to.into(), rolling[from].clone());
-                    }
-                }
-            }
-            _ => {
-                return unusable(
-                    "is not supported; `adit manifest generate` prints objects that any tool can change",
-                );
-            }
-        }
-    }
-    Ok(values.into())
-}
-
 fn known_keys(map: &Value, known: &[&str], path: &str) -> Result<(), SpecError> {
     for key in map.as_object().into_iter().flat_map(|map| map.keys()) {
         if !known.contains(&key.as_str()) {
@@ -422,6 +395,91 @@ fn known_keys(map: &Value, known: &[&str], path: &str) -> Result<(), SpecError> 
         }
     }
     Ok(())
+}
+
+/// `components.ingressGateways` and `egressGateways`: those that are off are nothing. One that
+/// is on is refused, for what a Gateway can be made of here faces inwards only: it would be
+/// installed, and carry nothing.
+fn no_gateways(list: &Value, path: &str) -> Result<(), SpecError> {
+    let gateways = match list {
+        Value::Null => return Ok(()),
+        Value::Array(gateways) => gateways,
+        other => {
+            return Err(SpecError::Field(format!(
+                "{path}: {other} is no list of gateways"
+            )));
+        }
+    };
+    for (index, gateway) in gateways.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        known_keys(
+            gateway,
+            &["name", "namespace", "enabled", "label", "hub", "tag", "k8s"],
+            &path,
+        )?;
+        match &gateway["enabled"] {
+            Value::Bool(false) => {}
+            // What says nothing is on, as for Istio.
+            Value::Null | Value::Bool(true) => {
+                let name = match gateway["name"].as_str() {
+                    Some(name) => format!(" ({name})"),
+                    None => String::new(),
+                };
+                return Err(SpecError::Field(format!(
+                    "{path}{name}: Adit has no gateway at the edge of the mesh yet, so that this one would be installed and carry nothing. Set enabled: false; for routes and policies inside of the mesh make a Gateway of class istio-waypoint (`adit waypoint apply`, or the chart gateway)"
+                )));
+            }
+            other => {
+                return Err(SpecError::Field(format!(
+                    "{path}.enabled: {other} is not true or false"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A value at a path.
+fn below(path: &[String], value: Value) -> Value {
+    let path = path.iter().rev();
+    path.fold(value, |inner, key| json!({ key: inner }))
+}
+
+/// The place in a list that a step is: `[0]`.
+fn place(step: &str) -> Option<usize> {
+    step.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+}
+
+/// Puts a value where a path with places in lists leads; one behind the last is a new one.
+fn put(node: &mut Value, path: &[String], value: Value) -> Result<(), String> {
+    let Some((step, rest)) = path.split_first() else {
+        merge(node, &value);
+        return Ok(());
+    };
+    match (place(step), &mut *node) {
+        (Some(index), Value::Array(list)) if index <= list.len() => {
+            if index == list.len() {
+                list.push(Value::Null);
+            }
+            put(&mut list[index], rest, value)
+        }
+        (Some(_), Value::Array(list)) => Err(format!(
+            "the list has {} items, and {step} is not the next one",
+            list.len()
+        )),
+        (Some(0), Value::Null) => {
+            *node = json!([null]);
+            put(&mut node[0], rest, value)
+        }
+        (Some(_), _) => Err(format!("there is no list that {step} could be of")),
+        (None, Value::Object(map)) => {
+            put(map.entry(step.clone()).or_insert(Value::Null), rest, value)
+        }
+        (None, _) => {
+            *node = json!({});
+            put(&mut node[step.as_str()], rest, value)
+        }
+    }
 }
 
 /// Where a path begins: `spec.` may be written and `values.` be left out.
@@ -448,13 +506,16 @@ fn rooted(mut path: Vec<String>) -> Result<Vec<String>, SpecError> {
     )))
 }
 
-/// `a.b\.c` is a, b.c.
+/// `a.b\.c` is a, b.c, and `a[0].b` is a, [0], b.
 fn segments(path: &str) -> Vec<String> {
     let mut segments = vec![String::new()];
     let mut chars = path.chars();
     while let Some(c) = chars.next() {
         match c {
             '.' => segments.push(String::new()),
+            '[' if segments.last().is_some_and(|last| !last.is_empty()) => {
+                segments.push('['.into());
+            }
             '\\' => segments
                 .last_mut()
                 .into_iter()
@@ -537,7 +598,6 @@ mod tests {
             "global.logging.level=debug",
             "pilot.env.A=b",
             "values.pilot.podAnnotations.example\\.com/x=y",
-            "components.ztunnel.k8s.resources.limits.memory=1Gi",
             "meshConfig.trustDomain=example.org",
             "cni.excludeNamespaces={kube-system,other}",
             "revision=canary",
@@ -557,7 +617,6 @@ mod tests {
             cni.values["excludeNamespaces"],
             json!(["kube-system", "other"])
         );
-        assert_eq!(ztunnel.values["resources"]["limits"]["memory"], "1Gi");
         assert_eq!(ztunnel.values["meshConfig"]["trustDomain"], "example.org");
     }
 
@@ -580,6 +639,39 @@ mod tests {
             error.to_string(),
             "pod.yaml: is a Pod, and no IstioOperator or values file"
         );
+    }
+
+    /// Nothing that Adit could install would carry what comes from outside.
+    #[test]
+    fn gateways_at_the_edge_are_refused_unless_they_are_off() {
+        let gateways = |list: &str| {
+            let mut spec = Spec::default();
+            let text = format!("components: {{ingressGateways: {list}}}");
+            spec.add_file("f.yaml", &text)?;
+            spec.plan().map(|planned| planned.len())
+        };
+        for off in [
+            "null",
+            "[]",
+            "[{name: istio-ingressgateway, enabled: false}]",
+            "[{name: a, enabled: false, k8s: {hpaSpec: {}}}, {enabled: false}]",
+        ] {
+            assert_eq!(gateways(off), Ok(4), "{off}");
+        }
+        for on in [
+            "[{name: edge}]",
+            "[{name: edge, enabled: true}]",
+            "[{name: edge, namespace: x, label: {istio: edge}, enabled: true, k8s: {}}]",
+        ] {
+            let error = gateways(on).expect_err("on").to_string();
+            let expected = "components.ingressGateways[0] (edge): Adit has no gateway at the edge";
+            assert!(error.starts_with(expected), "{error}");
+            assert!(error.contains("enabled: false"), "{error}");
+            assert!(error.contains("istio-waypoint"), "{error}");
+        }
+        // As Istio's own guides switch one off.
+        let off = ["components.ingressGateways[0].enabled=false"];
+        assert!(plan(&off).is_ok());
     }
 
     #[test]
@@ -624,7 +716,23 @@ mod tests {
             ),
             (
                 "components.pilot.k8s.overlays=x",
-                "components.pilot.k8s.overlays: is not supported; `adit manifest generate` prints objects that any tool can change",
+                "--set: components.pilot.k8s.overlays: is no list of overlays",
+            ),
+            (
+                "components.pilot.k8s.resource=x",
+                "--set: components.pilot.k8s.resource is not known; did you mean resources?",
+            ),
+            (
+                "components.ingressGateways=x",
+                "components.ingressGateways: \"x\" is no list of gateways",
+            ),
+            (
+                "components.ingressGateways[0].enabeld=false",
+                "components.ingressGateways[0].enabeld is not known; did you mean components.ingressGateways[0].enabled?",
+            ),
+            (
+                "components.egressGateways[1].enabled=false",
+                "--set components.egressGateways[1].enabled=false: there is no list that [1] could be of",
             ),
         ] {
             let error = plan(&[set]).map(|_| ()).map_err(|error| error.to_string());

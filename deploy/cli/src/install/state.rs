@@ -13,6 +13,12 @@ use super::spec::Spec;
 pub const OWNED: &str = "app.kubernetes.io/managed-by=adit,app.kubernetes.io/part-of=istio";
 /// Which control plane an object belongs to.
 const REVISION_LABEL: &str = "istio.io/rev";
+/// The labels that [`OWNED`] and the revision are told by.
+pub const KEPT_LABELS: [&str; 3] = [
+    "app.kubernetes.io/managed-by",
+    "app.kubernetes.io/part-of",
+    REVISION_LABEL,
+];
 /// What the control plane makes of Gateways carries this.
 pub const GENERATED_LABEL: &str = "gateway.istio.io/managed";
 

@@ -23,10 +23,49 @@ pub struct GatewayClass {
     pub meta: Meta,
     /// Which controller serves it.
     pub controller: Arc<str>,
-    /// It refers to parameters.
-    pub has_parameters: bool,
+    /// What its Gateways are made with.
+    pub parameters: Option<ClassParameters>,
     /// What is wrong with it.
     pub errors: Vec<FieldError>,
+}
+
+/// `GatewayClass.spec.parametersRef`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassParameters {
+    /// API group.
+    #[serde(deserialize_with = "nullable")]
+    pub group: String,
+    /// Kind.
+    #[serde(deserialize_with = "nullable")]
+    pub kind: String,
+    /// Name.
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    /// Namespace; a class has none of its own.
+    pub namespace: Option<String>,
+}
+
+impl ClassParameters {
+    /// Namespace and name of the ConfigMap that is meant.
+    ///
+    /// # Errors
+    /// Why none can be.
+    pub fn config_map(&self) -> Result<(&str, &str), String> {
+        if !self.group.is_empty() || self.kind != "ConfigMap" {
+            return Err(format!(
+                "spec.parametersRef names a {} of group {:?}; it can be a ConfigMap",
+                self.kind, self.group
+            ));
+        }
+        match self.namespace.as_deref() {
+            None | Some("") => Err(format!(
+                "spec.parametersRef names no namespace, in which the ConfigMap {} would be",
+                self.name
+            )),
+            Some(namespace) => Ok((namespace, &self.name)),
+        }
+    }
 }
 
 /// A Gateway.
@@ -99,7 +138,7 @@ pub enum GatewayAddress {
 struct RawClass {
     #[serde(deserialize_with = "nullable")]
     controller_name: String,
-    parameters_ref: Option<Value>,
+    parameters_ref: Option<Map<ClassParameters>>,
     #[serde(rename = "description")]
     _description: Option<String>,
 }
@@ -119,7 +158,7 @@ impl GatewayClass {
         Self {
             meta,
             controller: raw.controller_name.into(),
-            has_parameters: raw.parameters_ref.is_some(),
+            parameters: raw.parameters_ref.map(Map::into_inner),
             errors,
         }
     }

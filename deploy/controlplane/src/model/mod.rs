@@ -37,7 +37,8 @@ pub use destination_rule::{DestinationRule, RuleSubset, TrafficPolicy};
 pub use field::{At, FieldError, FieldPath, Segment};
 pub use finding::{Code, Finding, Severity};
 pub use gateway::{
-    AllowedNamespaces, CertificateRef, Gateway, GatewayAddress, GatewayClass, Listener,
+    AllowedNamespaces, CertificateRef, ClassParameters, Gateway, GatewayAddress, GatewayClass,
+    Listener,
 };
 pub use label_selector::LabelSelector;
 pub use mesh_map::{MESH_KEY, MeshMap};

@@ -6,12 +6,12 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::compile::l7::{CONTROLLER, WAYPOINT_CLASS};
 use crate::kubernetes::GATEWAY_MANAGER;
 use crate::kubernetes::apply::{Failure, RequestError, request};
-use crate::model::{Code, Finding, Severity};
+use crate::model::{ClassParameters, Code, Finding, Severity};
 use crate::status::Condition;
 
 /// The oldest bundle of the Gateway API that has what a mesh needs: GRPCRoute as `v1`, and
@@ -143,19 +143,40 @@ pub(super) fn resource(kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&gvk, plural)
 }
 
-/// The controller that a class is served by; `None`: there is no such class.
-pub(super) async fn controller_of(
-    client: &Client,
-    class: &str,
-) -> Result<Option<String>, RequestError> {
-    let class = request(classes(client).get_opt(class)).await?;
-    Ok(class.map(|class| {
-        let controller = class.data.pointer("/spec/controllerName");
-        controller
-            .and_then(|of| of.as_str())
-            .unwrap_or_default()
-            .to_owned()
-    }))
+/// A GatewayClass, as far as making waypoints needs it.
+#[derive(Debug, Default)]
+pub(super) struct Class {
+    controller: String,
+    /// `spec.parametersRef`, or why it cannot be read.
+    pub(super) parameters: Option<Result<ClassParameters, String>>,
+}
+
+impl Class {
+    /// Looks at a class; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// A request's.
+    pub(super) async fn look(client: &Client, name: &str) -> Result<Option<Self>, RequestError> {
+        let class = request(classes(client).get_opt(name)).await?;
+        Ok(class.map(|class| Self::of(&class.data["spec"])))
+    }
+
+    fn of(spec: &Value) -> Self {
+        let parameters = &spec["parametersRef"];
+        let read = || {
+            let read = serde_json::from_value(parameters.clone());
+            read.map_err(|error| format!("spec.parametersRef cannot be read: {error}"))
+        };
+        Self {
+            controller: spec["controllerName"].as_str().unwrap_or_default().into(),
+            parameters: (!parameters.is_null()).then(read),
+        }
+    }
+
+    /// Whether its Gateways are waypoints of ours.
+    pub(super) fn is_ours(&self) -> bool {
+        self.controller == CONTROLLER
+    }
 }
 
 /// Makes the class of waypoints, if there is none, and tells what it can. The specification of
@@ -164,11 +185,12 @@ pub(super) async fn controller_of(
 /// # Errors
 /// A request's.
 pub(super) async fn ensure(client: &Client) -> Result<(), RequestError> {
-    match controller_of(client, WAYPOINT_CLASS).await? {
-        Some(controller) if controller == CONTROLLER => return tell_features(client).await,
-        Some(controller) => {
+    match Class::look(client, WAYPOINT_CLASS).await? {
+        Some(class) if class.is_ours() => return tell_features(client).await,
+        Some(class) => {
             tracing::warn!(
-                "GatewayClass {WAYPOINT_CLASS} is served by {controller:?}, not by {CONTROLLER:?}: its Gateways are not ours"
+                "GatewayClass {WAYPOINT_CLASS} is served by {:?}, not by {CONTROLLER:?}: its Gateways are not ours",
+                class.controller
             );
             return Ok(());
         }
@@ -245,6 +267,43 @@ mod tests {
         assert_eq!(crd("v0.8.1", false), GatewayApi::TooOld("v0.8.1".into()));
         assert_eq!(crd("", false), GatewayApi::Absent);
         assert_eq!(crd("weird", true), GatewayApi::Present("weird".into()));
+    }
+
+    #[test]
+    fn a_class_names_a_config_map_with_its_namespace() {
+        let table = [
+            (json!({}), Ok(None)),
+            (json!({"parametersRef": null}), Ok(None)),
+            (
+                json!({"parametersRef": {"group": "", "kind": "ConfigMap", "name": "p", "namespace": "a"}}),
+                Ok(Some("a/p".to_owned())),
+            ),
+            (
+                json!({"parametersRef": {"group": "", "kind": "ConfigMap", "name": "p"}}),
+                Err("names no namespace"),
+            ),
+            (
+                json!({"parametersRef": {"group": "x", "kind": "Y", "name": "p", "namespace": "a"}}),
+                Err("names a Y of group \"x\""),
+            ),
+            (json!({"parametersRef": 5}), Err("cannot be read")),
+            (
+                json!({"parametersRef": {"nmae": "p"}}),
+                Err("cannot be read"),
+            ),
+        ];
+        for (spec, expected) in table {
+            let class = Class::of(&spec);
+            let found = class.parameters.map(|of| {
+                let (namespace, name) = of.as_ref().map_err(Clone::clone)?.config_map()?;
+                Ok::<_, String>(format!("{namespace}/{name}"))
+            });
+            match (found.transpose(), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{spec}"),
+                (Err(why), Err(expected)) => assert!(why.contains(expected), "{spec}: {why}"),
+                (found, _) => panic!("{spec}: {found:?}"),
+            }
+        }
     }
 
     #[test]

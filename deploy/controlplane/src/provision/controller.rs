@@ -1,8 +1,8 @@
 //! Keeps what is generated as it should be.
 //!
 //! Watches bring names of Gateways into a queue: of those that changed, of those whose
-//! objects changed, and of those that a ConfigMap or a class concerns. Each is then looked
-//! at as a whole, from what the API server has at that moment. Of everything but the
+//! objects changed, and of those that a ConfigMap or a class concerns; and names of classes,
+//! which may ask for what is not there. Each is then looked at as a whole, from what the API server has at that moment. Of everything but the
 //! Gateway itself only metadata is watched.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,13 +28,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::class::{self, GatewayApi};
 use super::generate::{MANAGED, MESH_CONTROLLER};
-use super::reconcile::{DEFAULTS_FOR_CLASS, ProvisionError, reconcile};
+use super::parameters::DEFAULTS_FOR_CLASS;
+use super::reconcile::{ProvisionError, reconcile};
 use super::settings::WaypointSettings;
 use crate::compile::l7::WAYPOINT_CLASS;
 use crate::kubernetes::apply::{Failure, Pace, RequestError};
 use crate::kubernetes::queue::Queue;
 use crate::kubernetes::{Kubernetes, explain};
 use crate::model::{Kind, ObjectRef};
+use crate::status::Condition;
 use crate::status::kubernetes::Faults;
 
 /// Gateways that are looked at at the same time.
@@ -49,7 +51,7 @@ const RESYNC: Duration = Duration::from_secs(600);
 /// What is refused is tried again that late.
 const REFUSED: Duration = Duration::from_secs(30);
 
-/// A Gateway: namespace and name.
+/// Namespace and name.
 pub(super) type Key = (Arc<str>, Arc<str>);
 
 /// Runs the waypoints, on the replica that leads.
@@ -99,7 +101,8 @@ impl Provisioner {
             };
             self.faults
                 .set_findings(api.finding().into_iter().collect());
-            if told.as_ref() != Some(&api) {
+            let is_news = told.as_ref() != Some(&api);
+            if is_news {
                 match api {
                     GatewayApi::Present(_) => tracing::info!("{api}"),
                     _ => tracing::warn!("{api}"),
@@ -115,13 +118,17 @@ impl Provisioner {
                 namespace: "".into(),
                 name: WAYPOINT_CLASS.into(),
             };
-            self.faults.set(class, vec![api.condition()]);
-            self.term().run(Instant::now() + RESYNC).await;
+            // What is found about the class later stays beside it.
+            if is_news {
+                self.faults.set(class, vec![api.condition()]);
+            }
+            self.term(api).run(Instant::now() + RESYNC).await;
         }
     }
 
-    fn term(&self) -> Term {
+    fn term(&self, api: GatewayApi) -> Term {
         Term(Arc::new(Shared {
+            api,
             client: self.client.clone(),
             settings: self.settings.clone(),
             faults: self.faults.clone(),
@@ -136,6 +143,7 @@ impl Provisioner {
 pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) settings: Arc<WaypointSettings>,
+    api: GatewayApi,
     faults: Faults,
     pub(super) pace: Pace,
     state: Mutex<State>,
@@ -144,45 +152,47 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: Queue<Key>,
-    /// The Gateways that waypoints are run for.
-    known: BTreeMap<Key, Known>,
+    queue: Queue<ObjectRef>,
+    /// The Gateways that waypoints are run for, and the classes that name a ConfigMap.
+    known: BTreeMap<ObjectRef, Known>,
     /// ConfigMaps that were overlays of a class when they were seen last.
     defaults: BTreeSet<Key>,
     /// The class of waypoints is to be looked at.
     class: bool,
 }
 
-/// What a Gateway depends on besides itself.
+/// What a Gateway or a class depends on besides itself.
 pub(super) struct Known {
-    pub(super) class: String,
-    pub(super) parameters: Option<String>,
+    /// The class, which may be it.
+    pub(super) class: Arc<str>,
+    /// The ConfigMaps that are named.
+    pub(super) parameters: Vec<Key>,
 }
 
 impl Shared {
     /// A waypoint is run for a Gateway, or none is.
-    pub(super) fn know(&self, key: &Key, known: Option<Known>) {
+    pub(super) fn know(&self, object: &ObjectRef, known: Option<Known>) {
         let all = &mut self.state.lock().known;
         match known {
-            Some(known) => all.insert(key.clone(), known),
-            None => all.remove(key),
+            Some(known) => all.insert(object.clone(), known),
+            None => all.remove(object),
         };
     }
 
-    fn add(&self, key: Key) {
-        self.state.lock().queue.add(key);
+    fn add(&self, kind: Kind, (namespace, name): Key) {
+        self.state.lock().queue.add(ObjectRef {
+            kind,
+            namespace,
+            name,
+        });
         self.changed.notify_one();
     }
 
-    fn add_all(&self, concerns: impl Fn(&Key, &Known) -> bool) {
+    fn add_all(&self, concerns: impl Fn(&Known) -> bool) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        for (key, _) in state
-            .known
-            .iter()
-            .filter(|(key, known)| concerns(key, known))
-        {
-            state.queue.add(key.clone());
+        for (object, _) in state.known.iter().filter(|(_, known)| concerns(known)) {
+            state.queue.add(object.clone());
         }
         self.changed.notify_one();
     }
@@ -213,7 +223,7 @@ impl Term {
             while running.len() < CONCURRENCY {
                 let mut state = shared.state.lock();
                 match state.queue.take(Instant::now()) {
-                    Some(key) => running.push(reconcile(shared.clone(), key)),
+                    Some(object) => running.push(reconcile(shared.clone(), object)),
                     None => {
                         due = due.into_iter().chain(state.queue.next()).min();
                         break;
@@ -222,13 +232,13 @@ impl Term {
             }
             let wake = due.map_or(end, |due| due.min(end));
             tokio::select! {
-                Some((key, result)) = running.next() => finish(shared, key, result),
+                Some((object, result)) = running.next() => finish(shared, object, result),
                 () = shared.changed.notified(), if running.len() < CONCURRENCY => {}
                 () = sleep_until(wake) => {}
             }
         }
-        while let Some((key, result)) = running.next().await {
-            finish(shared, key, result);
+        while let Some((object, result)) = running.next().await {
+            finish(shared, object, result);
         }
     }
 
@@ -244,7 +254,7 @@ impl Term {
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
-                    shared.add(key_of(meta));
+                    shared.add(Kind::Gateway, key_of(meta));
                 }
             },
         ));
@@ -255,9 +265,10 @@ impl Term {
             watcher::Config::default(),
             |shared, seen| {
                 if let Seen::Object(meta) = seen {
-                    let class = meta.name.as_deref().unwrap_or_default();
-                    shared.add_all(|_, known| known.class == class);
-                    if class == WAYPOINT_CLASS {
+                    let key = key_of(meta);
+                    shared.add_all(|known| known.class == key.1);
+                    shared.add(Kind::GatewayClass, key);
+                    if meta.name.as_deref() == Some(WAYPOINT_CLASS) {
                         shared.state.lock().class = true;
                         shared.changed.notify_one();
                     }
@@ -297,11 +308,14 @@ where
             let owners = meta.owner_references.iter().flatten();
             for owner in owners.filter(|owner| owner.kind == "Gateway") {
                 let namespace = meta.namespace.as_deref().unwrap_or_default();
-                shared.add((namespace.into(), owner.name.as_str().into()));
+                shared.add(
+                    Kind::Gateway,
+                    (namespace.into(), owner.name.as_str().into()),
+                );
             }
         }
         // What went while nobody looked is not told.
-        Seen::All => shared.add_all(|_, _| true),
+        Seen::All => shared.add_all(|_| true),
     })
 }
 
@@ -309,24 +323,22 @@ fn config_map_seen(shared: &Shared, seen: Seen<'_>) {
     let Seen::Object(meta) = seen else {
         return;
     };
-    let (namespace, name) = key_of(meta);
-    shared
-        .add_all(|(of, _), known| *of == namespace && known.parameters.as_deref() == Some(&*name));
-    if *namespace != *shared.settings.root_namespace {
+    let key = key_of(meta);
+    shared.add_all(|known| known.parameters.contains(&key));
+    if *key.0 != *shared.settings.root_namespace {
         return;
     }
     let labels = meta.labels.as_ref();
     let is_default = labels.is_some_and(|labels| labels.contains_key(DEFAULTS_FOR_CLASS));
     let was_default = {
         let mut state = shared.state.lock();
-        let key = (namespace, name);
         match is_default {
             true => !state.defaults.insert(key),
             false => state.defaults.remove(&key),
         }
     };
     if is_default || was_default {
-        shared.add_all(|_, _| true);
+        shared.add_all(|_| true);
     }
 }
 
@@ -425,17 +437,28 @@ fn key_of(meta: &ObjectMeta) -> Key {
     )
 }
 
-fn finish(shared: &Shared, key: Key, result: Result<(), ProvisionError>) {
-    let (namespace, name) = &key;
-    let reference = ObjectRef {
-        kind: Kind::Gateway,
-        namespace: namespace.clone(),
-        name: name.clone(),
-    };
+/// What the Gateway API is stands at the class of waypoints, whatever else does.
+fn conditions(
+    shared: &Shared,
+    object: &ObjectRef,
+    error: Option<&ProvisionError>,
+) -> Vec<Condition> {
+    let mut found = error.map(ProvisionError::conditions).unwrap_or_default();
+    if object.kind == Kind::GatewayClass {
+        found.retain(|condition| condition.kind == "Accepted");
+        if *object.name == *WAYPOINT_CLASS {
+            found.push(shared.api.condition());
+        }
+    }
+    found
+}
+
+fn finish(shared: &Shared, object: ObjectRef, result: Result<(), ProvisionError>) {
     let now = Instant::now();
     let Err(error) = result else {
-        shared.faults.set(reference, Vec::new());
-        shared.state.lock().queue.done(&key);
+        let conditions = conditions(shared, &object, None);
+        shared.state.lock().queue.done(&object);
+        shared.faults.set(object, conditions);
         return;
     };
     let pause = match &error {
@@ -447,19 +470,20 @@ fn finish(shared: &Shared, key: Key, result: Result<(), ProvisionError>) {
         // Of ConfigMaps we hear, of other people's objects we do not.
         ProvisionError::Parameters(_) | ProvisionError::NotOurs { .. } => Some(REFUSED),
     };
-    let failures = shared.state.lock().queue.failed(&key, pause, now);
+    let failures = shared.state.lock().queue.failed(&object, pause, now);
     if failures == 1 {
         match &error {
             ProvisionError::Request { verb, kind, error } => {
-                tracing::warn!("waypoint {namespace}/{name}");
+                tracing::warn!("{object}: a request failed");
                 tell(verb, kind, error);
             }
-            error => tracing::warn!("waypoint {namespace}/{name}: {error}"),
+            error => tracing::warn!("{object}: {error}"),
         }
     }
-    let conditions = error.conditions();
-    if !conditions.is_empty() {
-        shared.faults.set(reference, conditions);
+    // Of a request that may succeed in a moment nothing is told: what was told stays.
+    if !error.conditions().is_empty() {
+        let conditions = conditions(shared, &object, Some(&error));
+        shared.faults.set(object, conditions);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! For each such Gateway a ServiceAccount, a Deployment and a Service are kept as they
 //! should be, and an autoscaler and a disruption budget where an overlay asks for them
-//! (`generate`, `overlay`). They belong to their Gateway by owner reference, so that the
+//! (`generate`, `overlay`; `parameters` finds the overlays). They belong to their Gateway by owner reference, so that the
 //! API server removes them with it. `controller` watches Gateways and what was generated, and
 //! `reconcile` applies it again whenever something differs; what is there already and belongs
 //! to somebody else is left alone, and the Gateway's conditions say so. `class` sees to the
@@ -17,6 +17,7 @@ mod controller;
 mod gateway;
 mod generate;
 mod overlay;
+mod parameters;
 mod reconcile;
 mod settings;
 

@@ -48,8 +48,8 @@ pub enum OverlayError {
 }
 
 impl OverlayError {
-    /// Names the key of the ConfigMap.
-    pub(super) fn of(self, key: &str) -> Self {
+    /// Names what was changed: the key of the ConfigMap.
+    pub fn of(self, key: &str) -> Self {
         match self {
             Self::Misfit { field, reason } => Self::Misfit {
                 field: format!("{key}{field}"),

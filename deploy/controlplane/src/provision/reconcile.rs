@@ -7,29 +7,25 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
-use kube::api::{
-    DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
-};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::ApiResource;
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 
-use super::class;
-use super::controller::{Key, Known, Shared};
+use super::class::{self, Class};
+use super::controller::{Known, Shared};
 use super::gateway::WaypointGateway;
 use super::generate::{Generated, MANAGED, MESH_CONTROLLER, generate};
-use super::overlay::Overlay;
+use super::parameters::{map_of_class, map_of_gateway};
 use super::settings::WaypointSettings;
-use crate::compile::l7::{CONTROLLER, GATEWAY_NAME, WAYPOINT_CLASS};
+use crate::compile::l7::{GATEWAY_NAME, WAYPOINT_CLASS};
 use crate::kubernetes::GATEWAY_MANAGER;
 use crate::kubernetes::apply::{Failure, RequestError, request};
+use crate::model::{Kind, ObjectRef};
 use crate::status::Condition;
-
-/// Names the class whose Gateways an overlay is for, on a ConfigMap in the root namespace.
-pub(super) const DEFAULTS_FOR_CLASS: &str = "gateway.istio.io/defaults-for-class";
 
 /// Why a Gateway has no waypoint, or not the one that it should have.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +48,7 @@ pub(super) enum ProvisionError {
 }
 
 impl ProvisionError {
+    /// What stands at the Gateway, or at the class.
     pub(super) fn conditions(&self) -> Vec<Condition> {
         match self {
             Self::Parameters(why) => vec![
@@ -68,24 +65,48 @@ impl ProvisionError {
     }
 }
 
-/// Makes everything of one Gateway as it should be.
-pub(super) async fn reconcile(shared: Arc<Shared>, key: Key) -> (Key, Result<(), ProvisionError>) {
+/// Makes everything of one Gateway as it should be, or looks whether what a class asks for can
+/// be had.
+pub(super) async fn reconcile(
+    shared: Arc<Shared>,
+    of: ObjectRef,
+) -> (ObjectRef, Result<(), ProvisionError>) {
     let work = Work {
         shared: &shared,
-        key: &key,
+        of: &of,
     };
-    let result = work.run().await;
-    (key, result)
+    let result = match of.kind {
+        Kind::GatewayClass => work.class().await,
+        _ => work.gateway().await,
+    };
+    (of, result)
 }
 
 struct Work<'a> {
     shared: &'a Shared,
-    key: &'a Key,
+    of: &'a ObjectRef,
 }
 
 impl Work<'_> {
-    async fn run(&self) -> Result<(), ProvisionError> {
-        let (namespace, name) = self.key;
+    async fn class(&self) -> Result<(), ProvisionError> {
+        let class = self.look(&self.of.name).await?;
+        let map = class.as_ref().filter(|class| class.is_ours());
+        let Some(map) = map.and_then(map_of_class) else {
+            self.shared.know(self.of, None);
+            return Ok(());
+        };
+        let known = Known {
+            class: self.of.name.clone(),
+            parameters: map.iter().cloned().collect(),
+        };
+        self.shared.know(self.of, Some(known));
+        self.shared.check_class(&self.of.name, map).await
+    }
+
+    async fn gateway(&self) -> Result<(), ProvisionError> {
+        let ObjectRef {
+            namespace, name, ..
+        } = self.of;
         let resource = class::resource("Gateway", "gateways");
         let gateways: Api<DynamicObject> =
             Api::namespaced_with(self.client(), namespace, &resource);
@@ -94,19 +115,27 @@ impl Work<'_> {
             Some(gateway) => WaypointGateway::read(&gateway, &self.shared.settings.revision).ok(),
             None => None,
         };
-        let gateway = match gateway {
-            Some(gateway) if self.is_waypoint(&gateway.class).await? => gateway,
-            _ => {
-                self.shared.know(self.key, None);
-                return Ok(());
-            }
+        let Some(gateway) = gateway else {
+            self.shared.know(self.of, None);
+            return Ok(());
         };
+        let class = self.look(&gateway.class).await?;
+        let is_waypoint = match &class {
+            Some(class) => class.is_ours(),
+            None => gateway.class == WAYPOINT_CLASS,
+        };
+        if !is_waypoint {
+            self.shared.know(self.of, None);
+            return Ok(());
+        }
+        let class = class.unwrap_or_default();
+        let maps = [map_of_class(&class), map_of_gateway(&gateway)];
         let known = Known {
-            class: gateway.class.clone(),
-            parameters: gateway.parameters.as_ref().map(|of| of.name.clone()),
+            class: gateway.class.as_str().into(),
+            parameters: maps.into_iter().flatten().flatten().collect(),
         };
-        self.shared.know(self.key, Some(known));
-        let overlays = self.overlays(&gateway).await?;
+        self.shared.know(self.of, Some(known));
+        let overlays = self.shared.overlays(&gateway, &class).await?;
         let made = generate(&gateway, &self.shared.settings, &overlays)
             .map_err(|error| ProvisionError::Parameters(error.to_string()))?;
         if let Some(account) = trusted_account(&made.deployment, &self.shared.settings) {
@@ -117,68 +146,14 @@ impl Work<'_> {
         self.apply(&gateway, &made).await
     }
 
-    /// Whether Gateways of a class are waypoints of ours.
-    async fn is_waypoint(&self, class: &str) -> Result<bool, ProvisionError> {
+    async fn look(&self, class: &str) -> Result<Option<Class>, ProvisionError> {
         self.shared.pace.wait().await;
-        let controller = class::controller_of(&self.shared.client, class).await;
-        let controller = controller.map_err(|error| ProvisionError::Request {
+        let class = Class::look(&self.shared.client, class).await;
+        class.map_err(|error| ProvisionError::Request {
             verb: "get",
             kind: "GatewayClass".into(),
             error,
-        })?;
-        Ok(match controller {
-            Some(controller) => controller == CONTROLLER,
-            None => class == WAYPOINT_CLASS,
         })
-    }
-
-    /// The class's, then the Gateway's own.
-    async fn overlays(&self, gateway: &WaypointGateway) -> Result<Vec<Overlay>, ProvisionError> {
-        let settings = &self.shared.settings;
-        let read = |map: &ConfigMap| {
-            let data = map.data.clone().unwrap_or_default();
-            Overlay::read(&data).map_err(|error| {
-                let meta = &map.metadata;
-                ProvisionError::Parameters(format!(
-                    "ConfigMap {}/{}: {error}",
-                    meta.namespace.as_deref().unwrap_or_default(),
-                    meta.name.as_deref().unwrap_or_default(),
-                ))
-            })
-        };
-        let maps: Api<ConfigMap> = Api::namespaced(self.client(), &settings.root_namespace);
-        let labels = format!("{DEFAULTS_FOR_CLASS}={}", gateway.class);
-        let params = ListParams::default().labels(&labels);
-        let mut defaults = self
-            .ask("list", "ConfigMap", maps.list(&params))
-            .await?
-            .items;
-        // The same order every time, oldest first.
-        defaults.sort_by_key(|map| {
-            let meta = &map.metadata;
-            (meta.creation_timestamp.clone(), meta.name.clone())
-        });
-        let mut overlays = defaults.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        if let Some(parameters) = &gateway.parameters {
-            if !parameters.group.is_empty() || parameters.kind != "ConfigMap" {
-                return Err(ProvisionError::Parameters(format!(
-                    "spec.infrastructure.parametersRef names a {} of group {:?}; it can be a ConfigMap",
-                    parameters.kind, parameters.group
-                )));
-            }
-            let maps: Api<ConfigMap> = Api::namespaced(self.client(), &gateway.namespace);
-            let map = self
-                .ask("get", "ConfigMap", maps.get_opt(&parameters.name))
-                .await?;
-            let Some(map) = map else {
-                return Err(ProvisionError::Parameters(format!(
-                    "spec.infrastructure.parametersRef: there is no ConfigMap {}/{}",
-                    gateway.namespace, parameters.name
-                )));
-            };
-            overlays.push(read(&map)?);
-        }
-        Ok(overlays)
     }
 
     async fn apply(
@@ -318,7 +293,7 @@ impl Work<'_> {
     }
 
     fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client(), &self.key.0, resource)
+        Api::namespaced_with(self.client(), &self.of.namespace, resource)
     }
 
     async fn ask<T>(
@@ -327,7 +302,19 @@ impl Work<'_> {
         kind: &str,
         answer: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, ProvisionError> {
-        self.shared.pace.wait().await;
+        self.shared.ask(verb, kind, answer).await
+    }
+}
+
+impl Shared {
+    /// A request, when it may be made.
+    pub(super) async fn ask<T>(
+        &self,
+        verb: &'static str,
+        kind: &str,
+        answer: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ProvisionError> {
+        self.pace.wait().await;
         request(answer)
             .await
             .map_err(|error| ProvisionError::Request {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use adit_controlplane::driver::ControlPlane;
 use adit_controlplane::provision::{PodDefaults, Provisioner, WaypointSettings};
 use kube::Api;
-use kube::api::DynamicObject;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -285,6 +285,202 @@ async fn overlays_are_followed_and_a_wrong_one_is_told() {
     cluster.remove().await;
 }
 
+/// What a class names is for all of its Gateways, over what a label says for the class and
+/// below what a Gateway names itself. What is wrong with it stands at both, and changes nothing
+/// of what runs.
+#[tokio::test]
+async fn parameters_of_a_class_are_followed_and_wrong_ones_are_told() {
+    let Some((_alone, cluster)) = Cluster::connect("class").await else {
+        return;
+    };
+    let _running = run(&cluster).await;
+    let class = Class::create(&cluster).await;
+    let own = json!({"group": "", "kind": "ConfigMap", "name": "own"});
+    let mut plain = gateway("plain", json!({}));
+    let mut special = gateway("special", json!({"infrastructure": {"parametersRef": own}}));
+    for gateway in [&mut plain, &mut special] {
+        gateway["spec"]["gatewayClassName"] = class.name.as_str().into();
+    }
+    let map = |name: &str, labels: Value, data: Value| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "labels": labels}, "data": data})
+    };
+    let own = map(
+        "own",
+        json!({}),
+        json!({"deployment": "spec: {replicas: 3}"}),
+    );
+    cluster.create(own).await;
+    let labels = json!({"gateway.istio.io/defaults-for-class": class.name});
+    let data =
+        json!({"deployment": "spec: {replicas: 1}", "service": "metadata: {labels: {lowest: x}}"});
+    cluster.create(map("defaults", labels, data)).await;
+    let (plain, special) = (cluster.create(plain).await, cluster.create(special).await);
+
+    // The ConfigMap is not there yet.
+    let missing = format!("there is no ConfigMap {}/params", cluster.namespace);
+    class
+        .until("it is missing", |status| is_invalid(status, &missing))
+        .await;
+    let at_gateway = format!("GatewayClass {}: spec.parametersRef: {missing}", class.name);
+    cluster
+        .until("it is told at the Gateway", &plain, |gateway| {
+            is_invalid(&gateway["status"], &at_gateway)
+        })
+        .await;
+    assert!(cluster.get(&made("Deployment", "plain")).await.is_none());
+
+    let data =
+        json!({"deployment": "spec: {replicas: 2}", "service": "metadata: {labels: {middle: x}}"});
+    let params = cluster.create(map("params", json!({}), data)).await;
+    class.until("it is accepted", is_accepted).await;
+    for (gateway, replicas) in [(&plain, 2), (&special, 3)] {
+        let name = gateway["metadata"]["name"].as_str().expect("a name");
+        cluster
+            .until(name, &made("Deployment", name), |of| {
+                of["spec"]["replicas"] == replicas
+            })
+            .await;
+        cluster
+            .until(name, &made("Service", name), |of| {
+                let labels = &of["metadata"]["labels"];
+                labels["lowest"] == "x" && labels["middle"] == "x"
+            })
+            .await;
+    }
+
+    // One that cannot be laid over a waypoint: what runs stays as it was.
+    let broken = json!({"data": {"deployment": "spec: []"}});
+    cluster.patch(&params, broken).await;
+    class
+        .until("it does not fit", |status| {
+            is_invalid(
+                status,
+                &format!("ConfigMap {}/params: deployment.spec", cluster.namespace),
+            )
+        })
+        .await;
+    for gateway in [&plain, &special] {
+        cluster
+            .until("it does not fit the Gateway", gateway, |gateway| {
+                is_invalid(&gateway["status"], "deployment.spec")
+            })
+            .await;
+    }
+    let deployment = cluster
+        .get(&made("Deployment", "plain"))
+        .await
+        .expect("there");
+    assert_eq!(deployment["spec"]["replicas"], 2);
+
+    let repaired = json!({"data": {"deployment": "spec: {replicas: 4}"}});
+    cluster.patch(&params, repaired).await;
+    class.until("it is accepted again", is_accepted).await;
+    cluster
+        .until(
+            "the change is followed",
+            &made("Deployment", "plain"),
+            |of| of["spec"]["replicas"] == 4,
+        )
+        .await;
+
+    // References that can lead nowhere, and none.
+    for (reference, why) in [
+        (
+            json!({"group": "", "kind": "ConfigMap", "name": "params", "namespace": null}),
+            "names no namespace",
+        ),
+        (
+            json!({"group": "x.example", "kind": "Params", "name": "params", "namespace": "a"}),
+            "names a Params of group \"x.example\"",
+        ),
+    ] {
+        class.refer(Some(reference)).await;
+        class.until(why, |status| is_invalid(status, why)).await;
+        cluster
+            .until(why, &plain, |gateway| is_invalid(&gateway["status"], why))
+            .await;
+    }
+    class.refer(None).await;
+    class.until("it asks for nothing", is_accepted).await;
+    cluster
+        .until("the label goes", &made("Service", "plain"), |of| {
+            let labels = &of["metadata"]["labels"];
+            labels["middle"].is_null() && labels["lowest"] == "x"
+        })
+        .await;
+    for gateway in [&plain, &special] {
+        cluster.delete(gateway).await;
+    }
+    class.remove().await;
+    cluster.remove().await;
+}
+
+fn is_accepted(status: &Value) -> bool {
+    has(&status["conditions"], "Accepted", "True", "Accepted")
+}
+
+fn is_invalid(status: &Value, why: &str) -> bool {
+    let conditions = status["conditions"].as_array();
+    has(
+        &status["conditions"],
+        "Accepted",
+        "False",
+        "InvalidParameters",
+    ) && conditions.into_iter().flatten().any(|of| {
+        let message = of["message"].as_str();
+        of["type"] == "Accepted" && message.is_some_and(|message| message.contains(why))
+    })
+}
+
+/// A class of a test's own, whose parameters are the ConfigMap `params` of its namespace.
+struct Class {
+    api: Api<DynamicObject>,
+    name: String,
+}
+
+impl Class {
+    async fn create(cluster: &Cluster) -> Self {
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+        let api = Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&kind));
+        let name = cluster.namespace.clone();
+        let class = json!({"apiVersion": GATEWAY, "kind": "GatewayClass",
+            "metadata": {"name": name},
+            "spec": {"controllerName": "istio.io/mesh-controller", "parametersRef":
+                {"group": "", "kind": "ConfigMap", "name": "params", "namespace": name}}});
+        let class = serde_json::from_value(class).expect("an object");
+        let made = api.create(&PostParams::default(), &class).await;
+        made.expect("created");
+        Self { api, name }
+    }
+
+    /// Changes what it names.
+    async fn refer(&self, reference: Option<Value>) {
+        let patch = Patch::Merge(json!({"spec": {"parametersRef": reference}}));
+        let params = PatchParams::default();
+        let patched = self.api.patch(&self.name, &params, &patch).await;
+        patched.expect("patched");
+    }
+
+    async fn until(&self, what: &str, is: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let class = self.api.get(&self.name).await.expect("an answer");
+            let status = &class.data["status"];
+            if is(status) {
+                return;
+            }
+            assert!(Instant::now() < end, "not in time: {what}: {status}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn remove(self) {
+        let params = DeleteParams::background();
+        self.api.delete(&self.name, &params).await.expect("deleted");
+    }
+}
+
 #[tokio::test]
 async fn a_service_of_somebody_else_is_not_taken_over() {
     let Some((_alone, cluster)) = Cluster::connect("foreign").await else {
@@ -382,7 +578,14 @@ async fn the_class_tells_what_waypoints_can() {
         let names: Vec<_> = names.collect();
         // The other writer's part stays.
         let accepted = has(&status["conditions"], "Accepted", "True", "Accepted");
-        if accepted && names.contains(&Some("MeshConsumerRoute")) && names.is_sorted() {
+        let supported = has(
+            &status["conditions"],
+            "SupportedVersion",
+            "True",
+            "SupportedVersion",
+        );
+        let listed = names.contains(&Some("MeshConsumerRoute")) && names.is_sorted();
+        if accepted && supported && listed {
             break;
         }
         assert!(Instant::now() < end, "not told: {status}");

@@ -12,7 +12,9 @@ use super::waypoints::{
     CONTROLLER, GATEWAY_NAME, NotReady, Waypoint, WaypointName, generated_service, listener_fault,
 };
 use super::{Part, WAYPOINT_CLASS};
-use crate::model::{Gateway, GatewayAddress, Kind, NamespaceObjects, ObjectRef, Objects};
+use crate::model::{
+    ClassParameters, Gateway, GatewayAddress, Kind, NamespaceObjects, ObjectRef, Objects,
+};
 use crate::status::{AddressStatus, Condition, ListenerStatus, ObjectStatus};
 
 /// The secret that seals the tokens of sessions.
@@ -54,15 +56,12 @@ pub fn class_statuses(objects: &Objects) -> BTreeMap<ObjectRef, ObjectStatus> {
         .values()
         .filter(|class| *class.controller == *CONTROLLER);
     let status = |class: &crate::model::GatewayClass| {
-        let condition = match class.errors.first() {
-            Some(error) => Condition::new("Accepted", false, "InvalidParameters", error),
-            None if class.has_parameters => Condition::new(
-                "Accepted",
-                false,
-                "InvalidParameters",
-                "parametersRef is not supported",
-            ),
-            None => Condition::new("Accepted", true, "Accepted", "served by Adit"),
+        // Whether the ConfigMap is there and of use, who makes waypoints of it tells.
+        let parameters = class.parameters.as_ref().map(ClassParameters::config_map);
+        let condition = match (class.errors.first(), parameters) {
+            (Some(error), _) => Condition::new("Accepted", false, "InvalidParameters", error),
+            (None, Some(Err(why))) => Condition::new("Accepted", false, "InvalidParameters", why),
+            _ => Condition::new("Accepted", true, "Accepted", "served by Adit"),
         };
         ObjectStatus {
             conditions: vec![condition],
