@@ -3,7 +3,8 @@
 //!
 //! Producers append to one buffer under a short lock; the thread takes the whole buffer
 //! and writes it with one call. It naps between two writes, so that a busy proxy pays
-//! for two hundred wake-ups a second at most rather than one for each line.
+//! for two hundred wake-ups a second rather than one for each line, unless so much comes
+//! meanwhile that the buffers would grow.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -20,6 +21,9 @@ const MAX_BYTES: usize = 16 << 20;
 const KEPT: usize = 64 << 10;
 /// Pause of the thread between two writes.
 const NAP: Duration = Duration::from_millis(5);
+/// So many bytes end the pause: more lines in one write would not be cheaper, and what waits for
+/// it is memory.
+const FULL: usize = 128 << 10;
 
 /// A handle to the writing thread. Clones share it.
 #[derive(Clone)]
@@ -41,6 +45,8 @@ struct Buffer {
     lines: usize,
     /// The thread is writing what it took.
     writing: bool,
+    /// The thread waits for so many bytes.
+    awaited: Option<usize>,
 }
 
 impl LogWriter {
@@ -67,9 +73,14 @@ impl LogWriter {
         }
         buffer.bytes.extend_from_slice(line);
         buffer.lines += 1;
-        let first = buffer.lines == 1;
+        let enough = buffer
+            .awaited
+            .is_some_and(|bytes| buffer.bytes.len() >= bytes);
+        if enough {
+            buffer.awaited = None;
+        }
         drop(buffer);
-        if first {
+        if enough {
             self.shared.filled.notify_one();
         }
     }
@@ -106,8 +117,10 @@ impl Shared {
             {
                 let mut buffer = self.buffer.lock();
                 while buffer.lines == 0 {
+                    buffer.awaited = Some(1);
                     self.filled.wait(&mut buffer);
                 }
+                buffer.awaited = None;
                 std::mem::swap(&mut buffer.bytes, &mut taken);
                 buffer.lines = 0;
                 buffer.writing = true;
@@ -127,9 +140,16 @@ impl Shared {
             if taken.capacity() > used.saturating_mul(4).max(KEPT) {
                 taken.shrink_to(used.saturating_mul(2));
             }
-            self.buffer.lock().writing = false;
+            let mut buffer = self.buffer.lock();
+            buffer.writing = false;
             self.emptied.notify_all();
-            std::thread::sleep(NAP);
+            let until = Instant::now() + NAP;
+            while buffer.bytes.len() < FULL {
+                buffer.awaited = Some(FULL);
+                if self.filled.wait_until(&mut buffer, until).timed_out() {
+                    break;
+                }
+            }
         }
     }
 }
@@ -208,6 +228,28 @@ mod tests {
         assert!(writer.flush(SOON));
         let expected: String = (0..100).map(|n| format!("line {n}\n")).collect();
         assert_eq!(*output.written.lock(), expected.as_bytes());
+    }
+
+    #[test]
+    fn a_full_buffer_does_not_wait_for_the_pause_to_end() {
+        let output = Output::default();
+        let writer = LogWriter::start(output.clone()).expect("thread");
+        let line = vec![b'x'; FULL / 2];
+        // Far more than the buffer may hold, faster than pauses of that many bytes would allow.
+        let begin = Instant::now();
+        for _ in 0..400 {
+            while writer.shared.buffer.lock().bytes.len() >= FULL {
+                assert!(begin.elapsed() < SOON, "nobody takes what is there");
+                std::thread::yield_now();
+            }
+            writer.write_line(&line);
+        }
+        assert!(writer.flush(SOON));
+        assert!(begin.elapsed() < NAP * 150, "{:?}", begin.elapsed());
+        assert_eq!(
+            (writer.dropped(), output.written.lock().len()),
+            (0, 200 * FULL)
+        );
     }
 
     #[test]
