@@ -529,6 +529,7 @@ impl headers::Malformed {
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",
             Self::TooManyHeaders => "too_many_headers",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::Connect => "connect_not_supported",
         });
         match self {
@@ -537,7 +538,7 @@ impl headers::Malformed {
                 status: StatusCode::NOT_IMPLEMENTED,
                 ..reply
             },
-            Self::TooManyHeaders => Reply {
+            Self::TooManyHeaders | Self::HeadersTooLarge => Reply {
                 status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 ..reply
             },

@@ -8,9 +8,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::downgrade::downgrade;
 use crate::raw::{End, RawHttp1, RawHttp2, Stream, block, flag, frame, kind, recorder};
-use crate::support::{Body, Client, Http, Mesh, Vip, eventually, run};
+use crate::support::{Body, Client, Http, Mesh, Vip, downgrade, eventually, run};
 
 const REFUSED_STREAM: u32 = 7;
 /// Largest payload of a frame before SETTINGS allow more.

@@ -29,6 +29,9 @@ use crate::proxy::incoming::Incoming;
 use crate::proxy::io::Io;
 use crate::proxy::request::{self, Asker};
 
+/// So many bytes of headers more than are allowed are read, so that it is us who refuse them:
+/// what is beyond h2 answers with 431 itself and tells nobody.
+const ANSWERED: u32 = 16 << 10;
 /// Bytes that a stream may send before we take any.
 const STREAM_WINDOW: u32 = 64 << 10;
 /// The same for all streams of a connection.
@@ -50,7 +53,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn serve(downstream: Rc<Downstream>, io: Io) {
     let (wire, heard) = Wire::new(io);
     let handshake = Builder::new()
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(MAX_HEADER_LIST + ANSWERED)
         .max_concurrent_streams(MAX_STREAMS)
         // RFC 8441.
         .enable_connect_protocol()

@@ -39,10 +39,8 @@ impl Stream {
                 // DATA without bytes ends nothing.
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
-                // Clients end WebSockets by it.
-                Some(Err(error))
-                    if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) =>
-                {
+                // It has sent all and wants no more (RFC 9113 8.1).
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
                     return Poll::Ready(Ok(None));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(into_io(error))),
@@ -105,6 +103,8 @@ fn into_io(error: h2::Error) -> io::Error {
             .into_io()
             .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         Some(Reason::STREAM_CLOSED) => io::Error::new(io::ErrorKind::BrokenPipe, error),
+        // RFC 8441 5.
+        Some(Reason::CANCEL) => io::Error::new(io::ErrorKind::ConnectionReset, error),
         _ => io::Error::other(error),
     }
 }
