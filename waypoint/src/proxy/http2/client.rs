@@ -57,6 +57,8 @@ pub struct Connection {
 struct Shared {
     /// Requests under way.
     live: Cell<usize>,
+    /// Bodies of requests that are still sent after their response has begun.
+    uploads: Cell<usize>,
     /// Woken when the endpoint may have said something of itself.
     told: Notify,
 }
@@ -98,6 +100,7 @@ impl Connection {
             .await?;
         let shared = Rc::new(Shared {
             live: Cell::new(0),
+            uploads: Cell::new(0),
             told: Notify::new(),
         });
         let ping = connection.ping_pong();
@@ -110,8 +113,9 @@ impl Connection {
                 if ended.is_ready() {
                     return ended;
                 }
+                let idle = told.live.get() == 0 && told.uploads.get() == 0;
                 if let Some(keepalive) = &mut keepalive
-                    && keepalive.poll_dead(cx, told.live.get() == 0).is_ready()
+                    && keepalive.poll_dead(cx, idle).is_ready()
                 {
                     debug!("upstream HTTP/2: PING was not answered");
                     return Poll::Ready(Ok(()));
@@ -217,7 +221,9 @@ impl Connection {
         let response = poll_fn(|cx| sending.poll(cx)).await?;
         // What the endpoint does not wait for goes on beside its response.
         let upload = sending.upload.map(|upload| {
+            let uploading = Uploading::new(&self.shared);
             let task = spawn_local(async move {
+                let _uploading = uploading;
                 if let Err(error) = upload.await {
                     debug!("upstream HTTP/2, after the response: {error}");
                 }
@@ -227,6 +233,22 @@ impl Connection {
         let length = content_length(response.headers());
         let response = response.map(|recv| Incoming::response(recv, length, upload));
         Ok(Answered::Response(response))
+    }
+}
+
+/// Counts what is sent of a request after its response has begun.
+struct Uploading(Rc<Shared>);
+
+impl Uploading {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.uploads.set(shared.uploads.get() + 1);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        self.0.uploads.set(self.0.uploads.get().saturating_sub(1));
     }
 }
 

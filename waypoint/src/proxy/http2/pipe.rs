@@ -114,7 +114,9 @@ where
                     }
                 },
                 Some(Err(error)) => {
-                    let reason = error.reason().unwrap_or(this.failure);
+                    // NO_ERROR would make it whole for some who read it.
+                    let reason = error.reason().filter(|reason| *reason != Reason::NO_ERROR);
+                    let reason = reason.unwrap_or(this.failure);
                     this.stream.send_reset(reason);
                     return Poll::Ready(Err(PipeError::Body(error)));
                 }
