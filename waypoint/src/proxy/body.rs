@@ -41,6 +41,9 @@ pub enum BodyError {
     /// Its source failed (HTTP/2).
     #[error(transparent)]
     Http2(#[from] h2::Error),
+    /// More of them than of headers.
+    #[error("the trailers are too large")]
+    Trailers,
     /// The client's side failed while it was looked at before.
     #[error("the client has not sent all of it")]
     Broken,

@@ -123,7 +123,7 @@ pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malform
         return Err(Malformed::TooManyHeaders);
     }
     // So has hyper for HTTP/1; h2's own limit is a little higher, so that it is us who answer.
-    if head.version == Version::HTTP_2 && list_size(head) > MAX_HEADER_LIST as usize {
+    if head.version == Version::HTTP_2 && head_size(head) > MAX_HEADER_LIST as usize {
         return Err(Malformed::HeadersTooLarge);
     }
     settle_host(head)?;
@@ -161,10 +161,18 @@ pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malform
     Ok(())
 }
 
-/// Bytes of a list of headers, as HTTP/2 counts them (RFC 9113 6.5.2).
-fn list_size(head: &request::Parts) -> usize {
-    /// What each costs beside its name and value.
-    const EACH: usize = 32;
+/// Bytes of headers or trailers, as HTTP/2 counts them (RFC 9113 6.5.2).
+pub fn list_size(headers: &HeaderMap) -> usize {
+    let sizes = headers.iter();
+    let sizes = sizes.map(|(name, value)| name.as_str().len() + value.len() + OF_EACH);
+    sizes.sum()
+}
+
+/// What each header costs beside its name and value.
+const OF_EACH: usize = 32;
+
+/// The same of all that a request's head had in HTTP/2.
+fn head_size(head: &request::Parts) -> usize {
     let uri = &head.uri;
     let pseudo = [
         (":method", head.method.as_str()),
@@ -178,10 +186,11 @@ fn list_size(head: &request::Parts) -> usize {
             uri.path_and_query().map_or("", |path| path.as_str()),
         ),
     ];
-    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len());
-    let fields = head.headers.iter();
-    let fields = fields.map(|(name, value)| name.as_str().len() + value.len());
-    pseudo.chain(fields).map(|size| size + EACH).sum()
+    let pseudo = pseudo.iter();
+    let pseudo: usize = pseudo
+        .map(|(name, value)| name.len() + value.len() + OF_EACH)
+        .sum();
+    pseudo + list_size(&head.headers)
 }
 
 /// RFC 9112 3.2.2: the authority of the request's target wins over `host`; RFC 9113 8.3.1 says

@@ -10,6 +10,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
 use super::body::BodyError;
+use super::headers::list_size;
+use super::http::MAX_HEADER_LIST;
 use super::http2::Before;
 
 /// A body that comes.
@@ -96,6 +98,9 @@ impl Stream {
             }
         }
         match ready!(self.recv.poll_trailers(cx)) {
+            Ok(Some(trailers)) if list_size(&trailers) > MAX_HEADER_LIST as usize => {
+                Poll::Ready(Some(Err(BodyError::Trailers)))
+            }
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
             Err(error) => Poll::Ready(self.failed(error)),
         }

@@ -119,11 +119,12 @@ fn a_reader_that_stalls_holds_up_itself_alone() {
                 async move {
                     let short = request.uri().path() == "/ping";
                     let mut stream = respond.send_response(Response::new(()), short).unwrap();
-                    while !short {
-                        if write(&mut stream, vec![0; 16 << 10].into()).await.is_err() {
-                            break;
-                        }
-                        count.set(count.get() + (16 << 10));
+                    if short {
+                        return;
+                    }
+                    let piece = Bytes::from(vec![0; 16 << 10]);
+                    while write(&mut stream, piece.clone()).await.is_ok() {
+                        count.set(count.get() + piece.len());
                     }
                 }
             },
