@@ -238,9 +238,7 @@ impl Exchange {
     /// Whether somebody reads the headers of responses.
     pub fn wants_response_headers(&self) -> bool {
         let telemetry = self.telemetry.as_ref();
-        telemetry.is_some_and(|telemetry| {
-            !telemetry.access_logs.is_empty() || !telemetry.tracing.tags.is_empty()
-        })
+        telemetry.is_some_and(|telemetry| telemetry.reads_response_headers())
     }
 
     /// Bytes of the response went by.
