@@ -75,6 +75,9 @@ impl Operator {
         match self {
             Self::Response(_) => true,
             Self::Either(operators) => operators.iter().any(Self::reads_response),
+            Self::Limited(operator, _) | Self::WithoutPort(operator) | Self::Port(operator) => {
+                operator.reads_response()
+            }
             _ => false,
         }
     }

@@ -79,6 +79,7 @@ fn only_what_names_headers_of_responses_reads_them() {
         (Format::default_text(), false),
         (Format::default_json(), false),
         (Format::text("%RESP(SERVER)%").expect("valid"), true),
+        (Format::text("%RESP(SERVER):5%").expect("valid"), true),
         (
             Format::json(r#"{"a":{"b":"x %RESP(SERVER?VIA)%"}}"#).expect("valid"),
             true,
