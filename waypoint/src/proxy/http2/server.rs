@@ -92,7 +92,8 @@ pub async fn serve(downstream: Rc<Downstream>, io: Io) {
         while let Poll::Ready(next) = connection.poll_accept(cx) {
             match next {
                 Some(Ok((request, respond))) => {
-                    spawn_local(answer(downstream.clone(), request, respond));
+                    // Boxed: tokio moves a task's future about, at its beginning and its end.
+                    spawn_local(Box::pin(answer(downstream.clone(), request, respond)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(error)),
                 None => return Poll::Ready(Ok(())),
