@@ -11,13 +11,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::exchange::Exchange;
 use super::headers::clean_trailers;
 use super::http::{BODY_DEADLINE, IDLE_TIMEOUT};
+use super::incoming::Incoming;
 use super::mirror::Piece;
 use super::recheck::Recheck;
 use super::upstream::Lease;
@@ -35,9 +35,15 @@ const SMALL_CHUNK: usize = 1 << 10;
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// Its source failed.
+    /// Its source failed (HTTP/1).
     #[error(transparent)]
-    Source(#[from] hyper::Error),
+    Http1(#[from] hyper::Error),
+    /// Its source failed (HTTP/2).
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// More of them than of headers.
+    #[error("the trailers are too large")]
+    Trailers,
     /// The client's side failed while it was looked at before.
     #[error("the client has not sent all of it")]
     Broken,
@@ -53,6 +59,16 @@ pub enum BodyError {
     /// A policy that has changed denies it.
     #[error("denied by a policy that has changed")]
     Denied,
+}
+
+impl BodyError {
+    /// What it was on a stream of HTTP/2.
+    pub fn reason(&self) -> Option<h2::Reason> {
+        match self {
+            Self::Http2(error) => error.reason(),
+            _ => None,
+        }
+    }
 }
 
 /// What the parts of a request's handling know of its body.
@@ -427,7 +443,7 @@ fn poll_incoming(
         Some(Err(error)) => {
             progress.failed.set(true);
             progress.mirrors.borrow_mut().clear();
-            Some(Err(error.into()))
+            Some(Err(error))
         }
     })
 }
@@ -585,6 +601,11 @@ impl ResponseBody {
         }
     }
 
+    /// It is not sent, as the response to HEAD has none, and ends its exchange as if it were.
+    pub fn leave_out(mut self) {
+        self.finish();
+    }
+
     fn finish(&mut self) {
         if let Some(exchange) = self.exchange.take() {
             exchange.finish();
@@ -610,7 +631,7 @@ impl Body for ResponseBody {
             Kind::Upstream {
                 incoming, deadline, ..
             } => match Pin::new(incoming).poll_frame(cx) {
-                Poll::Ready(frame) => frame.map(|frame| frame.map_err(BodyError::Source)),
+                Poll::Ready(frame) => frame,
                 Poll::Pending => {
                     if let Some(deadline) = deadline
                         && deadline.as_mut().poll(cx).is_ready()

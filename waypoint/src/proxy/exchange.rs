@@ -18,6 +18,7 @@ use super::body::{BodyError, MessageCounter, RequestProgress};
 use super::consumer::Place;
 use super::destination::Target;
 use super::http::Downstream;
+use super::http2::Before;
 use super::pick::Picked;
 use super::reply::Reply;
 use super::routing::Routed;
@@ -53,6 +54,8 @@ pub struct Exchange {
     pub vouched: Vec<HeaderName>,
     /// Where it was judged once more, after a consumer's route.
     pub consumer: Option<Box<Place>>,
+    /// What goes before its response, where its client speaks HTTP/2.
+    pub before: Option<Before>,
     /// Its body.
     pub request: Rc<RequestProgress>,
     /// What is measured and logged of it; `None`: its destination is not known.
@@ -151,6 +154,7 @@ impl Exchange {
             sent_uri: None,
             vouched: Vec::new(),
             consumer: None,
+            before: None,
             request,
             telemetry: None,
             trace: NO_TRACE,
@@ -234,9 +238,7 @@ impl Exchange {
     /// Whether somebody reads the headers of responses.
     pub fn wants_response_headers(&self) -> bool {
         let telemetry = self.telemetry.as_ref();
-        telemetry.is_some_and(|telemetry| {
-            !telemetry.access_logs.is_empty() || !telemetry.tracing.tags.is_empty()
-        })
+        telemetry.is_some_and(|telemetry| telemetry.reads_response_headers())
     }
 
     /// Bytes of the response went by.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_shared::model::WorkloadUid;
 use adit_shared::policy::http::{HttpFields, normalize};
-use http::header::{EXPECT, HOST, HeaderName, SET_COOKIE, UPGRADE};
+use http::header::{HOST, HeaderName, SET_COOKIE, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Uri, Version};
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
@@ -18,6 +18,7 @@ use super::body::{Replay, RequestBody};
 use super::exchange::{Exchange, grpc_status};
 use super::external::{self, Ask};
 use super::headers;
+use super::interim::Follower;
 use super::mirror::{self, Original};
 use super::pick::{Choice, Picked, dialled};
 use super::recheck::unless_denied;
@@ -521,12 +522,6 @@ impl<'a> Sender<'a> {
             let value = format_grpc_timeout(left);
             request.headers_mut().insert(GRPC_TIMEOUT, value);
         }
-        // HTTP/1.0 knows nothing that comes before a response (RFC 9110 15.2).
-        if self.version == HttpVersion::Http1 && exchange.version == Version::HTTP_11 {
-            let continued = self.has_body && exchange.headers.contains_key(EXPECT);
-            let downstream = &exchange.downstream;
-            downstream.interim.follow(&mut request, continued);
-        }
         Ok(Some(Box::new(request)))
     }
 
@@ -540,7 +535,10 @@ impl<'a> Sender<'a> {
         let endpoint = reach.endpoint.of_caller(&self.exchange.downstream.caller);
         let stated = self.plan.retry().per_try_timeout;
         let sent = {
-            let sending = upstream::send(&worker, &endpoint, self.version, *request, &connecting);
+            let follower = Follower::of(self.exchange, self.has_body);
+            let version = self.version;
+            let sending =
+                upstream::send(&worker, &endpoint, version, *request, &connecting, follower);
             let sending = pin!(sending);
             // It may be a stream whose answer comes when the client has done.
             let sending = unless_denied(self.exchange, sending);

@@ -15,7 +15,7 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Uri, Version, request};
 
-use super::http::MAX_HEADERS;
+use super::http::{MAX_HEADER_LIST, MAX_HEADERS};
 
 /// Set where we answer ourselves: why.
 pub const REASON: HeaderName = HeaderName::from_static("x-adit-reason");
@@ -64,6 +64,9 @@ pub enum Malformed {
     /// More headers than any request needs.
     #[error("too_many_headers")]
     TooManyHeaders,
+    /// Longer ones than any request needs.
+    #[error("headers_too_large")]
+    HeadersTooLarge,
     /// A tunnel inside of the tunnel.
     #[error("connect_not_supported")]
     Connect,
@@ -119,6 +122,10 @@ pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malform
     if head.headers.len() > MAX_HEADERS {
         return Err(Malformed::TooManyHeaders);
     }
+    // So has hyper for HTTP/1; h2's own limit is a little higher, so that it is us who answer.
+    if head.version == Version::HTTP_2 && head_size(head) > MAX_HEADER_LIST as usize {
+        return Err(Malformed::HeadersTooLarge);
+    }
     settle_host(head)?;
     let headers = &mut head.headers;
     if let Some(coding) = headers.get(TRANSFER_ENCODING) {
@@ -152,6 +159,38 @@ pub fn normalise(head: &mut request::Parts, upgrade: bool) -> Result<(), Malform
         headers.remove(name);
     }
     Ok(())
+}
+
+/// Bytes of headers or trailers, as HTTP/2 counts them (RFC 9113 6.5.2).
+pub fn list_size(headers: &HeaderMap) -> usize {
+    let sizes = headers.iter();
+    let sizes = sizes.map(|(name, value)| name.as_str().len() + value.len() + OF_EACH);
+    sizes.sum()
+}
+
+/// What each header costs beside its name and value.
+const OF_EACH: usize = 32;
+
+/// The same of all that a request's head had in HTTP/2.
+fn head_size(head: &request::Parts) -> usize {
+    let uri = &head.uri;
+    let pseudo = [
+        (":method", head.method.as_str()),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (
+            ":authority",
+            uri.authority().map_or("", |host| host.as_str()),
+        ),
+        (
+            ":path",
+            uri.path_and_query().map_or("", |path| path.as_str()),
+        ),
+    ];
+    let pseudo = pseudo.iter();
+    let pseudo: usize = pseudo
+        .map(|(name, value)| name.len() + value.len() + OF_EACH)
+        .sum();
+    pseudo + list_size(&head.headers)
 }
 
 /// RFC 9112 3.2.2: the authority of the request's target wins over `host`; RFC 9113 8.3.1 says

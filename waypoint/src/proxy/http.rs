@@ -1,11 +1,12 @@
-//! HTTP on a tunnel: hyper's server of either version, with the limits and deadlines of a
-//! proxy, and the hand-over of a connection that another protocol takes.
+//! HTTP on a tunnel: what connections of either version have in common, and hyper's server of
+//! HTTP/1 with the limits and deadlines of a proxy, and the hand-over of a connection that another
+//! protocol takes. The server of HTTP/2 is [`super::http2::server`].
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker, ready};
@@ -14,9 +15,8 @@ use std::time::Duration;
 use arc_swap::Guard;
 use http::StatusCode;
 use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
@@ -25,7 +25,7 @@ use super::destination::{Destination, Target};
 use super::interim::{Interim, Wire};
 use super::io::Io;
 use super::reply::Reply;
-use super::request;
+use super::request::{self, Asker};
 use super::tunnel::Caller;
 use super::upgrade::Upgrade;
 use crate::live::{self, DownstreamView, Moved};
@@ -38,17 +38,6 @@ pub const MAX_HEADER_LIST: u32 = 64 << 10;
 pub const MAX_HEADERS: usize = 100;
 /// Streams of one HTTP/2 connection inside a tunnel.
 pub const MAX_STREAMS: u32 = 200;
-/// Bytes that a stream of HTTP/2 may send before we take any.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The same for all streams of a connection.
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Bytes of responses that wait in one stream.
-const SEND_BUFFER: usize = 64 << 10;
-/// Resets that a client may have outstanding before we take them for an attack
-/// (CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Resets for its own errors that a client may provoke.
-const MAX_ERROR_RESETS: usize = 100;
 /// How long a head may take from its first byte.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection on which nothing is asked for so long is closed (Envoy: an hour).
@@ -61,9 +50,6 @@ pub const BODY_DEADLINE: Duration = Duration::from_secs(60);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// How often connections are looked over for the idle and the slow ones.
 pub const SWEEP: Duration = Duration::from_secs(1);
-/// How often an HTTP/2 connection is asked whether it lives. The tunnel below has its own PING;
-/// this one is for the client behind the other proxy.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// One connection of a client.
 pub struct Downstream {
@@ -100,11 +86,14 @@ pub struct Downstream {
     waker: RefCell<Option<Waker>>,
 }
 
+/// Whether a connection is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closing {
+pub enum Closing {
+    /// It is not.
     Open,
     /// After the requests that are under way.
     Graceful,
+    /// At once.
     Now,
 }
 
@@ -208,6 +197,19 @@ impl Downstream {
         }
     }
 
+    /// Whether it is to end.
+    pub fn closing(&self) -> Closing {
+        self.closing.get()
+    }
+
+    /// Has `waker` woken when that changes.
+    pub fn remember(&self, waker: &Waker) {
+        let mut place = self.waker.borrow_mut();
+        if !place.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *place = Some(waker.clone());
+        }
+    }
+
     /// Ends it after the requests that are under way.
     pub fn drain(&self) {
         self.close(Closing::Graceful);
@@ -253,7 +255,8 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     let service = service_fn(move |request| {
         let serving = serving.clone();
         async move {
-            let response = request::serve(serving.clone(), request).await;
+            let request = request.map(Into::into);
+            let response = request::serve(serving.clone(), request, Asker::Http1).await;
             serving.interim.finish().await;
             serving.responding.set(true);
             Ok::<_, Infallible>(response)
@@ -288,7 +291,7 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
                 if !waits.get() && io.borrow_mut().io().poll_reset(cx).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
-                remember(&downstream.waker, cx.waker());
+                downstream.remember(cx.waker());
             }
             served
         })
@@ -333,52 +336,6 @@ pub async fn serve_http1(downstream: Rc<Downstream>, io: Io) {
     }
 }
 
-/// Serves HTTP/2 until the connection ends.
-pub async fn serve_http2(downstream: Rc<Downstream>, io: Io) {
-    let mut builder = http2::Builder::new(LocalExecutor);
-    builder
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .max_concurrent_streams(MAX_STREAMS)
-        // RFC 8441.
-        .enable_connect_protocol()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_ERROR_RESETS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL / 2);
-    let serving = downstream.clone();
-    let service = service_fn(move |request| {
-        let serving = serving.clone();
-        async move { Ok::<_, Infallible>(request::serve(serving, request).await) }
-    });
-    let mut connection = pin!(builder.serve_connection(io, service));
-    let mut told = false;
-    let served = poll_fn(|cx| {
-        match downstream.closing.get() {
-            Closing::Open => {}
-            Closing::Graceful if told => {}
-            Closing::Graceful => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            Closing::Now => return Poll::Ready(Ok(())),
-        }
-        let served = connection.as_mut().poll(cx);
-        if served.is_pending() {
-            remember(&downstream.waker, cx.waker());
-        }
-        served
-    })
-    .await;
-    if let Err(error) = served {
-        debug!(client = %downstream.client, "HTTP/2: {error}");
-    }
-}
-
 /// What is said to a client whose request hyper could not read.
 fn refusal(status: StatusCode) -> Reply {
     let reason = match status {
@@ -397,13 +354,6 @@ fn refusing(head: &[u8]) -> Option<StatusCode> {
     let status = head.strip_prefix(b"HTTP/1.1 ")?.first_chunk::<3>()?;
     let status = StatusCode::from_bytes(status).ok()?;
     (status.is_client_error() && head.ends_with(b"\r\n\r\n")).then_some(status)
-}
-
-fn remember(place: &RefCell<Option<Waker>>, waker: &Waker) {
-    let mut place = place.borrow_mut();
-    if !place.as_ref().is_some_and(|known| known.will_wake(waker)) {
-        *place = Some(waker.clone());
-    }
 }
 
 /// Runs hyper's tasks on this thread.

@@ -1,13 +1,13 @@
 //! Informational responses (1xx, RFC 9110 15.2) of an endpoint on their way to the client: what
 //! comes before a response, such as 103 with links to load meanwhile.
 //!
+//! A [`Follower`] takes those of either version from the endpoint and gives them to the client,
+//! in either version. What an attempt has told stays told if the request is tried again.
+//!
 //! hyper tells of those that an endpoint sends over HTTP/1, but its servers send none of their
 //! own choice but 100. So they are written to the client's connection of HTTP/1 here, past
 //! hyper, between two of its messages: [`Wire`] knows when hyper holds nothing back, and the
 //! response waits ([`Interim::finish`]) until what was to precede it has gone.
-//!
-//! Neither side of HTTP/2 can: hyper gives access to neither `SendResponse::send_informational`
-//! nor `ResponseFuture::poll_informational` of h2, and drops those that an endpoint sends.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,18 +16,84 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderMap};
-use http::{Request, StatusCode};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap};
+use http::{Request, StatusCode, Version};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 use tracing::debug;
 
+use super::exchange::Exchange;
 use super::headers::remove_hop_by_hop;
+use super::http2::Before;
 use super::io::Io;
 
 /// Bytes of informational responses that wait for their client. What is more is dropped, as it
 /// may be: none of them has to arrive.
 const MAX_WAITING: usize = 32 << 10;
+
+/// Passes on what an endpoint sends before its response to one request.
+#[derive(Clone)]
+pub struct Follower {
+    to: To,
+    /// The client gets 100 from us, as soon as its body is asked for.
+    continued: bool,
+}
+
+#[derive(Clone)]
+enum To {
+    Nobody,
+    /// The request of this turn.
+    Http1(Interim, u64),
+    Http2(Before),
+}
+
+impl Follower {
+    /// Drops all.
+    pub const NOBODY: Self = Self {
+        to: To::Nobody,
+        continued: false,
+    };
+
+    /// To whoever sent `exchange`'s request. `has_body`: it comes with one.
+    pub fn of(exchange: &Exchange, has_body: bool) -> Self {
+        let to = match &exchange.before {
+            Some(before) => To::Http2(before.clone()),
+            // HTTP/1.0 knows nothing that comes before a response (RFC 9110 15.2).
+            None if exchange.version != Version::HTTP_11 => To::Nobody,
+            None => {
+                let interim = &exchange.downstream.interim;
+                To::Http1(interim.clone(), interim.0.lock().turn)
+            }
+        };
+        Self {
+            to,
+            continued: has_body && exchange.headers.contains_key(EXPECT),
+        }
+    }
+
+    /// Has those to a request over HTTP/1 passed on.
+    pub fn follow<B>(&self, request: &mut Request<B>) {
+        if matches!(self.to, To::Nobody) {
+            return;
+        }
+        let follower = self.clone();
+        hyper::ext::on_informational(request, move |response| {
+            follower.pass(response.status(), response.headers().clone());
+        });
+    }
+
+    /// Passes one on.
+    pub fn pass(&self, status: StatusCode, headers: HeaderMap) {
+        if self.continued && status == StatusCode::CONTINUE {
+            return;
+        }
+        match &self.to {
+            To::Nobody => {}
+            To::Http1(interim, turn) => interim.push(*turn, status, headers),
+            To::Http2(before) => before.push(status, headers),
+        }
+    }
+}
 
 /// The informational responses for one connection of HTTP/1.
 ///
@@ -49,25 +115,11 @@ struct State {
 }
 
 impl Interim {
-    /// Has the informational responses to `request` passed on to whoever sent the current
-    /// request of this connection. `continued`: its client gets 100 from hyper, as soon as its
-    /// body is asked for.
-    pub fn follow<B>(&self, request: &mut Request<B>, continued: bool) {
-        let (interim, turn) = (self.clone(), self.0.lock().turn);
-        hyper::ext::on_informational(request, move |response| {
-            let status = response.status();
-            if !(continued && status == StatusCode::CONTINUE) {
-                interim.push(turn, status, response.headers());
-            }
-        });
-    }
-
-    fn push(&self, turn: u64, status: StatusCode, headers: &HeaderMap) {
+    fn push(&self, turn: u64, status: StatusCode, mut headers: HeaderMap) {
         let mut state = self.0.lock();
         if state.turn != turn {
             return;
         }
-        let mut headers = headers.clone();
         remove_hop_by_hop(&mut headers);
         // There is no body (RFC 9110 8.6).
         headers.remove(CONTENT_LENGTH);

@@ -2,7 +2,7 @@
 //! them, so that nothing behind it is generic or boxed, with two faces: hyper's, for HTTP, and
 //! chunks without a copy, for bytes that are only passed on.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,10 +12,11 @@ use adit_shared::hbone::{ResetReason, Tunnel, TunnelError};
 use adit_shared::net::socket::reset_on_close;
 use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
-use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead as _, AsyncWrite as _};
 use tokio::net::TcpStream;
 
+use super::http2::stream::Stream;
 use crate::live::Moved;
 
 /// Most that one chunk of a socket holds.
@@ -39,7 +40,7 @@ enum Kind {
     Tcp(TokioIo<TcpStream>),
     Tls(Box<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>>),
     /// A stream of HTTP/2 that carries another protocol (RFC 8441).
-    Stream(Box<Upgraded>),
+    Stream(Box<Stream>),
 }
 
 impl Io {
@@ -58,9 +59,9 @@ impl Io {
         Self::new(Kind::Tls(Box::new(TokioIo::new(stream))))
     }
 
-    /// Over a stream of HTTP/2 that hyper has handed over.
-    pub fn stream(stream: Upgraded) -> Self {
-        Self::new(Kind::Stream(Box::new(stream)))
+    /// Over a stream of HTTP/2 that carries another protocol.
+    pub fn stream(stream: Box<Stream>) -> Self {
+        Self::new(Kind::Stream(stream))
     }
 
     fn new(kind: Kind) -> Self {
@@ -72,7 +73,7 @@ impl Io {
         }
     }
 
-    /// Counts from now on what passes; of a socket that hyper reads, only what is sent.
+    /// Counts from now on what passes; of a socket that hyper reads (HTTP/1), only what is sent.
     pub fn count(&mut self) -> Rc<Moved> {
         self.moved.get_or_insert_default().clone()
     }
@@ -157,8 +158,10 @@ impl Io {
 
     /// `n` bytes that were read have been consumed.
     pub fn release(&mut self, n: usize) {
-        if let Kind::Tunnel(tunnel) = &mut self.kind {
-            tunnel.release(n);
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => tunnel.release(n),
+            Kind::Stream(stream) => stream.release(n),
+            Kind::Tcp(_) | Kind::Tls(_) => {}
         }
     }
 
@@ -178,7 +181,13 @@ impl Io {
                 self.sent(n);
                 Poll::Ready(Ok(n))
             }
-            _ => {
+            Kind::Stream(stream) => {
+                let n = ready!(stream.poll_capacity(cx, chunk.len()))?.min(chunk.len());
+                stream.send(chunk.split_to(n))?;
+                self.sent(n);
+                Poll::Ready(Ok(n))
+            }
+            Kind::Tcp(_) | Kind::Tls(_) => {
                 let n = ready!(Pin::new(&mut *self).poll_write(cx, chunk))?;
                 chunk.advance(n);
                 Poll::Ready(Ok(n))
@@ -192,8 +201,7 @@ impl Io {
             Kind::Tunnel(tunnel) => tunnel.reset(ResetReason::CONNECT_ERROR),
             Kind::Tcp(io) => reset_on_close(io.inner()),
             Kind::Tls(io) => reset_on_close(io.inner().get_ref().0),
-            // hyper can only end it. WebSocket has an end of its own (RFC 6455 7.1.4).
-            Kind::Stream(_) => {}
+            Kind::Stream(stream) => stream.reset(),
         }
     }
 
@@ -208,10 +216,91 @@ impl Io {
         }
     }
 
+    /// Reads into a buffer, as tokio wants it; nothing at the end.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            let before = buf.filled().len();
+            match &mut self.kind {
+                Kind::Tcp(io) => ready!(Pin::new(io.inner_mut()).poll_read(cx, buf))?,
+                Kind::Tls(io) => ready!(Pin::new(io.inner_mut()).poll_read(cx, buf))?,
+                Kind::Tunnel(_) | Kind::Stream(_) => ready!(self.poll_ahead(cx))?,
+            }
+            // Those of a tunnel have been counted.
+            self.received(buf.filled().len() - before);
+        }
+        self.give(buf.remaining(), |bytes| buf.put_slice(bytes));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes pieces as one, as far as they are taken.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_gather(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = match &mut self.kind {
+            Kind::Tunnel(tunnel) => {
+                // Each piece for itself would be a frame of the tunnel.
+                let want = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+                let want = want.min(TUNNEL_CHUNK);
+                if want == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                let n = ready!(tunnel.poll_capacity(cx, want))?.min(want);
+                let mut joined = BytesMut::with_capacity(n);
+                for piece in pieces {
+                    let room = n - joined.len();
+                    joined.extend_from_slice(&piece[..piece.len().min(room)]);
+                }
+                tunnel.send(joined.freeze())?;
+                n
+            }
+            Kind::Tcp(io) => ready!(Pin::new(io.inner_mut()).poll_write_vectored(cx, pieces))?,
+            Kind::Tls(io) => ready!(Pin::new(io.inner_mut()).poll_write_vectored(cx, pieces))?,
+            Kind::Stream(_) => {
+                let first = pieces.iter().find(|piece| !piece.is_empty());
+                return Pin::new(self).poll_write(cx, first.map_or(&[], |piece| piece));
+            }
+        };
+        self.sent(n);
+        Poll::Ready(Ok(n))
+    }
+
+    /// Makes some of a tunnel's bytes those that are given next.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(chunk) = ready!(self.poll_fresh(cx))? {
+            self.held = self.counted(chunk.len());
+            self.unread = chunk;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives out what has been read ahead, at most `room` bytes of it.
+    fn give(&mut self, room: usize, put: impl FnOnce(&[u8])) {
+        let n = self.unread.len().min(room);
+        put(&self.unread[..n]);
+        self.unread.advance(n);
+        let released = self.held.min(n);
+        self.held -= released;
+        if released > 0 {
+            self.release(released);
+        }
+    }
+
     fn counted(&self, n: usize) -> usize {
         match self.kind {
-            Kind::Tunnel(_) => n,
-            Kind::Tcp(_) | Kind::Tls(_) | Kind::Stream(_) => 0,
+            Kind::Tunnel(_) | Kind::Stream(_) => n,
+            Kind::Tcp(_) | Kind::Tls(_) => 0,
         }
     }
 
@@ -220,7 +309,7 @@ impl Io {
             Kind::Tunnel(tunnel) => ready!(tunnel.poll_read_chunk(cx))?,
             Kind::Tcp(io) => ready!(poll_socket_chunk(Pin::new(io), cx))?,
             Kind::Tls(io) => ready!(poll_socket_chunk(Pin::new(&mut **io), cx))?,
-            Kind::Stream(io) => ready!(poll_socket_chunk(Pin::new(&mut **io), cx))?,
+            Kind::Stream(stream) => ready!(stream.poll_read_chunk(cx))?,
         };
         self.received(chunk.as_ref().map_or(0, Bytes::len));
         Poll::Ready(Ok(chunk))
@@ -248,27 +337,14 @@ impl Read for Io {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.unread.is_empty() {
+            // hyper's buffer does not tell how much was put into it.
             match &mut this.kind {
-                Kind::Tunnel(tunnel) => match ready!(tunnel.poll_read_chunk(cx))? {
-                    Some(chunk) => {
-                        this.held = chunk.len();
-                        this.unread = chunk;
-                        this.received(this.held);
-                    }
-                    None => return Poll::Ready(Ok(())),
-                },
-                // hyper's buffer does not tell how much was put into it.
                 Kind::Tcp(io) => return Pin::new(io).poll_read(cx, buf),
                 Kind::Tls(io) => return Pin::new(&mut **io).poll_read(cx, buf),
-                Kind::Stream(io) => return Pin::new(&mut **io).poll_read(cx, buf),
+                Kind::Tunnel(_) | Kind::Stream(_) => ready!(this.poll_ahead(cx))?,
             }
         }
-        let n = this.unread.len().min(buf.remaining());
-        buf.put_slice(&this.unread[..n]);
-        this.unread.advance(n);
-        let released = this.held.min(n);
-        this.held -= released;
-        this.release(released);
+        this.give(buf.remaining(), |bytes| buf.put_slice(bytes));
         Poll::Ready(Ok(()))
     }
 }
@@ -290,8 +366,16 @@ impl Write for Io {
                 n
             }
             Kind::Tcp(io) => ready!(Pin::new(io).poll_write(cx, buf))?,
+            Kind::Stream(stream) => {
+                if buf.is_empty() {
+                    return Poll::Ready(Ok(0));
+                }
+                let want = buf.len().min(TUNNEL_CHUNK);
+                let n = ready!(stream.poll_capacity(cx, want))?.min(want);
+                stream.send(Bytes::copy_from_slice(&buf[..n]))?;
+                n
+            }
             Kind::Tls(io) => ready!(Pin::new(&mut **io).poll_write(cx, buf))?,
-            Kind::Stream(io) => ready!(Pin::new(&mut **io).poll_write(cx, buf))?,
         };
         self.sent(n);
         Poll::Ready(Ok(n))
@@ -299,10 +383,9 @@ impl Write for Io {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Tunnel(_) => Poll::Ready(Ok(())),
+            Kind::Tunnel(_) | Kind::Stream(_) => Poll::Ready(Ok(())),
             Kind::Tcp(io) => Pin::new(io).poll_flush(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
-            Kind::Stream(io) => Pin::new(&mut **io).poll_flush(cx),
         }
     }
 
@@ -314,7 +397,7 @@ impl Write for Io {
             }),
             Kind::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Kind::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
-            Kind::Stream(io) => Pin::new(&mut **io).poll_shutdown(cx),
+            Kind::Stream(stream) => Poll::Ready(stream.finish()),
         }
     }
 }

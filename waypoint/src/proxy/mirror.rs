@@ -20,6 +20,7 @@ use tracing::debug;
 use super::authorize::{Asked, authorize};
 use super::body::{RequestBody, RequestProgress};
 use super::headers;
+use super::interim::Follower;
 use super::pick::Choice;
 use super::tunnel::Caller;
 use super::upstream::{self, Connecting, HttpVersion};
@@ -166,7 +167,9 @@ async fn carry(
     copy.authorize(&picked.reach, &request)?;
     let endpoint = picked.reach.endpoint.of_caller(&copy.caller);
     let connecting = Connecting::default();
-    let answer = upstream::send(worker, &endpoint, copy.version, request, &connecting).await;
+    let (version, nobody) = (copy.version, Follower::NOBODY);
+    let sending = upstream::send(worker, &endpoint, version, request, &connecting, nobody);
+    let answer = sending.await;
     let answer = answer.map_err(|error| error.error)?;
     let mut body = answer.response.into_body();
     while let Some(frame) =

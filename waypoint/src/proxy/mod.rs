@@ -2,8 +2,9 @@
 //!
 //! * [`tunnel`]: mutual TLS, CONNECT, who calls; [`destination`]: where to; [`sniff`]: what is
 //!   spoken there.
-//! * [`http`]: connections of HTTP on a tunnel ([`io`]), what comes
-//!   before a response ([`interim`]); [`tcp`]: what is not HTTP ([`copy`]).
+//! * [`http`]: connections of HTTP on a tunnel ([`io`]), [`http2`]: those of HTTP/2, on both
+//!   sides; [`incoming`]: bodies as they come; [`interim`]: what comes before a response;
+//!   [`tcp`]: what is not HTTP ([`copy`]).
 //! * [`request`]: one request: [`headers`], [`authorize`], [`routing`] (with [`consumer`]: what
 //!   routes of callers may not do), then [`forward`], which
 //!   [`pick`]s an endpoint and sends there by [`upstream`], again where that fails; [`mirror`]:
@@ -24,6 +25,8 @@ pub mod external;
 pub mod forward;
 pub mod headers;
 pub mod http;
+pub mod http2;
+pub mod incoming;
 pub mod interim;
 pub mod io;
 pub mod mirror;

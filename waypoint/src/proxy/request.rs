@@ -8,9 +8,9 @@ use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
+use http_body::Body as _;
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
@@ -22,6 +22,8 @@ use super::external::{self, Ask};
 use super::forward::{self, Forwarded, Plan, Refused};
 use super::headers::{self, CLIENT_CERTIFICATE, FORWARDED_PROTO};
 use super::http::Downstream;
+use super::http2::{self, Before};
+use super::incoming::Incoming;
 use super::reply::Reply;
 use super::routing::{self, Routing};
 use super::steps;
@@ -34,14 +36,32 @@ use crate::route::Answer;
 use crate::state::View;
 use crate::telemetry::{ResponseFlags, TraceContext, ensure_request_id};
 
+/// What is known of the client's side of a request beside its message.
+pub enum Asker {
+    /// It is the current one of its connection.
+    Http1,
+    /// It has a stream.
+    Http2 {
+        /// What goes before its response.
+        before: Before,
+        /// What a CONNECT becomes when it is agreed to.
+        stream: Option<oneshot::Receiver<http2::stream::Stream>>,
+    },
+}
+
 /// Answers one request.
 pub async fn serve(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
+    asker: Asker,
 ) -> Response<ResponseBody> {
     let (mut head, incoming) = request.into_parts();
     let grpc = headers::is_grpc(&head.headers);
-    let stream = websocket::from_extended_connect(&mut head);
+    let (before, stream) = match asker {
+        Asker::Http1 => (None, None),
+        Asker::Http2 { before, stream } => (Some(before), stream),
+    };
+    let stream = stream.filter(|_| websocket::from_extended_connect(&mut head));
     let upgrade = match stream {
         Some(stream) => Asks::Stream(stream),
         None if headers::wants_upgrade(&head) => Asks::Connection,
@@ -50,6 +70,7 @@ pub async fn serve(
     let upgrades = !matches!(upgrade, Asks::Nothing);
     let progress = RequestProgress::new(grpc);
     let mut exchange = Exchange::new(downstream, &head, grpc, progress.clone());
+    exchange.before = before;
     let body = if incoming.is_end_stream() {
         progress.finished.set(true);
         RequestBody::Empty
@@ -97,7 +118,7 @@ enum Asks {
     /// Its connection (HTTP/1).
     Connection,
     /// Its stream (HTTP/2), which is this one then.
-    Stream(OnUpgrade),
+    Stream(oneshot::Receiver<http2::stream::Stream>),
 }
 
 /// What a request has come to.
@@ -508,6 +529,7 @@ impl headers::Malformed {
             Self::TransferEncoding => "unsupported_transfer_encoding",
             Self::AmbiguousLength => "ambiguous_length",
             Self::TooManyHeaders => "too_many_headers",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::Connect => "connect_not_supported",
         });
         match self {
@@ -516,7 +538,7 @@ impl headers::Malformed {
                 status: StatusCode::NOT_IMPLEMENTED,
                 ..reply
             },
-            Self::TooManyHeaders => Reply {
+            Self::TooManyHeaders | Self::HeadersTooLarge => Reply {
                 status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 ..reply
             },

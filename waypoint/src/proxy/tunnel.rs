@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::destination::{self, Destination, DestinationError, Target};
 use super::http::{self as http_server, Downstream};
+use super::http2;
 use super::io::Io;
 use super::sniff::{self, Spoken};
 use super::tcp;
@@ -303,7 +304,7 @@ async fn serve_http(
                 Downstream::new(worker.clone(), caller, destination, client, http2, moved);
             let _listed = worker.enter(&downstream);
             match spoken {
-                Spoken::Http2 => http_server::serve_http2(downstream, io).await,
+                Spoken::Http2 => http2::server::serve(downstream, io).await,
                 _ => http_server::serve_http1(downstream, io).await,
             }
         }

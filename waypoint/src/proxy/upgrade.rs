@@ -6,12 +6,13 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::copy::{Traffic, between};
 use super::exchange::Exchange;
+use super::http2::stream::Stream;
 use super::io::Io;
 use super::recheck::unless_denied;
 use super::reply::Reply;
@@ -47,9 +48,9 @@ impl Traffic for Counted {
 
 impl Upgrade {
     /// Carries it to its end, when the client's stream of HTTP/2 has been handed over.
-    pub async fn carry_stream(mut self, stream: OnUpgrade) {
+    pub async fn carry_stream(mut self, stream: oneshot::Receiver<Stream>) {
         match timeout(HAND_OVER, stream).await {
-            Ok(Ok(stream)) => self.carry(Io::stream(stream)).await,
+            Ok(Ok(stream)) => self.carry(Io::stream(Box::new(stream))).await,
             _ => {
                 self.exchange.details = "upgrade_failed";
                 self.exchange.finish();

@@ -7,10 +7,9 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Request, Version, request};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 
 use super::headers::is_http_itself;
 
@@ -20,18 +19,19 @@ const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 static WEBSOCKET: LazyLock<HeaderValue> = LazyLock::new(|| HeaderValue::from_static("websocket"));
 
-/// Makes an extended CONNECT the request for an upgrade that it stands for; `None`: it is none.
-/// What is returned becomes the stream when the client has its response.
-pub fn from_extended_connect(head: &mut request::Parts) -> Option<OnUpgrade> {
+/// Makes an extended CONNECT the request for an upgrade that it stands for; `false`: it is none.
+pub fn from_extended_connect(head: &mut request::Parts) -> bool {
     if head.version != Version::HTTP_2 || head.method != Method::CONNECT {
-        return None;
+        return false;
     }
-    let protocol = head.extensions.get::<Protocol>()?;
-    let name = HeaderValue::from_str(protocol.as_str()).ok()?;
+    let protocol = head.extensions.get::<Protocol>();
+    let name = protocol.map(|protocol| HeaderValue::from_str(protocol.as_str()));
+    let Some(Ok(name)) = name else {
+        return false;
+    };
     if name.is_empty() || name.as_bytes().contains(&b',') || is_http_itself(name.as_bytes()) {
-        return None;
+        return false;
     }
-    let upgrade = head.extensions.remove::<OnUpgrade>()?;
     head.method = Method::GET;
     // In HTTP/2 there is no key (RFC 8441 5.1); a server of HTTP/1 wants one.
     if name == *WEBSOCKET {
@@ -43,7 +43,7 @@ pub fn from_extended_connect(head: &mut request::Parts) -> Option<OnUpgrade> {
     head.headers.insert(UPGRADE, name);
     head.headers
         .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    Some(upgrade)
+    true
 }
 
 /// Makes the request for an upgrade an extended CONNECT.

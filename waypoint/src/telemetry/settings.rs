@@ -112,6 +112,20 @@ impl TelemetrySettings {
     }
 }
 
+impl TelemetrySettings {
+    /// Whether something of the headers of responses may be logged, traced or counted.
+    pub fn reads_response_headers(&self) -> bool {
+        // An expression may name any.
+        let mut logs = self.access_logs.iter();
+        self.metrics.is_some()
+            || logs.any(|log| log.filter.is_some() || log.format.reads_response())
+            || self.tracing.tags.iter().any(|(_, tag)| match tag {
+                TagValue::Formatter(format) => format.reads_response(),
+                TagValue::Literal(_) | TagValue::Header { .. } => false,
+            })
+    }
+}
+
 fn access_logs(
     mesh: &proto::Settings,
     providers: &dyn Fn(&str) -> Option<Arc<proto::Provider>>,

@@ -14,6 +14,7 @@ mod policies;
 mod recheck;
 mod routes;
 mod sessions;
+mod streams;
 mod support;
 mod tcp;
 mod tls;

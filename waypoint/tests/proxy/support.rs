@@ -272,6 +272,32 @@ impl Mesh {
     }
 }
 
+/// Has requests of HTTP/2 to a service sent on as HTTP/1.1.
+pub fn downgrade(mesh: &Mesh, to: &Vip) {
+    let policy = pb::TrafficPolicy {
+        object: Some(pb::ObjectRef {
+            kind: "DestinationRule".into(),
+            namespace: "shop".into(),
+            name: "downgrade".into(),
+            created: 1,
+        }),
+        host: to.key.hostname.to_string(),
+        settings: Some(pb::TrafficSettings {
+            connection_pool: Some(pb::ConnectionPool {
+                h2_upgrade: pb::connection_pool::H2Upgrade::DoNotUpgrade.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    mesh.put(
+        pb::TRAFFIC_POLICY_TYPE,
+        "DestinationRule/shop/downgrade",
+        &policy,
+    );
+}
+
 /// A service that can be dialled.
 #[derive(Clone)]
 pub struct Vip {
@@ -416,6 +442,24 @@ where
     }
 }
 
+/// An app that speaks HTTP/2 frame by frame: gets each request with its stream.
+pub struct Http2<F>(pub F);
+
+impl<F, R> App for Http2<F>
+where
+    F: Fn(Request<h2::RecvStream>, h2::server::SendResponse<Bytes>) -> R + 'static,
+    R: Future<Output = ()> + 'static,
+{
+    async fn serve(self: Rc<Self>, tunnel: Tunnel) {
+        let Ok(mut connection) = h2::server::handshake(tunnel.into_io()).await else {
+            return;
+        };
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            spawn_local((self.0)(request, respond));
+        }
+    }
+}
+
 /// A pod and its node's tunnel.
 pub struct Pod {
     pub name: String,
@@ -534,6 +578,17 @@ impl Client {
         let io = TokioIo::new(tunnel.into_io());
         let (sender, connection) = http2::handshake(LocalExecutor, io).await.expect("HTTP/2");
         spawn_local(connection);
+        sender
+    }
+
+    /// A connection of HTTP/2 to a service, frame by frame.
+    pub async fn frames(&self, to: &Vip) -> h2::client::SendRequest<Bytes> {
+        let tunnel = self.tunnel(to.address).await.expect("accepted");
+        let handshake = h2::client::handshake(tunnel.into_io()).await;
+        let (sender, connection) = handshake.expect("HTTP/2");
+        spawn_local(async move {
+            let _ = connection.await;
+        });
         sender
     }
 

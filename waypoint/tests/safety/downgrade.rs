@@ -1,39 +1,12 @@
 //! HTTP/2 from the client, HTTP/1.1 to the endpoint: what one can say and the other cannot
 //! must not become another request on the way (RFC 9113 8.1.1, 8.2, 8.3, 10.3).
 
-use adit_shared::proto::waypoint as pb;
 use adit_shared::proto::waypoint::service_port::Protocol;
 
 use crate::raw::{End, RawHttp2, block, flag, frame, kind, recorder};
-use crate::support::{Mesh, Vip, eventually, run};
+use crate::support::{Mesh, downgrade, eventually, run};
 
 const PROTOCOL_ERROR: u32 = 1;
-
-/// Has requests of HTTP/2 sent on as HTTP/1.1.
-pub fn downgrade(mesh: &Mesh, to: &Vip) {
-    let policy = pb::TrafficPolicy {
-        object: Some(pb::ObjectRef {
-            kind: "DestinationRule".into(),
-            namespace: "shop".into(),
-            name: "downgrade".into(),
-            created: 1,
-        }),
-        host: to.key.hostname.to_string(),
-        settings: Some(pb::TrafficSettings {
-            connection_pool: Some(pb::ConnectionPool {
-                h2_upgrade: pb::connection_pool::H2Upgrade::DoNotUpgrade.into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    mesh.put(
-        pb::TRAFFIC_POLICY_TYPE,
-        "DestinationRule/shop/downgrade",
-        &policy,
-    );
-}
 
 struct Case {
     name: &'static str,

@@ -8,9 +8,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::downgrade::downgrade;
 use crate::raw::{End, RawHttp1, RawHttp2, Stream, block, flag, frame, kind, recorder};
-use crate::support::{Body, Client, Http, Mesh, Vip, eventually, run};
+use crate::support::{Body, Client, Http, Mesh, Vip, downgrade, eventually, run};
 
 const REFUSED_STREAM: u32 = 7;
 /// Largest payload of a frame before SETTINGS allow more.
@@ -177,7 +176,7 @@ fn trailers_have_the_limit_of_headers() {
         // No endpoint took one of them for whole.
         let cut = |request: &String| request.starts_with("CUT ");
         assert!(got.borrow().iter().all(cut), "{got:?}");
-        // In HTTP/2 what is beyond the limit is not kept, and so not passed on.
+        // Nor in HTTP/2.
         let mut http = http2(&client, &web).await;
         let large = "v".repeat(70 << 10);
         let head = get_block(&[("trailer", "x")]);

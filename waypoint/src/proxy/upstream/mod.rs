@@ -18,13 +18,14 @@ use adit_shared::identity::SpiffeId;
 use adit_shared::model::route::{ExpectedIdentities, HBONE_PORT};
 use adit_shared::model::{ServiceEntry, TunnelProtocol, Workload, WorkloadUid};
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 pub use connect::{ConnectError, Connected, open_tcp};
 pub use pool::{Lease, Upgraded, Upstreams};
 pub use tls::{ClientIdentity, Originate};
 
 use super::body::RequestBody;
+use super::incoming::Incoming;
+use super::interim::Follower;
 use super::reply::Reply;
 use super::tunnel::Caller;
 use crate::balance::Limits;
@@ -223,7 +224,8 @@ impl Default for Connecting {
     }
 }
 
-/// Sends a request to an endpoint, on a pooled connection or on a new one.
+/// Sends a request to an endpoint, on a pooled connection or on a new one. What comes before the
+/// response goes to `follower`.
 ///
 /// # Errors
 /// [`SendError`].
@@ -233,9 +235,15 @@ pub async fn send(
     version: HttpVersion,
     request: Request<RequestBody>,
     connecting: &Connecting,
+    follower: Follower,
 ) -> Result<Answer, SendError> {
+    let follower = &follower;
     match version {
-        HttpVersion::Http1 => pool::send_http1(worker, endpoint, request, connecting).await,
-        HttpVersion::Http2 => pool::send_http2(worker, endpoint, request, connecting).await,
+        HttpVersion::Http1 => {
+            pool::send_http1(worker, endpoint, request, connecting, follower).await
+        }
+        HttpVersion::Http2 => {
+            pool::send_http2(worker, endpoint, request, connecting, follower).await
+        }
     }
 }

@@ -4,19 +4,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::{Future as _, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, StatusCode, Version};
-use hyper::body::Body as _;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioTimer;
+use http_body::Body as _;
+use hyper::client::conn::{TrySendError, http1};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
@@ -26,7 +24,9 @@ use super::connect::{ConnectError, Connected, open_tcp};
 use super::{Answer, Connecting, Endpoint, HttpVersion, Reached, SendError};
 use crate::live::{Entered, ToEndpoint};
 use crate::proxy::body::RequestBody;
-use crate::proxy::http::LocalExecutor;
+use crate::proxy::http2::client::{self as http2, Answered, Failed};
+use crate::proxy::http2::stream::Stream as Bytestream;
+use crate::proxy::interim::Follower;
 use crate::proxy::io::Io;
 use crate::proxy::reply::Reply;
 use crate::proxy::websocket;
@@ -37,34 +37,19 @@ use crate::worker::Worker;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Connections that lie idle for one endpoint. More are closed when they come back.
 pub const MAX_IDLE: usize = 1024;
-/// Streams on one HTTP/2 connection, if the endpoint allows that many.
-pub const MAX_STREAMS: usize = 100;
 /// Stale connections that one request tries before it makes its own.
 const STALE: usize = 3;
 /// Bytes of a response's headers.
-const MAX_HEADER_LIST: u32 = 64 << 10;
+const MAX_HEADER_LIST: usize = 64 << 10;
 /// Headers of a response.
 const MAX_HEADERS: usize = 100;
-/// Bytes that a stream of HTTP/2 may send before the client has taken any.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The same for all streams of a connection: none can starve another.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
-/// Bytes of requests that wait in one stream.
-const SEND_BUFFER: usize = 64 << 10;
-/// How often an endpoint is asked whether it lives.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long it may take to answer.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a request waits for another's attempt at an HTTP/2 connection.
 const SHARED_CONNECT: Duration = Duration::from_secs(20);
 
 /// How long an endpoint may take for its settings, before it counts as offering nothing.
 const SETTINGS_DEADLINE: Duration = Duration::from_millis(500);
-/// How often they are looked for meanwhile.
-const SETTINGS_POLL: Duration = Duration::from_millis(5);
 
 type Sender1 = http1::SendRequest<RequestBody>;
-type Sender2 = http2::SendRequest<RequestBody>;
 
 /// A worker's connections to endpoints.
 #[derive(Default)]
@@ -94,45 +79,10 @@ struct Shared {
 }
 
 struct Multiplexed {
-    sender: Sender2,
-    live: Cell<usize>,
-    /// Streams that the endpoint allows at once.
-    allowed: Rc<Cell<usize>>,
-    /// Whether it takes extended CONNECT.
-    connects: Rc<Offer>,
+    connection: http2::Connection,
     made: Instant,
     local: Option<SocketAddr>,
     idle_since: Cell<Instant>,
-}
-
-/// What an endpoint says once of itself, some time after its connection was made.
-#[derive(Default)]
-struct Offer {
-    made: Cell<bool>,
-    told: Notify,
-    /// Somebody wants to know: hyper does not say that it has settings.
-    asked: Notify,
-}
-
-impl Offer {
-    fn set(&self, made: bool) {
-        if self.made.replace(made) != made {
-            self.told.notify_waiters();
-        }
-    }
-}
-
-impl Multiplexed {
-    /// Whether it takes extended CONNECT. Its settings are the first that it sends (RFC 9113
-    /// 3.4), and are waited for.
-    async fn takes_connect(&self) -> bool {
-        let until = self.made + SETTINGS_DEADLINE;
-        while !self.connects.made.get() && Instant::now() < until {
-            self.connects.asked.notify_one();
-            let _ = timeout(SETTINGS_POLL, self.connects.told.notified()).await;
-        }
-        self.connects.made.get()
-    }
 }
 
 impl Upstreams {
@@ -145,8 +95,8 @@ impl Upstreams {
         });
         self.http2.borrow_mut().retain(|_, shared| {
             shared.connections.borrow_mut().retain(|connection| {
-                !connection.sender.is_closed()
-                    && (connection.live.get() > 0 || fresh(connection.idle_since.get()))
+                let kept = connection.connection.live() > 0 || fresh(connection.idle_since.get());
+                kept && !connection.connection.is_closed()
             });
             shared.connecting.get() || !shared.connections.borrow().is_empty()
         });
@@ -215,9 +165,9 @@ enum Kind {
         upgraded: oneshot::Receiver<Upgraded>,
     },
     /// Counts the stream until it is dropped.
-    Http2(#[expect(dead_code, reason = "held for its drop")] Stream),
+    Http2(Stream),
     /// One that carries another protocol now.
-    Upgraded(Stream, OnUpgrade),
+    Upgraded(Stream, Box<Bytestream>),
 }
 
 /// What is left of a connection of HTTP/1, or of a stream of HTTP/2, when both sides have agreed
@@ -263,7 +213,7 @@ impl Lease {
             Kind::Http1 { upgraded, .. } => upgraded.await.ok(),
             Kind::Http2(_) => None,
             Kind::Upgraded(stream, upgraded) => Some(Upgraded {
-                io: Io::stream(upgraded.await.ok()?),
+                io: Io::stream(upgraded),
                 _stream: Some(stream),
             }),
         }
@@ -280,16 +230,14 @@ struct Stream(Rc<Multiplexed>, Rc<Shared>);
 
 impl Stream {
     fn new(connection: &Rc<Multiplexed>, shared: &Rc<Shared>) -> Self {
-        connection.live.set(connection.live.get() + 1);
+        connection.connection.enter();
         Self(connection.clone(), shared.clone())
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let live = self.0.live.get() - 1;
-        self.0.live.set(live);
-        if live == 0 {
+        if self.0.connection.leave() == 0 {
             self.0.idle_since.set(Instant::now());
         }
         self.1.changed.notify_one();
@@ -310,8 +258,10 @@ pub(super) async fn send_http1(
     endpoint: &Arc<Endpoint>,
     mut request: Request<RequestBody>,
     connecting: &Connecting,
+    follower: &Follower,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_11;
+    follower.follow(&mut request);
     // hyper leaves out a body of unknown length where GET and HEAD do not say that there is one.
     if matches!(*request.method(), Method::GET | Method::HEAD)
         && !request.body().is_end_stream()
@@ -343,7 +293,7 @@ pub(super) async fn send_http1(
         match sender.try_send_request(request).await {
             Ok(response) => {
                 return Ok(Answer {
-                    response,
+                    response: response.map(Into::into),
                     connecting: waited,
                     local,
                     lease: Lease(Kind::Http1 {
@@ -387,37 +337,15 @@ fn no_connection(request: Request<RequestBody>) -> SendError {
     }
 }
 
-/// What an error of hyper's client means.
+/// What an error of hyper's client means (HTTP/1).
 fn judge(
     error: &hyper::Error,
     unsent: Option<Box<Request<RequestBody>>>,
     fresh: bool,
 ) -> SendError {
-    use std::error::Error as _;
-    let mut text = error.to_string();
-    let mut source = error.source();
-    let mut h2 = None;
-    while let Some(inner) = source {
-        if h2.is_none() {
-            h2 = inner.downcast_ref::<h2::Error>();
-        }
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    let refused = h2.is_some_and(|h2| {
-        h2.is_remote()
-            && match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => h2.is_reset(),
-                // Streams that it has taken up go on after a graceful GOAWAY; what fails with
-                // it lies beyond.
-                Some(h2::Reason::NO_ERROR) => h2.is_go_away(),
-                _ => false,
-            }
-    });
-    let reached = if unsent.is_some() || refused {
+    let reached = if unsent.is_some() {
         Reached::NotProcessed
-    } else if !fresh && h2.is_none() && (error.is_incomplete_message() || error.is_canceled()) {
+    } else if !fresh && (error.is_incomplete_message() || error.is_canceled()) {
         Reached::Stale
     } else {
         Reached::Sent
@@ -426,17 +354,63 @@ fn judge(
         Reply::BODY_FAILED
     } else if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
         Reply::UPSTREAM_PROTOCOL
-    } else if h2.is_some_and(h2::Error::is_reset) {
-        Reply::UPSTREAM_RESET
     } else {
         Reply::UPSTREAM_CLOSED
     };
     SendError {
         reply,
-        error: text,
+        error: with_sources(error),
         reached,
         request: unsent,
     }
+}
+
+/// What it means that there is no response over HTTP/2.
+fn judge_http2(failed: Failed) -> SendError {
+    let (error, unsent) = match failed {
+        Failed::Unsent(unsent, error) => (error, Some(unsent)),
+        Failed::Http2(error) => (error, None),
+        Failed::Body(error) => {
+            return SendError {
+                reply: Reply::BODY_FAILED,
+                error: with_sources(&error),
+                reached: Reached::Sent,
+                request: None,
+            };
+        }
+    };
+    let refused = error.is_remote()
+        && match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+            // Streams that it has taken up go on after a graceful GOAWAY; what fails with it
+            // lies beyond.
+            Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+            _ => false,
+        };
+    SendError {
+        reply: match error.is_reset() {
+            true => Reply::UPSTREAM_RESET,
+            false => Reply::UPSTREAM_CLOSED,
+        },
+        error: with_sources(&error),
+        reached: match refused || unsent.is_some() {
+            true => Reached::NotProcessed,
+            false => Reached::Sent,
+        },
+        request: unsent,
+    }
+}
+
+/// An error with what has led to it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
 }
 
 /// Shows the connection to whoever asks what is open.
@@ -474,7 +448,7 @@ async fn connect_http1(
     let handshake = http1::Builder::new()
         .writev(false)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_LIST as usize + (16 << 10))
+        .max_buf_size(MAX_HEADER_LIST + (16 << 10))
         .handshake(io)
         .await;
     let (sender, mut connection) = handshake.map_err(|error| ConnectError {
@@ -509,6 +483,7 @@ pub(super) async fn send_http2(
     endpoint: &Arc<Endpoint>,
     mut request: Request<RequestBody>,
     connecting: &Connecting,
+    follower: &Follower,
 ) -> Result<Answer, SendError> {
     *request.version_mut() = Version::HTTP_2;
     let upgrade = request.headers().contains_key(http::header::UPGRADE);
@@ -522,44 +497,46 @@ pub(super) async fn send_http2(
         };
         let waited = begun.elapsed();
         if upgrade && request.method() != Method::CONNECT {
-            if !stream.0.takes_connect().await {
+            let until = stream.0.made + SETTINGS_DEADLINE;
+            if !stream.0.connection.takes_connect(until).await {
                 // What it does not offer it may still do over HTTP/1 (RFC 8441 3).
                 drop(stream);
                 websocket::to_origin_form(&mut request);
-                return Box::pin(send_http1(worker, endpoint, request, connecting)).await;
+                let sending = send_http1(worker, endpoint, request, connecting, follower);
+                return Box::pin(sending).await;
             }
             websocket::to_extended_connect(&mut request);
         }
-        let mut sender = stream.0.sender.clone();
-        match sender.try_send_request(request).await {
-            Ok(mut response) if upgrade && response.status() == StatusCode::OK => {
-                let upgraded = hyper::upgrade::on(&mut response);
+        let (response, kind) = match stream.0.connection.send(request, follower).await {
+            Ok(Answered::Response(response)) => (response, Kind::Http2(stream)),
+            Ok(Answered::Stream(mut response, bytes)) => {
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                return Ok(Answer {
-                    response,
-                    connecting: waited,
-                    local: stream.0.local,
-                    lease: Lease(Kind::Upgraded(stream, upgraded)),
-                });
+                (response, Kind::Upgraded(stream, bytes))
             }
-            Ok(response) => {
-                return Ok(Answer {
-                    response,
-                    connecting: waited,
-                    local: stream.0.local,
-                    lease: Lease(Kind::Http2(stream)),
-                });
-            }
-            Err(error) => {
+            Err(failed) => {
                 // It takes no more requests, or has broken off.
-                if error.error().is_closed() || error.error().is_canceled() {
-                    let gone = &stream.0;
+                let gone = &stream.0;
+                if gone.connection.is_closed() {
                     let mut all = shared.connections.borrow_mut();
                     all.retain(|other| !Rc::ptr_eq(other, gone));
                 }
-                request = again(error, fresh)?;
+                match failed {
+                    Failed::Unsent(unsent, _) if !fresh => request = *unsent,
+                    failed => return Err(judge_http2(failed)),
+                }
+                continue;
             }
-        }
+        };
+        let local = match &kind {
+            Kind::Http2(stream) | Kind::Upgraded(stream, _) => stream.0.local,
+            Kind::Http1 { local, .. } => *local,
+        };
+        return Ok(Answer {
+            response,
+            connecting: waited,
+            local,
+            lease: Lease(kind),
+        });
     }
     Err(no_connection(request))
 }
@@ -607,11 +584,8 @@ async fn acquire(
 impl Shared {
     fn pick(self: &Rc<Self>) -> Option<Stream> {
         let mut all = self.connections.borrow_mut();
-        all.retain(|connection| !connection.sender.is_closed());
-        let connection = all.iter().find(|connection| {
-            let max = connection.allowed.get().min(MAX_STREAMS);
-            connection.live.get() < max
-        })?;
+        all.retain(|connection| !connection.connection.is_closed());
+        let connection = all.iter().find(|made| made.connection.has_room())?;
         Some(Stream::new(connection, self))
     }
 }
@@ -648,47 +622,14 @@ async fn connect_http2(
         ..
     } = opening.await?;
     let listed = list(worker, endpoint, HttpVersion::Http2, &mut io);
-    let handshake = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .max_header_list_size(MAX_HEADER_LIST)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(io)
-        .await;
-    let (sender, mut connection) = handshake.map_err(|error| ConnectError {
+    let handshake = http2::Connection::handshake(io, (permit, listed)).await;
+    let connection = handshake.map_err(|error| ConnectError {
         reply: Reply::CONNECT_FAILED,
         error: error.to_string(),
     })?;
-    let address = endpoint.address;
-    let allowed = Rc::new(Cell::new(connection.current_max_send_streams()));
-    let told = allowed.clone();
-    let connects = Rc::<Offer>::default();
-    let offer = connects.clone();
-    spawn_local(async move {
-        let mut asked = pin!(offer.asked.notified());
-        let ended = poll_fn(|cx| {
-            let ended = Pin::new(&mut connection).poll(cx);
-            while asked.as_mut().poll(cx).is_ready() {
-                asked.set(offer.asked.notified());
-            }
-            told.set(connection.current_max_send_streams());
-            offer.set(connection.is_extended_connect_protocol_enabled());
-            ended
-        });
-        if let Err(error) = ended.await {
-            debug!(%address, "upstream HTTP/2: {error}");
-        }
-        drop((permit, listed));
-    });
     Ok(Multiplexed {
-        sender,
-        allowed,
-        connects,
+        connection,
         made: Instant::now(),
-        live: Cell::new(0),
         local,
         idle_since: Cell::new(Instant::now()),
     })

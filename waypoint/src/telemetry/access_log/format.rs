@@ -42,7 +42,10 @@ const MAX_LENGTH: usize = 64 << 10;
 
 /// A compiled format.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Format(Shape);
+pub struct Format {
+    shape: Shape,
+    reads_response: bool,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Shape {
@@ -83,12 +86,28 @@ pub enum FormatError {
 }
 
 impl Format {
+    fn new(shape: Shape) -> Self {
+        let reads_response = match &shape {
+            Shape::Text(segments) => reads_response(segments),
+            Shape::Json(node) => node.reads_response(),
+        };
+        Self {
+            shape,
+            reads_response,
+        }
+    }
+
+    /// Whether it has something of the headers of responses.
+    pub fn reads_response(&self) -> bool {
+        self.reads_response
+    }
+
     /// A line of text.
     ///
     /// # Errors
     /// [`FormatError`].
     pub fn text(format: &str) -> Result<Self, FormatError> {
-        Ok(Self(Shape::Text(segments(format)?)))
+        Ok(Self::new(Shape::Text(segments(format)?)))
     }
 
     /// A line of JSON; `format` is an object whose texts hold operators.
@@ -104,25 +123,42 @@ impl Format {
         if !value.is_object() {
             return Err(FormatError::Json("it is something else".into()));
         }
-        Ok(Self(Shape::Json(node(&value)?)))
+        Ok(Self::new(Shape::Json(node(&value)?)))
     }
 
     /// Istio's default for text.
     pub fn default_text() -> Self {
         // A test holds that it is valid.
-        Self::text(DEFAULT_TEXT).unwrap_or(Self(Shape::Text(Vec::new())))
+        Self::text(DEFAULT_TEXT).unwrap_or(Self::new(Shape::Text(Vec::new())))
     }
 
     /// The default for JSON.
     pub fn default_json() -> Self {
-        Self::json(DEFAULT_JSON).unwrap_or(Self(Shape::Text(Vec::new())))
+        Self::json(DEFAULT_JSON).unwrap_or(Self::new(Shape::Text(Vec::new())))
     }
 
     /// Appends the line of `event` to `out`.
     pub fn render(&self, event: &RequestEvent<'_>, out: &mut String) {
-        match &self.0 {
+        match &self.shape {
             Shape::Text(segments) => plain(segments, event, out),
             Shape::Json(node) => json(node, event, out),
+        }
+    }
+}
+
+fn reads_response(segments: &[Segment]) -> bool {
+    segments.iter().any(|segment| match segment {
+        Segment::Literal(_) => false,
+        Segment::Value(operator) => operator.reads_response(),
+    })
+}
+
+impl Node {
+    fn reads_response(&self) -> bool {
+        match self {
+            Self::Object(members) => members.iter().any(|(_, node)| node.reads_response()),
+            Self::Text(segments) => reads_response(segments),
+            Self::Fixed(_) => false,
         }
     }
 }

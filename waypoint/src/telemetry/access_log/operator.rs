@@ -70,6 +70,18 @@ pub(super) enum TimeFormat {
 }
 
 impl Operator {
+    /// Whether it is about headers of the response.
+    pub(super) fn reads_response(&self) -> bool {
+        match self {
+            Self::Response(_) => true,
+            Self::Either(operators) => operators.iter().any(Self::reads_response),
+            Self::Limited(operator, _) | Self::WithoutPort(operator) | Self::Port(operator) => {
+                operator.reads_response()
+            }
+            _ => false,
+        }
+    }
+
     /// The operator that is named `name` with these arguments; `None`: there is none.
     pub(super) fn parse(name: &str, argument: Option<&str>) -> Option<Self> {
         Some(match name {

@@ -74,6 +74,26 @@ fn operators() {
 }
 
 #[test]
+fn only_what_names_headers_of_responses_reads_them() {
+    for (format, reads) in [
+        (Format::default_text(), false),
+        (Format::default_json(), false),
+        (Format::text("%RESP(SERVER)%").expect("valid"), true),
+        (Format::text("%RESP(SERVER):5%").expect("valid"), true),
+        (
+            Format::json(r#"{"a":{"b":"x %RESP(SERVER?VIA)%"}}"#).expect("valid"),
+            true,
+        ),
+        (
+            Format::text("%REQ(SERVER)% %RESPONSE_CODE%").expect("valid"),
+            false,
+        ),
+    ] {
+        assert_eq!(format.reads_response(), reads, "{format:?}");
+    }
+}
+
+#[test]
 fn bad_formats_are_told() {
     let error = |format: &str| Format::text(format).expect_err(format).to_string();
     assert_eq!(error("%NO_SUCH%"), "unknown operator %NO_SUCH%");
