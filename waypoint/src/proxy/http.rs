@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,10 +14,8 @@ use std::time::Duration;
 
 use arc_swap::Guard;
 use http::StatusCode;
-use hyper::rt::Executor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -354,19 +352,6 @@ fn refusing(head: &[u8]) -> Option<StatusCode> {
     let status = head.strip_prefix(b"HTTP/1.1 ")?.first_chunk::<3>()?;
     let status = StatusCode::from_bytes(status).ok()?;
     (status.is_client_error() && head.ends_with(b"\r\n\r\n")).then_some(status)
-}
-
-/// Runs hyper's tasks on this thread.
-#[derive(Debug, Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F> Executor<F> for LocalExecutor
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, task: F) {
-        spawn_local(task);
-    }
 }
 
 /// A stream that notices when a head begins to arrive.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use adit_shared::policy::http::{HttpFields, NormalizedPath, normalize};
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
@@ -92,7 +92,22 @@ pub async fn serve(
         }
     };
     say_last(&exchange, &mut response);
+    if exchange.method == Method::HEAD {
+        leave_body_out(&mut response);
+    }
     response.map(|body| body.with_exchange(exchange))
+}
+
+/// Makes our own answer one to HEAD, which says how long its body would be (RFC 9110 9.3.2).
+/// Dropped by whoever sends the response, the body would look like one that its client has not
+/// waited for.
+fn leave_body_out(response: &mut Response<ResponseBody>) {
+    let length = response.body().size_hint().exact();
+    if let Some(length) = length.filter(|length| *length > 0) {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = ResponseBody::empty();
 }
 
 /// Counts and logs a request that could not be read, and was refused with `reply`.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use adit_shared::hbone::Tunnel;
 use adit_shared::proto::waypoint::service_port::Protocol;
+use adit_waypoint::telemetry::Filter;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
@@ -517,5 +518,65 @@ fn head_is_answered_without_a_body() {
         *request.method_mut() = http::Method::HEAD;
         let answer = send(&mut sender, request).await;
         assert_eq!((answer.status, answer.body.len()), (200, 0));
+    });
+}
+
+/// Nobody has gone away: the log must not say so.
+#[test]
+fn head_that_we_answer_ourselves_ends_well() {
+    for http2 in [false, true] {
+        run(async {
+            let mesh = Mesh::new().await;
+            let web = mesh.service("web", Protocol::Http);
+            let client = mesh.client("default", "curl").await;
+            let following = mesh.requests.following();
+            let next = following.next(Filter::default(), DEADLINE);
+            let calling = async {
+                if http2 {
+                    let mut sender = client.frames(&web).await;
+                    let head = Request::head("http://web.shop/").body(()).unwrap();
+                    let (answer, _) = sender.send_request(head, true).unwrap();
+                    assert_eq!(response(answer).await.unwrap().status(), 503);
+                } else {
+                    let mut sender = client.http1(&web).await;
+                    let mut request = get("/");
+                    *request.method_mut() = http::Method::HEAD;
+                    let answer = send(&mut sender, request).await;
+                    assert_eq!((answer.status, answer.body.len()), (503, 0));
+                    assert_ne!(answer.header("content-length"), "0");
+                }
+            };
+            let (told, ()) = tokio::join!(biased; next, calling);
+            let told = told.expect("followed");
+            let end = told["steps"].as_array().unwrap().last().unwrap().clone();
+            assert_eq!(end["details"], "no_endpoints", "{told:#}");
+            assert_eq!(end["flags"], "UH", "{told:#}");
+        });
+    }
+}
+
+/// Up to 80 KiB it is us who refuse headers that are too large; beyond it is h2.
+#[test]
+fn headers_that_are_too_large_are_refused_by_us() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http2);
+        let client = mesh.client("default", "curl").await;
+        for (size, reason) in [
+            (63, Some("no_endpoints")),
+            (66, Some("headers_too_large")),
+            (90, None),
+        ] {
+            let mut sender = client.frames(&web).await;
+            let request = Request::get("http://web.shop/").header("x", "x".repeat(size << 10));
+            let (answer, _) = sender
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            let answer = response(answer).await.unwrap();
+            let expected = if size > 64 { 431 } else { 503 };
+            assert_eq!(answer.status(), expected, "{size} KiB");
+            let told = answer.headers().get("x-adit-reason");
+            assert_eq!(told.map(|told| told.to_str().unwrap()), reason);
+        }
     });
 }

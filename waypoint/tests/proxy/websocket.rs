@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use adit_waypoint::proxy::http::LocalExecutor;
+use adit_waypoint::client::LocalExecutor;
 
 use crate::support::{App, Body, DEADLINE, Mesh, Raw, Vip, body, eventually, run};
 

@@ -73,3 +73,56 @@ impl Keepalive {
         self.timer.as_mut().reset(Instant::now() + after);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::duplex;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// When a peer was taken for dead.
+    async fn dead(answers: bool, idle: bool) -> Option<Duration> {
+        let (ours, theirs) = duplex(64 << 10);
+        let answering = async {
+            if answers {
+                let mut connection = h2::server::handshake(theirs).await.expect("a preface");
+                let _ = connection.accept().await;
+            } else {
+                let _theirs = theirs;
+                std::future::pending::<()>().await;
+            }
+        };
+        let (_sender, mut connection) =
+            h2::client::handshake(ours).await.expect("it does not wait");
+        let ping = connection.ping_pong();
+        let keepalive = Keepalive::new(ping, Heard::default(), INTERVAL, PATIENCE);
+        let mut keepalive = keepalive.expect("the first to take it");
+        let begun = Instant::now();
+        let asking = poll_fn(|cx| {
+            let _ = Pin::new(&mut connection).poll(cx);
+            keepalive.poll_dead(cx, idle)
+        });
+        tokio::select! {
+            asked = timeout(Duration::from_secs(600), asking) => asked.ok().map(|()| begun.elapsed()),
+            () = answering => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_dead_unless_nobody_waits_for_it() {
+        assert_eq!(dead(true, false).await, None);
+        assert_eq!(dead(false, true).await, None);
+        let after = dead(false, false).await.expect("dead");
+        let expected = INTERVAL + PATIENCE;
+        assert!(
+            after >= expected && after < expected + Duration::from_secs(1),
+            "{after:?}"
+        );
+    }
+}
