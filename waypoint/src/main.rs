@@ -1,18 +1,28 @@
 //! The program `waypoint`. Configured by environment variables alone (`config.rs`).
 
+use std::ffi::c_long;
 use std::process::ExitCode;
 
 use adit_shared::process;
 use adit_shared::telemetry::logging;
 use adit_waypoint::app;
 use adit_waypoint::config::Config;
+use libmimalloc_sys::{mi_option_set_default, mi_option_t, mi_option_use_numa_nodes};
 use tracing::error;
 
 // A waypoint allocates for every request.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Milliseconds until memory that was given back to the allocator leaves the process. Its own 1000
+/// keep 4 MiB more resident under load; less than 10 costs time for each request.
+const PURGE_DELAY: c_long = 10;
+/// `mi_option_purge_delay` of `mimalloc.h`, which the crate has no name for.
+const PURGE_DELAY_OPTION: mi_option_t = mi_option_use_numa_nodes - 1;
+
 fn main() -> ExitCode {
+    // SAFETY: a known option, set by the only thread there is. MIMALLOC_PURGE_DELAY goes before.
+    unsafe { mi_option_set_default(PURGE_DELAY_OPTION, PURGE_DELAY) };
     let log = match logging::init() {
         Ok(log) => log,
         Err(e) => {
