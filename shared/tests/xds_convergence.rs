@@ -338,6 +338,25 @@ proptest! {
     }
 }
 
+/// What comes after it was unsubscribed from is forgotten by the caller with the next call, and
+/// must not be claimed then.
+#[test]
+fn a_late_answer_is_not_claimed_once_it_is_forgotten() {
+    use Action::{Deliver, Publish, Reconnect, Set, Subscribe, Unsubscribe};
+    let actions = [
+        Set(1, 1, 0),
+        Publish,
+        Deliver(8),
+        Subscribe(1),
+        Unsubscribe(1),
+        Deliver(4),
+        Unsubscribe(1),
+        Subscribe(1),
+        Reconnect,
+    ];
+    run(actions.into(), true, usize::MAX);
+}
+
 fn hostile_request() -> impl Strategy<Value = DeltaDiscoveryRequest> {
     let name = || prop_oneof![Just("*".to_owned()), "r[0-4]", ".{0,4}"];
     let names = move || prop::collection::vec(name(), 0..4);

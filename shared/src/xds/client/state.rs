@@ -207,8 +207,10 @@ impl DeltaState {
         };
         let mut gone = Vec::new();
         for name in names {
+            // Even if it is not asked for: an answer that was under way may have brought it after
+            // an earlier call.
+            state.known.remove(name);
             if wanted.remove(name) {
-                state.known.remove(name);
                 gone.push(name.to_owned());
             }
         }
