@@ -25,6 +25,8 @@ pub struct Call {
     pub server: Option<String>,
     /// The client's address as the server saw it.
     pub peer: Option<SocketAddr>,
+    /// Why the mesh answered in place of a server.
+    pub reason: Option<String>,
     /// Why there was no answer.
     pub error: Option<String>,
     /// From start to the end of the answer.

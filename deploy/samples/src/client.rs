@@ -222,6 +222,7 @@ async fn one_call(
         "status": answered.status.as_u16(),
         "server": text("x-adit-sample"),
         "version": text("x-adit-version"),
+        "reason": text("x-adit-reason"),
         "peer": answer["peer"],
         "local": local,
         "bytes": answered.body.len(),
