@@ -27,8 +27,8 @@ const USER: u32 = 1337;
 /// From SIGTERM to the end, the pause before it included.
 const GRACE_SECONDS: u32 = 30;
 /// How long a pod that is to end still takes new connections: clients are told about it
-/// by their control plane meanwhile.
-const LINGER_SECONDS: u32 = 3;
+/// by their control plane meanwhile, which may itself be replaced in that moment.
+const LINGER_SECONDS: u32 = 10;
 /// A waypoint becomes ready when it has its configuration and a certificate. Starting it
 /// anew brings neither, so it is given time for a control plane that is away.
 const START_SECONDS: u32 = 300;
