@@ -449,15 +449,17 @@ impl Worker {
         for pod in &pods {
             pod.drain.signal(mode);
         }
-        if let DrainMode::Graceful { deadline } = mode {
-            let left = || deadline.saturating_duration_since(Instant::now());
-            sleep(LISTENER_LINGER.min(left())).await;
-            drop(generations);
-            let done = || self.connections.is_empty() && !pods.iter().any(|pod| pod.is_busy());
-            self.drained(left(), done).await;
-            let told = || done() && Rc::strong_count(&self.tunnels) == 1;
-            self.drained(TUNNEL_LINGER.min(left()), told).await;
-        }
+        let deadline = match mode {
+            DrainMode::Graceful { deadline } => deadline,
+            DrainMode::Immediate => Instant::now(),
+        };
+        let left = || deadline.saturating_duration_since(Instant::now());
+        sleep(LISTENER_LINGER.min(left())).await;
+        drop(generations);
+        let done = || self.connections.is_empty() && !pods.iter().any(|pod| pod.is_busy());
+        self.drained(left(), done).await;
+        let told = || done() && Rc::strong_count(&self.tunnels) == 1;
+        self.drained(TUNNEL_LINGER.min(left()), told).await;
         self.connections
             .for_each(|live| live.close(Closed::Shutdown));
         // Their tasks get a turn to reset their peers and to write their log lines.
