@@ -131,38 +131,45 @@ impl Kubernetes {
         path: &str,
         wait: Duration,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let kept = self.0.sessions.borrow_mut().remove(to);
-        // One that has ended since is no failure of this request.
-        let kept = match kept {
-            Some(mut session) => session.sender.ready().await.is_ok().then_some(session),
-            None => None,
-        };
-        let mut session = match kept {
-            Some(session) => session,
-            None => self.forward(to).await?,
-        };
-        let answer = timeout(wait, exchange(&mut session.sender, to, method, path));
-        match answer.await {
-            Ok(Ok(answer)) => {
-                self.0.sessions.borrow_mut().insert(to.clone(), session);
-                Ok(answer)
+        // A connection that is reset takes the kubelet's reason with it, and one that was kept
+        // may end under a request: what only reads is asked once more.
+        let mut again = method.is_safe();
+        loop {
+            let mut session = self.session(to).await?;
+            let answer = timeout(wait, exchange(&mut session.sender, to, method, path));
+            let error = match answer.await {
+                Ok(Ok(answer)) => {
+                    self.0.sessions.borrow_mut().insert(to.clone(), session);
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => anyhow::bail!("{to}: no answer within {} s", wait.as_secs()),
+            };
+            match timeout(REASON_DEADLINE, session.reason)
+                .await
+                .ok()
+                .flatten()
+            {
+                // The kubelet names namespaces, containers and address families here.
+                Some(reason) if reason.contains("connection refused") => {
+                    anyhow::bail!("nobody listens on {to}")
+                }
+                Some(reason) => anyhow::bail!("{to}: {}", reason.trim_end()),
+                None if !again => return Err(error.context(to.to_string())),
+                None => again = false,
             }
-            Ok(Err(error)) => {
-                let reason = timeout(REASON_DEADLINE, session.reason).await;
-                Err(match reason.ok().flatten() {
-                    // The kubelet names namespaces, containers and address families here.
-                    Some(reason) if reason.contains("connection refused") => {
-                        anyhow::anyhow!("nobody listens on {to}")
-                    }
-                    Some(reason) => anyhow::anyhow!("{to}: {}", reason.trim_end()),
-                    None => error.context(to.to_string()),
-                })
-            }
-            Err(_) => Err(anyhow::anyhow!(
-                "{to}: no answer within {} s",
-                wait.as_secs()
-            )),
         }
+    }
+
+    /// The connection that was kept, unless it has ended since, or a new one.
+    async fn session(&self, to: &PodPort) -> anyhow::Result<Session> {
+        let kept = self.0.sessions.borrow_mut().remove(to);
+        if let Some(mut kept) = kept
+            && kept.sender.ready().await.is_ok()
+        {
+            return Ok(kept);
+        }
+        self.forward(to).await
     }
 
     async fn forward(&self, to: &PodPort) -> anyhow::Result<Session> {

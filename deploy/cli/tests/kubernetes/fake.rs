@@ -2,7 +2,7 @@
 //! ports answer HTTP behind `portforward`. It speaks the protocol as Kubernetes does, so that
 //! what is tested is what goes over the wire.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -36,6 +36,8 @@ struct State {
     objects: BTreeMap<String, Value>,
     /// By `namespace/pod:port`.
     ports: BTreeMap<String, Port>,
+    /// Ports that close the next connection without a word.
+    closing: BTreeSet<String>,
     /// Requests for which there is no right: method and a part of the path.
     forbidden: Vec<(Method, String)>,
     /// Whether the Gateway API is there.
@@ -130,6 +132,11 @@ impl Fake {
     pub fn nobody_listens(&self, pod: &str, port: u16) {
         let mut state = self.state.lock().unwrap();
         state.ports.insert(format!("{pod}:{port}"), None);
+    }
+
+    pub fn closes_once(&self, pod: &str, port: u16) {
+        let mut state = self.state.lock().unwrap();
+        state.closing.insert(format!("{pod}:{port}"));
     }
 
     pub fn forbid(&self, method: Method, path: &str) {
@@ -411,18 +418,20 @@ fn forward(
         .strip_prefix("ports=")
         .unwrap();
     let port: u16 = port.parse().unwrap();
-    let known = state.lock().unwrap();
-    let Some(answers) = known
-        .ports
-        .get(&format!("{namespace}/{pod}:{port}"))
-        .cloned()
-    else {
+    let name = format!("{namespace}/{pod}:{port}");
+    let mut known = state.lock().unwrap();
+    let closes = known.closing.remove(&name);
+    let Some(answers) = known.ports.get(&name).cloned() else {
         return status(StatusCode::NOT_FOUND, "pod not found");
     };
     drop(known);
     let key = request.headers()[header::SEC_WEBSOCKET_KEY].clone();
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(serve_port(upgrade, port, answers));
+    if closes {
+        tokio::spawn(async { drop(upgrade.await) });
+    } else {
+        tokio::spawn(serve_port(upgrade, port, answers));
+    }
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let accept = derive_accept_key(key.as_bytes());
@@ -454,6 +463,8 @@ async fn serve_port(upgrade: OnUpgrade, port: u16, answers: Port) {
         let reason = format!("\u{1}dial tcp4 127.0.0.1:{port}: connect: connection refused");
         let _ = socket.send(Message::binary(reason.into_bytes())).await;
         let _ = socket.close(None).await;
+        // A request that is not read would be answered by a reset, which overtakes the reason.
+        while let Some(Ok(_)) = socket.next().await {}
         return;
     };
     let mut received = Vec::new();

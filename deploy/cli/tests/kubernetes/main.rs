@@ -186,6 +186,27 @@ fn what_is_wrong_with_a_ztunnel_is_one_sentence() {
 }
 
 #[test]
+fn a_connection_that_ends_without_a_word_is_made_once_more() {
+    let fake = mesh();
+    fake.closes_once("istio-system/ztunnel-aaaaa", 15000);
+    let node = ["zc", "workloads", "--node", "node1"];
+    assert!(expect(&fake, &node, 0).stdout.contains("web-a"));
+    // What changes something is not: it may have been heard.
+    fake.answer(
+        "istio-system/ztunnel-aaaaa",
+        15000,
+        "POST /logging?level=debug",
+        "",
+    );
+    fake.closes_once("istio-system/ztunnel-aaaaa", 15000);
+    let told = error(&fake, &["zc", "log", "--node", "node1", "--level", "debug"]);
+    assert!(
+        told.starts_with("ztunnel-aaaaa does not answer: port 15000 of pod"),
+        "{told}"
+    );
+}
+
+#[test]
 fn one_ztunnel_that_is_silent_does_not_hide_the_others() {
     let fake = mesh();
     fake.nobody_listens("istio-system/ztunnel-bbbbb", 15000);
