@@ -7,31 +7,34 @@
 //! so a worker hands a connection that it has accepted to one that has fewer, before a byte of
 //! it is read.
 
+mod handle;
+mod upkeep;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use adit_shared::hbone::buffer::BufferPool;
 use adit_shared::hbone::{Baggage, BaggageFields};
 use adit_shared::identity::{CertificateCache, WorkloadCertificate};
 use adit_shared::model::Workload;
 use adit_shared::net::accept::{AcceptCounts, AcceptLimits, AcceptPermit, accept_loop};
 use adit_shared::net::drain::{DrainMode, DrainWatcher};
-use adit_shared::net::socket::{Keepalive, prepare};
 use adit_shared::proto::waypoint::Provider;
 use adit_shared::telemetry::{Event, LogWriter, Telemetry};
 use slab::Slab;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, warn};
+
+use self::handle::{Command, HandOver, Load, Peer};
+pub use self::handle::{Counts, Stopped, WorkerHandle};
+use self::upkeep::{follow, sweep};
 
 use crate::authentication::Authenticator;
 use crate::config::Config;
@@ -39,23 +42,14 @@ use crate::external_authorization::ExternalAuthorization;
 use crate::live::{Listing, Live, UpstreamTunnelView};
 use crate::proxy::dial::Dialer;
 use crate::proxy::exchange::Exchange;
-use crate::proxy::http::{Downstream, SWEEP};
+use crate::proxy::http::Downstream;
 use crate::proxy::mirror::MAX_MIRRORS;
 use crate::proxy::recheck;
 use crate::proxy::tunnel;
 use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
 use crate::route::SessionKey;
-use crate::state::{Mesh, State};
-use crate::telemetry::{
-    ExportCounters, ExportTarget, RequestMetrics, RequestTelemetry, SpanExporter, SpanQueue,
-};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
-/// Commands and connections that may wait for a worker.
-const QUEUE: usize = 1024;
-/// How long a buffer that nobody needs stays with its worker, at the most twice that.
-const TRIM_INTERVAL: Duration = Duration::from_secs(30);
+use crate::state::State;
+use crate::telemetry::{ExportCounters, RequestMetrics, RequestTelemetry};
 
 /// What all workers share.
 pub struct Shared {
@@ -81,169 +75,6 @@ pub struct Shared {
 
 /// A provider as it was configured, and what asks it; `None`: it cannot be used.
 type Asked = (Arc<Provider>, Option<Rc<ExternalAuthorization<Dialer>>>);
-
-/// What a worker has to do, as others see it.
-#[derive(Debug, Default)]
-struct Load {
-    /// HBONE connections, with those on their way to it.
-    connections: AtomicUsize,
-    /// CONNECT streams that are open.
-    streams: AtomicUsize,
-    /// Requests that have ended.
-    requests: AtomicUsize,
-}
-
-/// A connection on its way from one worker to another.
-struct HandOver {
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    permit: AcceptPermit,
-}
-
-enum Command {
-    Serve(HandOver),
-    Connections { reply: oneshot::Sender<Counts> },
-    List { reply: oneshot::Sender<Listing> },
-}
-
-/// What a worker holds at a moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Counts {
-    /// HBONE connections of clients.
-    pub connections: usize,
-    /// CONNECT streams on them.
-    pub streams: usize,
-    /// HTTP connections inside of those.
-    pub http_connections: usize,
-    /// Requests that have ended.
-    pub requests: usize,
-    /// Connections of HTTP/1 to endpoints that lie idle.
-    pub idle_upstream: usize,
-    /// Connections of HTTP/2 to endpoints.
-    pub http2_upstream: usize,
-}
-
-/// The other workers, as each of them sees them.
-#[derive(Clone)]
-struct Peer {
-    load: Arc<Load>,
-    commands: mpsc::Sender<Command>,
-}
-
-/// The outside of a worker, which ends when it is told to drain.
-pub struct WorkerHandle {
-    peer: Peer,
-}
-
-/// The worker's thread has ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the worker has stopped")]
-pub struct Stopped;
-
-impl WorkerHandle {
-    /// Starts all workers with their listeners. Returns the address that they listen on.
-    ///
-    /// # Errors
-    /// The address is taken, or a thread or its runtime could not be made.
-    pub fn start_all(shared: &Arc<Shared>) -> io::Result<(Vec<Self>, SocketAddr)> {
-        let mut inboxes = Vec::new();
-        let mut peers = Vec::new();
-        let mut listeners = Vec::new();
-        let mut address = shared.config.hbone_address;
-        for _ in 0..shared.config.workers {
-            let (commands, inbox) = mpsc::channel(QUEUE);
-            let listener = listen(address)?;
-            // Port 0 is one port for all.
-            address = listener.local_addr()?;
-            peers.push(Peer {
-                load: Arc::default(),
-                commands,
-            });
-            inboxes.push(inbox);
-            listeners.push(listener);
-        }
-        let mut handles = Vec::new();
-        for (index, (inbox, listener)) in inboxes.into_iter().zip(listeners).enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let (shared, all) = (shared.clone(), peers.clone());
-            std::thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || {
-                    shared
-                        .telemetry
-                        .metrics()
-                        .watch_runtime(runtime.handle().clone());
-                    let local = LocalSet::new();
-                    local.block_on(&runtime, Worker::run(shared, index, all, inbox, listener));
-                })?;
-            handles.push(Self {
-                peer: peers[index].clone(),
-            });
-        }
-        Ok((handles, address))
-    }
-
-    /// What the worker holds now.
-    ///
-    /// # Errors
-    /// [`Stopped`].
-    pub async fn counts(&self) -> Result<Counts, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        let asked = self.peer.commands.send(Command::Connections { reply });
-        asked.await.map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
-    }
-
-    /// What the worker has open now.
-    ///
-    /// # Errors
-    /// [`Stopped`].
-    pub async fn listing(&self) -> Result<Listing, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        let asked = self.peer.commands.send(Command::List { reply });
-        asked.await.map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
-    }
-
-    /// Completes when all have ended, some time after the drain signal has been given.
-    pub async fn all_stopped(workers: &[Self]) {
-        for worker in workers {
-            worker.peer.commands.closed().await;
-        }
-    }
-
-    /// Completes when one of them has ended. Before a drain that is a fault.
-    pub async fn any_stopped(workers: &[Self]) {
-        let ends = workers
-            .iter()
-            .map(|worker| Box::pin(worker.peer.commands.closed()));
-        if workers.is_empty() {
-            std::future::pending::<()>().await;
-        }
-        futures_util::future::select_all(ends).await;
-    }
-}
-
-/// One member of the listener's group.
-fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    // What is accepted inherits it. Without it an answer in two segments waits for the delayed
-    // acknowledgement of the first, 40 ms.
-    prepare(&socket, &Keepalive::default())?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
 
 /// The inside of a worker; shared by its connections.
 pub struct Worker {
@@ -652,93 +483,5 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener) {
     });
     if let Err(error) = accepting.await {
         warn!("listener is unusable: {error}");
-    }
-}
-
-/// Brings what the worker holds in line with each new state of the configuration.
-async fn follow(worker: Rc<Worker>) {
-    let mut versions = worker.shared.state.subscribe();
-    let mut exporters = Exporters::default();
-    loop {
-        {
-            let view = worker.shared.state.load_full();
-            exporters.follow(&worker, view.mesh());
-            let model = view.model();
-            let gone = |uid: &str, address: SocketAddr| {
-                let workload = model.workload(uid);
-                workload.is_none_or(|workload| !workload.addresses.contains(&address.ip()))
-            };
-            worker.upstreams.evict(|of| gone(&of.uid, of.address));
-            worker.tunnels.evict(|of| gone(&of.peer, of.address));
-        }
-        if versions.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Takes spans to the collectors that are configured.
-#[derive(Default)]
-struct Exporters {
-    mesh: Option<Arc<Mesh>>,
-    running: HashMap<String, (ExportTarget, AbortHandle)>,
-}
-
-impl Exporters {
-    fn follow(&mut self, worker: &Rc<Worker>, mesh: &Arc<Mesh>) {
-        if self
-            .mesh
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, mesh))
-        {
-            return;
-        }
-        self.mesh = Some(mesh.clone());
-        let config = &worker.shared.config;
-        let own = format!("{}.{}", config.gateway, config.namespace);
-        let mut before = std::mem::take(&mut self.running);
-        for (name, provider) in &mesh.providers {
-            let Some(target) = ExportTarget::from_provider(provider, &own) else {
-                continue;
-            };
-            let running = match before.remove(name) {
-                Some((known, task)) if known == target => (known, task),
-                replaced => {
-                    if let Some((_, task)) = replaced {
-                        task.abort();
-                    }
-                    let queue = SpanQueue::new(worker.shared.spans.clone());
-                    let mut telemetry = worker.telemetry.borrow_mut();
-                    telemetry.set_exporter(name.as_str().into(), Some(queue.clone()));
-                    let dial = Dialer::new(worker);
-                    let exporter = SpanExporter::new(queue, target.clone(), dial);
-                    (target, spawn_local(exporter.run()).abort_handle())
-                }
-            };
-            self.running.insert(name.clone(), running);
-        }
-        for (name, (_, task)) in before {
-            task.abort();
-            let mut telemetry = worker.telemetry.borrow_mut();
-            telemetry.set_exporter(name.as_str().into(), None);
-        }
-    }
-}
-
-/// Closes what has been idle or slow for too long.
-async fn sweep(worker: Rc<Worker>) {
-    let mut trimmed = Instant::now();
-    loop {
-        sleep(SWEEP).await;
-        let now = Instant::now();
-        for (_, downstream) in worker.downstreams.borrow().iter() {
-            downstream.sweep(now);
-        }
-        worker.upstreams.sweep(now);
-        if now.saturating_duration_since(trimmed) >= TRIM_INTERVAL {
-            trimmed = now;
-            worker.telemetry.borrow().forget_series();
-            BufferPool::local().trim();
-        }
     }
 }
