@@ -22,6 +22,7 @@ const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 /// `enum bpf_attach_type`, those that are used here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,6 +137,11 @@ struct LinkUpdate {
     new_program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
 }
 
 /// `struct bpf_link_info` for cgroup and netns links.
@@ -262,6 +268,13 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         ..LinkUpdate::default()
     };
     call(LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Detaches the program of a link at once; closing the last descriptor of a link that was pinned does so
+/// some time later.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkDetach { link: raw(link) };
+    call(LINK_DETACH, &mut attributes).map(drop)
 }
 
 /// What a link of this attach type is attached to.

@@ -25,12 +25,13 @@ impl PinnedLink {
         program: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
     ) -> io::Result<Self> {
-        if let Some(link) = Self::open(pin, attach_type)
-            && link.is_attached_to(target)
-        {
-            bpf::update_link(link.fd.as_fd(), program)?;
-            return Ok(link);
-        }
+        let elsewhere = match Self::open(pin, attach_type) {
+            Some(link) if link.is_attached_to(target) => {
+                bpf::update_link(link.fd.as_fd(), program)?;
+                return Ok(link);
+            }
+            found => found,
+        };
         let fd = bpf::create_link(program, target, attach_type)?;
         let link = Self {
             fd,
@@ -38,6 +39,9 @@ impl PinnedLink {
             attach_type,
         };
         link.pin_again()?;
+        if let Some(elsewhere) = elsewhere {
+            bpf::detach_link(elsewhere.fd.as_fd())?;
+        }
         Ok(link)
     }
 
@@ -72,9 +76,10 @@ impl PinnedLink {
         bpf::pin(&self.pin, self.fd.as_fd())
     }
 
-    /// Detaches the program.
+    /// Detaches the program: when this returns, it does not run any more.
     pub(crate) fn remove(self) -> io::Result<()> {
-        remove_pin(&self.pin)
+        remove_pin(&self.pin)?;
+        bpf::detach_link(self.fd.as_fd())
     }
 }
 
