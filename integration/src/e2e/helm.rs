@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::case::Skip;
 use super::cluster::SYSTEM;
 use super::environment::{BUILD, Environment, directory, root, say};
+use super::test::remove_namespace;
 
 /// Helm's own limit of waiting is five minutes.
 const COMMAND: Duration = Duration::from_secs(330);
@@ -106,20 +107,29 @@ impl<'a> Helm<'a> {
         let releases = self.run(&format!("list -aq -n {SYSTEM}")).await?;
         let releases = releases.split_whitespace().collect::<Vec<_>>().join(" ");
         if !releases.is_empty() {
-            let line = format!("uninstall {releases} -n {SYSTEM} --wait");
-            self.run(&line).await?;
+            // Pods that are still ending would take away what is installed next.
+            let waits = "--cascade foreground --wait";
+            self.run(&format!("uninstall {releases} -n {SYSTEM} {waits}"))
+                .await?;
         }
         Ok(())
     }
 }
 
-/// Removes what a test has left that was killed: `adit install` leaves alone what is Helm's.
+/// Removes what a test has left that was killed: `adit install` leaves alone what is Helm's,
+/// and `adit uninstall` the namespace that it made.
 pub(super) async fn remove_left(environment: &Environment) -> anyhow::Result<()> {
-    let secrets = environment.cluster.api::<Secret>(SYSTEM);
-    let releases = ListParams::default().labels("owner=helm").limit(1);
-    if secrets.list(&releases).await?.items.is_empty() {
+    let cluster = &environment.cluster;
+    let namespace = cluster.get("", "v1", "Namespace", SYSTEM).await?;
+    let label = "app.kubernetes.io/managed-by";
+    if namespace.is_none_or(|found| found["metadata"]["labels"][label] == "adit") {
         return Ok(());
     }
     say("Adit: remove what Helm has installed");
-    Helm::new(environment).await?.remove_all().await
+    let releases = ListParams::default().labels("owner=helm").limit(1);
+    let secrets = cluster.api::<Secret>(SYSTEM).list(&releases).await?;
+    if !secrets.items.is_empty() {
+        Helm::new(environment).await?.remove_all().await?;
+    }
+    remove_namespace(cluster, SYSTEM).await
 }
