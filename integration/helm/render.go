@@ -34,6 +34,8 @@ func Load(name string) (*chart.Chart, error) {
 	if err != nil {
 		return nil, fmt.Errorf("chart %s: %w", name, err)
 	}
+	// Those that `helm dependency build` has put there may be old.
+	loaded.SetDependencies()
 	for _, dependency := range loaded.Metadata.Dependencies {
 		child, err := Load(dependency.Name)
 		if err != nil {

@@ -15,10 +15,11 @@ use tokio::time::timeout;
 
 use super::case::Skip;
 use super::cluster::{Cluster, SYSTEM};
+use super::helm;
 use super::test::{TEST_LABEL, remove_namespace};
 
 /// Builds on two cores take this long at most.
-const BUILD: Duration = Duration::from_secs(45 * 60);
+pub(super) const BUILD: Duration = Duration::from_secs(45 * 60);
 const INSTALL: Duration = Duration::from_secs(300);
 /// What is interrupted cleans up by then.
 const END: Duration = Duration::from_secs(150);
@@ -144,6 +145,7 @@ impl Environment {
         }
         self.gateway_api().await?;
         if !self.wanted.installed {
+            helm::remove_left(self).await?;
             self.installed = true;
             self.install().await?;
         }
@@ -266,6 +268,11 @@ impl Environment {
     /// Whether the programs are built as they are released: limits of time mean those.
     pub fn is_optimized(&self) -> bool {
         self.wanted.images.is_some() || self.wanted.optimized
+    }
+
+    /// Where images come from, and what they are tagged with.
+    pub(super) fn images(&self) -> (&str, &str) {
+        (&self.hub, &self.tag)
     }
 
     /// What this tree's images are tagged with.
@@ -493,11 +500,11 @@ pub(crate) fn say(line: &str) {
     println!("{line}");
 }
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn directory(name: &str) -> PathBuf {
+pub(super) fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 

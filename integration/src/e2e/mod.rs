@@ -12,6 +12,7 @@ mod app;
 mod case;
 mod cluster;
 mod environment;
+mod helm;
 mod runner;
 mod test;
 pub mod tests;

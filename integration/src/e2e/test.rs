@@ -518,7 +518,7 @@ pub async fn eventually<T>(
     }
 }
 
-fn incarnation(pod: &Pod) -> String {
+pub(crate) fn incarnation(pod: &Pod) -> String {
     let status = pod.status.clone().unwrap_or_default();
     let restarts: Vec<_> = status
         .container_statuses

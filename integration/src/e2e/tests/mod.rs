@@ -3,6 +3,7 @@
 mod command_line;
 mod enrolment;
 mod faults;
+mod helm;
 mod maintenance;
 mod policy;
 mod services;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Case> {
         faults::TESTS,
         maintenance::TESTS,
         uninstall::TESTS,
+        helm::TESTS,
     ]
     .concat()
 }

@@ -42,14 +42,7 @@ async fn uninstall_leaves_nothing_behind(t: Test) -> anyhow::Result<()> {
     );
     let pods = t.incarnations().await?;
     t.environment().uninstall().await?;
-    eventually("nothing is left on the nodes", SOON, async || {
-        for number in 0..t.cluster().nodes().len() {
-            let left = traces(&t, number).await?;
-            ensure!(left.is_empty(), "{}: {left:?}", t.node(number));
-        }
-        Ok(())
-    })
-    .await?;
+    nodes_are_clean(&t).await?;
     // The pods live on, without a mesh.
     t.reaches("client", "http://web/").await?;
     t.run(&[App::server("late").on(0)]).await?;
@@ -62,6 +55,18 @@ async fn uninstall_leaves_nothing_behind(t: Test) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until no node has a trace of Adit.
+pub(super) async fn nodes_are_clean(t: &Test) -> anyhow::Result<()> {
+    eventually("nothing is left on the nodes", SOON, async || {
+        for number in 0..t.cluster().nodes().len() {
+            let left = traces(t, number).await?;
+            ensure!(left.is_empty(), "{}: {left:?}", t.node(number));
+        }
+        Ok(())
+    })
+    .await
+}
+
 async fn traces(t: &Test, node: usize) -> anyhow::Result<BTreeSet<String>> {
     let done = t
         .cluster()
@@ -72,7 +77,7 @@ async fn traces(t: &Test, node: usize) -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// Objects of the cluster that an installation makes.
-async fn objects(t: &Test) -> anyhow::Result<Vec<String>> {
+pub(super) async fn objects(t: &Test) -> anyhow::Result<Vec<String>> {
     let mut left = Vec::new();
     if t.cluster()
         .get("", "v1", "Namespace", SYSTEM)

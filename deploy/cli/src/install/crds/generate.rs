@@ -121,12 +121,16 @@ fn schema_of(kind: &Type) -> Value {
         Type::List(items) => json!({"type": "array", "items": schema_of(items)}),
         Type::Map(values) => json!({"type": "object", "additionalProperties": schema_of(values)}),
         Type::Object(fields) => {
-            let properties: Map<_, _> = fields.iter().map(property).collect();
-            json!({
+            let mut object = json!({
                 "type": "object",
-                "properties": properties,
                 "x-kubernetes-preserve-unknown-fields": true,
-            })
+            });
+            // The API server drops an empty map: Helm would write it anew at each upgrade.
+            if !fields.is_empty() {
+                let properties: Map<_, _> = fields.iter().map(property).collect();
+                object["properties"] = properties.into();
+            }
+            object
         }
     }
 }
