@@ -352,6 +352,15 @@ fn decision_text(decision: &Value) -> (Vec<String>, Result<(), String>) {
         let _ = write!(line, ": {}", backends.join(", "));
     }
     says.push(line);
+    if let Some(asks) = route["asks"].as_object() {
+        let word = |key: &str| asks.get(key).and_then(Value::as_str).unwrap_or("?");
+        let port = asks.get("port").and_then(Value::as_u64).unwrap_or(0);
+        says.push(format!(
+            "its filter ExternalAuth asks {}:{port} ({}) first",
+            word("service"),
+            word("protocol")
+        ));
+    }
     match route["invalid"].as_str() {
         Some(reason) => {
             says.push(format!("the rule is not valid: {reason}"));

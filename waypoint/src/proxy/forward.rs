@@ -32,7 +32,7 @@ use crate::route::{
     Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, SessionKey, format_grpc_timeout,
     parse_grpc_timeout,
 };
-use crate::state::{Mesh, Protocol, Reach, View};
+use crate::state::{Mesh, Protocol, Reach};
 use crate::telemetry::ResponseFlags;
 
 /// Stale connections that may be in the way of a request that can be repeated.
@@ -91,7 +91,7 @@ pub struct Forwarded {
 pub enum Refused {
     /// An answer of our own.
     Reply(Reply),
-    /// That of a provider which an endpoint's policies have asked.
+    /// That of a provider, or of a rule's service, which was asked.
     Denied(Box<Denial>),
 }
 
@@ -103,12 +103,8 @@ impl From<Reply> for Refused {
 
 impl Plan {
     /// For a request that goes on as `uri`.
-    pub fn new(view: &View, uri: Uri, decided: Decided) -> Self {
-        Self {
-            uri,
-            decided,
-            mesh: view.mesh().clone(),
-        }
+    pub fn new(mesh: Arc<Mesh>, uri: Uri, decided: Decided) -> Self {
+        Self { uri, decided, mesh }
     }
 
     /// An injected delay.
