@@ -622,6 +622,15 @@ mod tests {
             ]
         );
         assert_eq!(decision_endpoints(&allowed), ["a"]);
+        let mut asking = allowed;
+        asking["route"]["asks"] = json!({"service": "authz.shop.svc.cluster.local",
+            "namespace": "shop", "port": 9000, "protocol": "GRPC"});
+        let (says, verdict) = decision_text(&asking);
+        assert_eq!(verdict, Ok(()));
+        assert_eq!(
+            says[2..],
+            ["its filter ExternalAuth asks authz.shop.svc.cluster.local:9000 (GRPC) first"]
+        );
         let denied =
             json!({"authorization": {"allowed": false, "reason": "no ALLOW policy matches"}});
         let (_, verdict) = decision_text(&denied);

@@ -19,7 +19,8 @@ use crate::proxy::consumer::{is_consumer, judged_at};
 use crate::proxy::destination::{Target, resolve};
 use crate::proxy::headers::is_grpc;
 use crate::route::{
-    self, AuthProtocol, Backends, ExternalAuth, Filters, Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule,
+    self, AuthProtocol, Backends, ExternalAuth, Filters, Lookup, MatchedPath, NoClaims, PortRoutes,
+    RequestView, Rule,
 };
 use crate::state::{Backend, Protocol, Reach, View};
 

@@ -28,11 +28,7 @@ pub(super) async fn check<D: Dial>(
     decide(answer)
 }
 
-fn request(
-    of: &GrpcSettings,
-    settings: &Settings,
-    input: &CheckInput<'_>,
-) -> proto::CheckRequest {
+fn request(of: &GrpcSettings, settings: &Settings, input: &CheckInput<'_>) -> proto::CheckRequest {
     let parts = input.request;
     let mut headers = BTreeMap::new();
     let included = |name: &HeaderName| {

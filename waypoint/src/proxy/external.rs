@@ -20,9 +20,7 @@ use super::forward::Refused;
 use super::headers::REASON;
 use super::reply::{Reply, grpc_status};
 use super::routing::Asking;
-use crate::external_authorization::{
-    Changes, CheckInput, Decision, Denial, ExternalAuthorization,
-};
+use crate::external_authorization::{Changes, CheckInput, Decision, Denial, ExternalAuthorization};
 use crate::telemetry::ResponseFlags;
 
 /// A provider that has to be asked.

@@ -457,7 +457,7 @@ fn invalid_rules_fail_closed_and_name_the_field() {
             "spec.rules[1].filters[0].externalAuth.http",
         ),
         (
-            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, grpc: {}, http: {}}}]}",
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, http: {}}}]}",
             "spec.rules[1].filters[0].externalAuth.http",
         ),
         (

@@ -79,11 +79,7 @@ pub(super) fn external_auth(
 }
 
 /// The protocol with the member of its name, which has to be there, and no other (CRD).
-fn protocol(
-    raw: &RawExternalAuth,
-    at: At<'_>,
-    errors: &mut Vec<FieldError>,
-) -> Option<Protocol> {
+fn protocol(raw: &RawExternalAuth, at: At<'_>, errors: &mut Vec<FieldError>) -> Option<Protocol> {
     let members = [
         ("GRPC", "grpc", raw.grpc.is_some()),
         ("HTTP", "http", raw.http.is_some()),
@@ -97,13 +93,14 @@ fn protocol(
         errors.push(at.key("protocol").error(message));
         return None;
     }
-    for (of, key, present) in members {
-        if of == protocol && !present {
-            let message = format!("is required with protocol: {of}");
-            errors.push(at.key(key).error(message));
-        } else if of != protocol && present {
-            errors.push(at.key(key).error(format!("is for protocol: {of}")));
-        }
+    // Who writes one in place of the other has made one mistake.
+    let other = members.iter().find(|(of, _, is)| *of != protocol && *is);
+    let own = members.iter().find(|(of, _, is)| *of == protocol && !*is);
+    if let Some((of, key, _)) = other {
+        errors.push(at.key(key).error(format!("is for protocol: {of}")));
+    } else if let Some((of, key, _)) = own {
+        let message = format!("is required with protocol: {of}");
+        errors.push(at.key(key).error(message));
     }
     match protocol {
         "GRPC" => {

@@ -216,8 +216,7 @@ fn filter(
             "RequestRedirect" | "URLRewrite" | "CORS" | "ExternalAuth"
         );
     // Of ExternalAuth the API knows rules only (`HTTPRouteFilterExternalAuth`).
-    let rule_only =
-        place.of_backend && matches!(kind, "RequestRedirect" | "CORS" | "ExternalAuth");
+    let rule_only = place.of_backend && matches!(kind, "RequestRedirect" | "CORS" | "ExternalAuth");
     if http_only || rule_only {
         let message = format!("{kind} is not supported here");
         errors.push(at.key("type").error(message));
