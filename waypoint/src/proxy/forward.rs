@@ -19,7 +19,7 @@ use super::exchange::{Exchange, grpc_status};
 use super::external::{self, Ask};
 use super::headers;
 use super::interim::Follower;
-use super::mirror::{self, Original};
+use super::mirror::{self, Original, OriginalBody};
 use super::pick::{Choice, Picked, dialled};
 use super::recheck::unless_denied;
 use super::reply::Reply;
@@ -228,7 +228,7 @@ impl<'a> Sender<'a> {
         };
         let version = upstream_version(&plan.decided, exchange);
         exchange.cluster = plan.decided.choice.cluster();
-        copy_to_mirrors(exchange, &plan, has_body);
+        copy_to_mirrors(exchange, &plan, &source);
         let mut headers = Vec::new();
         let hash = hash(exchange, &plan, &mut headers);
         let session = plan.rule().and_then(|rule| {
@@ -654,13 +654,17 @@ fn may_resend(policy: &RetryPolicy) -> bool {
 }
 
 /// Sends copies to those who are to get them.
-fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
+fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, source: &Source) {
     for (choice, protocol) in &plan.decided.mirrors {
         let original = Original {
             method: &exchange.method,
             uri: &plan.uri,
             headers: &exchange.headers,
-            body: has_body.then_some(&exchange.request),
+            body: match source {
+                Source::Empty => OriginalBody::None,
+                Source::Once(_) => OriginalBody::Coming(&exchange.request),
+                Source::Kept(replay) => OriginalBody::Kept(replay),
+            },
             caller: &exchange.downstream.caller,
             claims: exchange.claims.as_ref(),
             mesh: &plan.mesh,

@@ -473,6 +473,56 @@ fn it_is_asked_once_for_all_tries_and_within_the_requests_time() {
     });
 }
 
+/// What the service has seen of a body has been read already when the copy is made.
+#[test]
+fn a_copy_has_the_body_that_the_service_was_shown() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let authz = mesh.service("authz", Protocol::Http);
+        let shadow = mesh.service("shadow", Protocol::Http);
+        let (app, _) = echo("");
+        let _web = mesh.pod(&web, "web-a", app).await;
+        let (app, asked) = doorkeeper();
+        let _keeper = mesh.pod(&authz, "authz-a", app).await;
+        let got = Asked::default();
+        let kept = got.clone();
+        let copy = Http(move |request: Request<Incoming>| {
+            let kept = kept.clone();
+            async move {
+                let (head, incoming) = request.into_parts();
+                if let Ok(sent) = incoming.collect().await {
+                    kept.lock().unwrap().push((head, sent.to_bytes()));
+                }
+                Response::<Body>::new(body(""))
+            }
+        });
+        let _shadow = mesh.pod(&shadow, "shadow-a", copy).await;
+        let mirror = pb::Filter {
+            kind: Some(pb::filter::Kind::Mirror(pb::Mirror {
+                backend: Some(backend(&shadow, 1)),
+                per_million: 1_000_000,
+            })),
+        };
+        const LONG: usize = 1 << 20;
+        let filters = vec![mirror, asks(&authz, by_http(), LONG as u32)];
+        route(&mesh, &web, "shop", vec![rule(filters, &web)]);
+        let client = mesh.client("default", "curl").await;
+        let mut sender = client.http1(&web).await;
+        let long: &'static str = Box::leak("x".repeat(LONG).into_boxed_str());
+        for sent in ["all of it", long] {
+            let answer = send(&mut sender, with("good", post("/", sent))).await;
+            assert_eq!((answer.status, answer.text() == sent), (200, true));
+            assert_eq!(asked.lock().unwrap().last().unwrap().1, sent);
+            let arrived = || async { got.lock().unwrap().len() == 1 };
+            eventually("the copy, whole", arrived).await;
+            let (head, copy) = got.lock().unwrap().pop().unwrap();
+            assert_eq!(copy, sent);
+            assert_eq!(head.headers["x-user"], "alice");
+        }
+    });
+}
+
 /// CUSTOM policies and filters are both asked, the policies first.
 #[test]
 fn a_policys_provider_and_a_rules_service_have_both_to_agree() {
