@@ -24,6 +24,10 @@ const JUDGE: Pod<'_> = Pod {
     namespace: "mesh",
     name: "judge",
 };
+const KEEPER: Pod<'_> = Pod {
+    namespace: "mesh",
+    name: "keeper",
+};
 const PROVIDERS: &str = "
 apiVersion: v1
 kind: ConfigMap
@@ -147,6 +151,25 @@ fn manifests() -> Manifest {
             "judge",
             "app: judge",
             "{ name: pause, image: pause }",
+        )
+        .pod(
+            KEEPER,
+            "node1",
+            "keeper",
+            "app: keeper",
+            "{ name: pause, image: pause }",
+        )
+        .service_of(pod("mesh/keeper"), "", "app: keeper", PORTS)
+        .service_of(pod("mesh/kept"), "", "app: echo", PORTS)
+        .route(
+            "HTTPRoute",
+            "mesh",
+            "kept",
+            "{ filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, \
+             replaceFullPath: /inner } } }, { type: ExternalAuth, externalAuth: { protocol: HTTP, \
+             backendRef: { name: keeper, port: 80 }, http: { path: /check, allowedHeaders: \
+             [x-key], allowedResponseHeaders: [x-kept] } } }], backendRefs: [{ name: kept, port: \
+             80 }] }",
         )
         .service_of(pod("mesh/judge"), "", "app: judge", PORTS)
         .service_of(pod("mesh/judged"), "", "app: echo", PORTS)
@@ -357,5 +380,33 @@ fn an_external_authorizer_is_asked_and_obeyed() -> anyhow::Result<()> {
     mesh.ask(ALICE, "http://judged.mesh/free", &[])?
         .has_status(200)?;
     assert_eq!(app.count("/free"), 0, "{:?}", app.requests());
+    Ok(())
+}
+
+/// The same by a route: the filter ExternalAuth of the Gateway API.
+#[test]
+fn a_routes_external_authorization_is_asked_and_obeyed() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let url = "http://kept.mesh/a?b=c";
+    // Nobody answers there yet: closed.
+    mesh.asks(ALICE, url, &[], |answer| answer.has_status(403))?;
+    let app = mesh.http_app(KEEPER, 8080, |asked| match asked.header("x-key") {
+        Some("good") => (200, vec![("x-kept", "well".into())], String::new()),
+        _ => (401, vec![("x-why", "key".into())], "no key".into()),
+    })?;
+    let answer = mesh.asks(ALICE, url, &["-H", "x-key: good"], |answer| {
+        answer.has_status(200)
+    })?;
+    assert_eq!(
+        answer.received("x-kept").as_deref(),
+        Some("well"),
+        "{answer:?}"
+    );
+    let answer = mesh.ask(ALICE, url, &["-H", "x-key: bad"])?;
+    answer.has_status(401)?;
+    assert_eq!(answer.server, None, "{answer:?}");
+    assert_eq!(answer.header("x-why").as_deref(), Some("key"), "{answer:?}");
+    // As the request came, before the rewrite.
+    assert!(app.count("/check/a?b=c") >= 2, "{:?}", app.requests());
     Ok(())
 }

@@ -352,6 +352,15 @@ fn decision_text(decision: &Value) -> (Vec<String>, Result<(), String>) {
         let _ = write!(line, ": {}", backends.join(", "));
     }
     says.push(line);
+    if let Some(asks) = route["asks"].as_object() {
+        let word = |key: &str| asks.get(key).and_then(Value::as_str).unwrap_or("?");
+        let port = asks.get("port").and_then(Value::as_u64).unwrap_or(0);
+        says.push(format!(
+            "its filter ExternalAuth asks {}:{port} ({}) first",
+            word("service"),
+            word("protocol")
+        ));
+    }
     match route["invalid"].as_str() {
         Some(reason) => {
             says.push(format!("the rule is not valid: {reason}"));
@@ -613,6 +622,15 @@ mod tests {
             ]
         );
         assert_eq!(decision_endpoints(&allowed), ["a"]);
+        let mut asking = allowed;
+        asking["route"]["asks"] = json!({"service": "authz.shop.svc.cluster.local",
+            "namespace": "shop", "port": 9000, "protocol": "GRPC"});
+        let (says, verdict) = decision_text(&asking);
+        assert_eq!(verdict, Ok(()));
+        assert_eq!(
+            says[2..],
+            ["its filter ExternalAuth asks authz.shop.svc.cluster.local:9000 (GRPC) first"]
+        );
         let denied =
             json!({"authorization": {"allowed": false, "reason": "no ALLOW policy matches"}});
         let (_, verdict) = decision_text(&denied);

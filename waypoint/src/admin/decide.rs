@@ -19,7 +19,8 @@ use crate::proxy::consumer::{is_consumer, judged_at};
 use crate::proxy::destination::{Target, resolve};
 use crate::proxy::headers::is_grpc;
 use crate::route::{
-    self, Backends, Filters, Lookup, MatchedPath, NoClaims, PortRoutes, RequestView, Rule,
+    self, AuthProtocol, Backends, ExternalAuth, Filters, Lookup, MatchedPath, NoClaims, PortRoutes,
+    RequestView, Rule,
 };
 use crate::state::{Backend, Protocol, Reach, View};
 
@@ -165,7 +166,11 @@ impl Question {
                                     "rule": rule.index(),
                                     "ruleName": rule.name(),
                                     "match": matched.alternative(),
-                                    "invalid": matched.invalid().map(|reason| &**reason),
+                                    "invalid": matched
+                                        .invalid()
+                                        .or(rule.filters().invalid())
+                                        .map(|reason| &**reason),
+                                    "asks": rule.filters().external_auth().map(|auth| asks(auth)),
                                     "backends": backends(rule.backends(), sent),
                                     "retries": rule.retry().is_some(),
                                     "timeout": rule.timeouts().request.map(|t| format!("{t:?}")),
@@ -385,6 +390,19 @@ impl Question {
 fn host(headers: &HeaderMap) -> &str {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     host.unwrap_or_default()
+}
+
+/// Whom a rule has asked about requests.
+fn asks(auth: &ExternalAuth) -> Value {
+    json!({
+        "service": &*auth.target.service.hostname,
+        "namespace": &*auth.target.service.namespace,
+        "port": auth.target.port,
+        "protocol": match &auth.protocol {
+            AuthProtocol::Http { .. } => "HTTP",
+            AuthProtocol::Grpc { .. } => "GRPC",
+        },
+    })
 }
 
 /// A rule's backends; without any it means what was dialled.

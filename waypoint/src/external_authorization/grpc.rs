@@ -1,4 +1,4 @@
-//! `envoyExtAuthzGrpc`: Envoy's `Check`.
+//! Envoy's `Check`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,27 +8,35 @@ use adit_shared::proto::ext_authz as proto;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::provider::GrpcSettings;
 use super::{
     Changes, CheckError, CheckInput, Decision, Denial, HeaderChange, Settings, is_protected,
 };
 use crate::client::{Dial, ServiceClient};
 
 const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
 
 pub(super) async fn check<D: Dial>(
     client: &ServiceClient<D>,
+    of: &GrpcSettings,
     settings: &Settings,
     input: &CheckInput<'_>,
 ) -> Result<Decision, CheckError> {
-    let message = request(settings, input);
+    let message = request(of, settings, input);
     let answer: proto::CheckResponse = client.unary(PATH, HeaderMap::new(), &message).await?;
     decide(answer)
 }
 
-fn request(settings: &Settings, input: &CheckInput<'_>) -> proto::CheckRequest {
+fn request(of: &GrpcSettings, settings: &Settings, input: &CheckInput<'_>) -> proto::CheckRequest {
     let parts = input.request;
     let mut headers = BTreeMap::new();
-    for name in parts.headers.keys() {
+    let included = |name: &HeaderName| {
+        // That one is ours to say.
+        *name != PARTIAL_BODY
+            && (of.include.is_empty() || of.include.iter().any(|m| m.matches(name)))
+    };
+    for name in parts.headers.keys().filter(|name| included(name)) {
         let mut joined = String::new();
         for value in parts.headers.get_all(name) {
             if !joined.is_empty() {
@@ -38,20 +46,24 @@ fn request(settings: &Settings, input: &CheckInput<'_>) -> proto::CheckRequest {
         }
         headers.insert(name.as_str().to_owned(), joined);
     }
-    // As Envoy does: the pseudo-headers are there, too.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    for (name, value) in [
-        (":method", parts.method.as_str()),
-        (":path", path),
-        (":authority", input.host),
-        (":scheme", "http"),
-    ] {
-        headers.insert(name.to_owned(), value.to_owned());
+    // As Envoy does: the pseudo-headers are there, too, unless there is a choice.
+    if of.include.is_empty() {
+        for (name, value) in [
+            (":method", parts.method.as_str()),
+            (":path", path),
+            (":authority", input.host),
+            (":scheme", "http"),
+        ] {
+            headers.insert(name.to_owned(), value.to_owned());
+        }
     }
     if !input.body_is_whole {
-        headers.insert("x-envoy-auth-partial-body".into(), "true".into());
+        headers.insert(PARTIAL_BODY.as_str().to_owned(), "true".into());
     }
-    let id = headers.get("x-request-id").cloned().unwrap_or_default();
+    let id = parts.headers.get("x-request-id");
+    let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let id = id.to_owned();
     let length = parts.headers.get(http::header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     let (body, raw_body) = match settings.body_as_bytes {

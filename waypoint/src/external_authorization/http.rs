@@ -1,4 +1,4 @@
-//! `envoyExtAuthzHttp`: the request's head goes to the service, 200 lets it pass.
+//! By HTTP: the request's head goes to the service, 200 lets it pass.
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST};
@@ -10,6 +10,7 @@ use super::{
     Changes, CheckError, CheckInput, Decision, Denial, HeaderChange, Settings, is_protected,
 };
 use crate::client::{Answer, Dial, ServiceClient};
+use crate::proxy::headers::CLIENT_CERTIFICATE;
 
 pub(super) async fn check<D: Dial>(
     client: &ServiceClient<D>,
@@ -41,7 +42,8 @@ fn request(
     for (name, value) in &parts.headers {
         // Envoy always sends Authorization; the rest is by choice.
         let included = *name == AUTHORIZATION || of.include.iter().any(|m| m.matches(name));
-        if included && !is_protected(name) {
+        // Who calls is said by us here, and a client's word for it has been replaced.
+        if included && (!is_protected(name) || *name == CLIENT_CERTIFICATE) {
             headers.append(name, value.clone());
         }
     }

@@ -1,8 +1,9 @@
 //! Asks another service whether a request may pass: AuthorizationPolicies with action CUSTOM,
-//! providers `envoyExtAuthzGrpc` and `envoyExtAuthzHttp`.
+//! providers `envoyExtAuthzGrpc` and `envoyExtAuthzHttp`; and rules of routes with the filter
+//! ExternalAuth.
 //!
 //! A service that cannot be asked, answers nonsense or fails denies, with `statusOnError` (403
-//! without one), unless the provider says `failOpen`. What the service may change is bounded:
+//! without one), unless the provider says `failOpen`, which a rule cannot. What the service may change is bounded:
 //! never the host, the path's meaning for policies that were judged before, or headers that
 //! carry the connection.
 
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use crate::client::{ClientError, Dial, ServiceClient};
+use crate::route::ExternalAuth;
 use provider::Kind;
 
 /// What is asked about.
@@ -137,7 +139,7 @@ impl HeaderChange {
     }
 }
 
-/// One provider, on one worker.
+/// One provider, or the service of a rule, on one worker.
 pub struct ExternalAuthorization<D> {
     settings: Settings,
     kind: Kind,
@@ -158,6 +160,21 @@ impl<D: Dial> ExternalAuthorization<D> {
         })
     }
 
+    /// For the filter of a rule; `dial` reaches its service.
+    pub fn of_rule(auth: &ExternalAuth, dial: D) -> Self {
+        let (settings, kind) = provider::of_rule(auth);
+        let service = proto::ProviderService {
+            hostname: auth.target.service.hostname.to_string(),
+            port: auth.target.port.into(),
+            timeout: None,
+        };
+        Self {
+            settings,
+            kind,
+            client: ServiceClient::new(dial, service),
+        }
+    }
+
     /// What the caller has to know before it asks.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -171,11 +188,14 @@ impl<D: Dial> ExternalAuthorization<D> {
                 status: StatusCode::PAYLOAD_TOO_LARGE,
                 headers: Vec::new(),
                 body: Bytes::new(),
-                error: Some("the body is longer than maxRequestBytes".into()),
+                error: Some(format!(
+                    "the body is not within the {} bytes that are asked about",
+                    self.settings.body_limit
+                )),
             }));
         }
         let asked = match &self.kind {
-            Kind::Grpc => grpc::check(&self.client, &self.settings, input).await,
+            Kind::Grpc(of) => grpc::check(&self.client, of, &self.settings, input).await,
             Kind::Http(of) => http::check(&self.client, of, &self.settings, input).await,
         };
         match asked {

@@ -1,7 +1,9 @@
-//! A provider of MeshConfig, read.
+//! A provider of MeshConfig, or the filter of a rule, read.
 
 use adit_shared::proto::waypoint as proto;
 use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::route::{AuthProtocol, ExternalAuth};
 
 /// What holds for both kinds of provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +27,14 @@ const MAX_BODY: usize = 16 << 20;
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    Grpc,
+    Grpc(GrpcSettings),
     Http(HttpSettings),
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct GrpcSettings {
+    /// Headers that go along; empty: all.
+    pub(super) include: Vec<Matcher>,
 }
 
 #[derive(Debug, Clone)]
@@ -44,6 +52,8 @@ pub(super) struct HttpSettings {
 pub enum Matcher {
     /// Every name.
     Any,
+    /// Every name but those that say something of the body that they come with.
+    NotOfBody,
     /// This name.
     Exact(String),
     /// Names that begin so.
@@ -73,6 +83,7 @@ impl Matcher {
         let name = name.as_str();
         match self {
             Self::Any => true,
+            Self::NotOfBody => !name.starts_with("content-"),
             Self::Exact(of) => name == of,
             Self::Prefix(of) => name.starts_with(of.as_str()),
             Self::Suffix(of) => name.ends_with(of.as_str()),
@@ -97,7 +108,7 @@ pub(super) fn read(
     use proto::provider::Kind as Of;
     let invalid = |what: String| ProviderError::Invalid(provider.name.clone(), what);
     let (common, kind) = match &provider.kind {
-        Some(Of::ExtAuthzGrpc(of)) => (&of.common, Kind::Grpc),
+        Some(Of::ExtAuthzGrpc(of)) => (&of.common, Kind::Grpc(GrpcSettings::default())),
         Some(Of::ExtAuthzHttp(of)) => {
             let matchers = |of: &[String]| of.iter().map(|p| Matcher::parse(p)).collect();
             let mut additional = Vec::new();
@@ -149,4 +160,42 @@ pub(super) fn read(
         body_as_bytes: common.body_pack_as_bytes,
     };
     Ok((settings, kind, service))
+}
+
+pub(super) fn of_rule(auth: &ExternalAuth) -> (Settings, Kind) {
+    let exact = |names: &[HeaderName]| {
+        let names = names.iter();
+        names.map(|name| Matcher::Exact(name.to_string())).collect()
+    };
+    let kind = match &auth.protocol {
+        AuthProtocol::Grpc { allowed } => Kind::Grpc(GrpcSettings {
+            include: exact(allowed),
+        }),
+        AuthProtocol::Http {
+            path_prefix,
+            allowed,
+            response,
+        } => Kind::Http(HttpSettings {
+            path_prefix: path_prefix.to_string(),
+            include: exact(allowed),
+            additional: Vec::new(),
+            upstream_on_allow: match response.is_empty() {
+                // HTTPAuthConfig.allowedResponseHeaders: all. The request has a body of its own.
+                true => vec![Matcher::NotOfBody],
+                false => exact(response),
+            },
+            downstream_on_allow: Vec::new(),
+            downstream_on_deny: Vec::new(),
+        }),
+    };
+    let settings = Settings {
+        fail_open: false,
+        status_on_error: StatusCode::FORBIDDEN,
+        clear_route_cache: false,
+        body_limit: auth.body_limit.min(MAX_BODY),
+        // HTTPExternalAuthFilter.forwardBody: longer ones "must be rejected".
+        partial_body: false,
+        body_as_bytes: false,
+    };
+    (settings, kind)
 }

@@ -1,5 +1,6 @@
 //! CUSTOM policies: the providers that they name are asked before any other policy, with the
-//! first bytes of the body where they want them.
+//! first bytes of the body where they want them. And rules of routes with the filter
+//! ExternalAuth: their service is asked once, when all policies have let the request pass.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,13 +10,17 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Response, Uri, request};
+use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use super::body::{Replay, RequestBody, ResponseBody};
+use super::dial::Dialer;
 use super::exchange::Exchange;
+use super::forward::Refused;
 use super::headers::REASON;
 use super::reply::{Reply, grpc_status};
-use crate::external_authorization::{Changes, CheckInput, Decision, Denial};
+use super::routing::Asking;
+use crate::external_authorization::{Changes, CheckInput, Decision, Denial, ExternalAuthorization};
 use crate::telemetry::ResponseFlags;
 
 /// A provider that has to be asked.
@@ -67,36 +72,19 @@ pub async fn check(
                 error: Some(format!("provider {:?} is not usable", ask.provider)),
             }));
         };
-        let limit = provider.settings().body_limit;
-        let (prefix, whole) = match limit {
-            0 => (Bytes::new(), true),
-            limit => prefix_of(body, limit).await,
-        };
-        let downstream = exchange.downstream.clone();
-        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let host = host.unwrap_or_default().to_owned();
-        let input = CheckInput {
-            request: head,
-            host: &host,
-            time: SystemTime::now(),
-            source: downstream.client,
-            source_identity: Some(&downstream.caller.identity),
-            destination: downstream
-                .destination
-                .dialled()
-                .unwrap_or(downstream.caller.peer),
-            destination_identity: &worker.shared.config.identity,
-            body: prefix,
-            body_is_whole: whole,
-        };
-        match (provider.check(&input).await, ask.dry_run) {
-            (Decision::Allowed(changes), false) => apply(exchange, head, *changes),
+        let decision = decide(exchange, head, body, &provider).await;
+        match (decision, ask.dry_run) {
+            (Decision::Allowed(changes), false) => {
+                let set = changes.request.iter().map(|change| change.name().clone());
+                exchange.vouched.extend(set);
+                apply(exchange, head, *changes);
+            }
             (Decision::Denied(denial), false) => {
                 exchange.policy = Some(ask.policy);
                 return Err(denial);
             }
             (Decision::Denied(_), true) => info!(
-                target: "access", policy = %ask.policy, source = %downstream.client,
+                target: "access", policy = %ask.policy, source = %exchange.downstream.client,
                 "dry-run policy would deny"
             ),
             (Decision::Allowed(_), true) => {}
@@ -105,10 +93,82 @@ pub async fn check(
     Ok(())
 }
 
-/// The first bytes of a body, which stay in it, and whether they are all.
-async fn prefix_of(body: &mut RequestBody, limit: usize) -> (Bytes, bool) {
+/// Asks the service of a rule's filter. What it changes is the rule's doing, not this
+/// waypoint's word: where a consumer wrote the rule, it is judged like the rest of it.
+///
+/// # Errors
+/// What the request is answered with.
+pub async fn check_rule(
+    exchange: &mut Exchange,
+    head: &mut request::Parts,
+    body: &mut RequestBody,
+    asking: &Asking,
+) -> Result<(), Refused> {
+    let Some(auth) = asking.routed.rule.filters().external_auth() else {
+        return Ok(());
+    };
+    let asked = exchange.downstream.worker.external_auth(auth);
+    // The time that the request may take is running.
+    let whole = asking.routed.rule.timeouts().request;
+    let deciding = decide(exchange, head, body, &asked);
+    let decision = match whole {
+        None => deciding.await,
+        Some(time) => {
+            let end = exchange.started + time;
+            let decided = timeout_at(end.into(), deciding).await;
+            decided.map_err(|_| Reply::REQUEST_TIMEOUT)?
+        }
+    };
+    match decision {
+        Decision::Allowed(changes) => {
+            apply(exchange, head, *changes);
+            Ok(())
+        }
+        Decision::Denied(denial) => Err(Refused::Denied(denial)),
+    }
+}
+
+/// Asks about a request as it is now.
+async fn decide(
+    exchange: &Exchange,
+    head: &request::Parts,
+    body: &mut RequestBody,
+    provider: &ExternalAuthorization<Dialer>,
+) -> Decision {
+    let settings = provider.settings();
+    let (prefix, whole) = match settings.body_limit {
+        0 => (Bytes::new(), true),
+        limit => prefix_of(body, limit, settings.partial_body).await,
+    };
+    let downstream = &exchange.downstream;
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    provider
+        .check(&CheckInput {
+            request: head,
+            host: host.unwrap_or_default(),
+            time: SystemTime::now(),
+            source: downstream.client,
+            source_identity: Some(&downstream.caller.identity),
+            destination: downstream
+                .destination
+                .dialled()
+                .unwrap_or(downstream.caller.peer),
+            destination_identity: &downstream.worker.shared.config.identity,
+            body: prefix,
+            body_is_whole: whole,
+        })
+        .await
+}
+
+/// The first bytes of a body, which stay in it, and whether they are all. Where a part is not
+/// enough, one byte more is waited for: a body that is exactly so long may end without notice.
+async fn prefix_of(body: &mut RequestBody, limit: usize, partial: bool) -> (Bytes, bool) {
+    let want = match partial {
+        true => limit,
+        false => limit.saturating_add(1),
+    };
     let shared = match std::mem::replace(body, RequestBody::Empty) {
-        RequestBody::Stream { incoming, progress } => Replay::with_limit(incoming, progress, limit),
+        RequestBody::Stream { incoming, progress } => Replay::with_limit(incoming, progress, want),
         RequestBody::Replay { shared, .. } => shared,
         // There is nothing to be seen of it.
         other => {
@@ -117,9 +177,11 @@ async fn prefix_of(body: &mut RequestBody, limit: usize) -> (Bytes, bool) {
             return (Bytes::new(), empty);
         }
     };
-    let seen = shared.fill(limit).await;
+    let (mut seen, whole) = shared.fill(want).await;
     *body = shared.attempt();
-    seen
+    let within = seen.len() <= limit;
+    seen.truncate(limit);
+    (seen, whole && within)
 }
 
 fn apply(exchange: &mut Exchange, head: &mut request::Parts, changes: Changes) {
@@ -128,7 +190,6 @@ fn apply(exchange: &mut Exchange, head: &mut request::Parts, changes: Changes) {
     }
     for change in &changes.request {
         change.apply(&mut head.headers);
-        exchange.vouched.push(change.name().clone());
     }
     exchange.response_changes.extend(changes.response);
     if !changes.set_query.is_empty() || !changes.remove_query.is_empty() {

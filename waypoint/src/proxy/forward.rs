@@ -19,7 +19,7 @@ use super::exchange::{Exchange, grpc_status};
 use super::external::{self, Ask};
 use super::headers;
 use super::interim::Follower;
-use super::mirror::{self, Original};
+use super::mirror::{self, Original, OriginalBody};
 use super::pick::{Choice, Picked, dialled};
 use super::recheck::unless_denied;
 use super::reply::Reply;
@@ -32,7 +32,7 @@ use crate::route::{
     Attempt, RetryDecision, RetryOn, RetryPolicy, Rule, Session, SessionKey, format_grpc_timeout,
     parse_grpc_timeout,
 };
-use crate::state::{Mesh, Protocol, Reach, View};
+use crate::state::{Mesh, Protocol, Reach};
 use crate::telemetry::ResponseFlags;
 
 /// Stale connections that may be in the way of a request that can be repeated.
@@ -91,7 +91,7 @@ pub struct Forwarded {
 pub enum Refused {
     /// An answer of our own.
     Reply(Reply),
-    /// That of a provider which an endpoint's policies have asked.
+    /// That of a provider, or of a rule's service, which was asked.
     Denied(Box<Denial>),
 }
 
@@ -103,12 +103,8 @@ impl From<Reply> for Refused {
 
 impl Plan {
     /// For a request that goes on as `uri`.
-    pub fn new(view: &View, uri: Uri, decided: Decided) -> Self {
-        Self {
-            uri,
-            decided,
-            mesh: view.mesh().clone(),
-        }
+    pub fn new(mesh: Arc<Mesh>, uri: Uri, decided: Decided) -> Self {
+        Self { uri, decided, mesh }
     }
 
     /// An injected delay.
@@ -232,7 +228,7 @@ impl<'a> Sender<'a> {
         };
         let version = upstream_version(&plan.decided, exchange);
         exchange.cluster = plan.decided.choice.cluster();
-        copy_to_mirrors(exchange, &plan, has_body);
+        copy_to_mirrors(exchange, &plan, &source);
         let mut headers = Vec::new();
         let hash = hash(exchange, &plan, &mut headers);
         let session = plan.rule().and_then(|rule| {
@@ -658,13 +654,17 @@ fn may_resend(policy: &RetryPolicy) -> bool {
 }
 
 /// Sends copies to those who are to get them.
-fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, has_body: bool) {
+fn copy_to_mirrors(exchange: &Exchange, plan: &Plan, source: &Source) {
     for (choice, protocol) in &plan.decided.mirrors {
         let original = Original {
             method: &exchange.method,
             uri: &plan.uri,
             headers: &exchange.headers,
-            body: has_body.then_some(&exchange.request),
+            body: match source {
+                Source::Empty => OriginalBody::None,
+                Source::Once(_) => OriginalBody::Coming(&exchange.request),
+                Source::Kept(replay) => OriginalBody::Kept(replay),
+            },
             caller: &exchange.downstream.caller,
             claims: exchange.claims.as_ref(),
             mesh: &plan.mesh,

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::authorize::{Asked, authorize};
-use super::body::{RequestBody, RequestProgress};
+use super::body::{Replay, RequestBody, RequestProgress};
 use super::headers;
 use super::interim::Follower;
 use super::pick::Choice;
@@ -43,8 +43,8 @@ pub struct Original<'a> {
     pub uri: &'a Uri,
     /// Headers as they are sent.
     pub headers: &'a HeaderMap,
-    /// Its body; `None`: it has none.
-    pub body: Option<&'a Rc<RequestProgress>>,
+    /// Its body.
+    pub body: OriginalBody<'a>,
     /// Who has sent it.
     pub caller: &'a Rc<Caller>,
     /// What its end user's token says.
@@ -53,16 +53,30 @@ pub struct Original<'a> {
     pub mesh: &'a Arc<Mesh>,
 }
 
+/// The body of what is copied.
+pub enum OriginalBody<'a> {
+    /// There is none.
+    None,
+    /// Nothing of it has been read.
+    Coming(&'a Rc<RequestProgress>),
+    /// Some of it may have been.
+    Kept(&'a Replay),
+}
+
 /// Sends a copy on its way.
 pub fn send(worker: &Rc<Worker>, choice: Choice, protocol: Protocol, original: &Original<'_>) {
     let Some(counted) = worker.open_mirror() else {
         return;
     };
+    let (sender, receiver) = mpsc::channel(BEHIND);
     let body = match original.body {
-        None => RequestBody::Empty,
-        Some(progress) => {
-            let (sender, receiver) = mpsc::channel(BEHIND);
+        OriginalBody::None => RequestBody::Empty,
+        OriginalBody::Coming(progress) => {
             progress.mirror(sender);
+            RequestBody::Mirrored(receiver)
+        }
+        OriginalBody::Kept(replay) => {
+            replay.mirror(sender);
             RequestBody::Mirrored(receiver)
         }
     };

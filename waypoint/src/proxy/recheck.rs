@@ -103,7 +103,7 @@ impl Exchange {
     ///
     /// # Errors
     /// Which one denies.
-    fn judge_again(&self) -> Result<(), Denied> {
+    pub(super) fn judge_again(&self) -> Result<(), Denied> {
         let version = self.downstream.worker.shared.state.load().version();
         if self.judged.get() == version {
             return Ok(());

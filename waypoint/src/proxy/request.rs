@@ -79,8 +79,21 @@ pub async fn serve(
     };
     let mut response = match handle(&mut exchange, head, body, upgrades).await {
         Ok(Handled::Forwarded(forwarded)) => return pass_on(exchange, forwarded, upgrade),
-        Ok(Handled::Answered(answer)) => routing::respond(&mut exchange, *answer),
-        Ok(Handled::Denied(denial)) => external::respond(&mut exchange, *denial),
+        Ok(Handled::Answered(answer)) => {
+            let mut response = routing::respond(&mut exchange, *answer);
+            for change in &exchange.response_changes {
+                change.apply(response.headers_mut());
+            }
+            response
+        }
+        Ok(Handled::Denied(denial)) => {
+            let mut response = external::respond(&mut exchange, *denial);
+            // A page of another origin may only read the answer if CORS says so.
+            if let Some(routed) = &exchange.routed {
+                routed.apply_response(response.headers_mut());
+            }
+            response
+        }
         Ok(Handled::Unauthenticated(refused)) => unauthenticated(&mut exchange, *refused),
         Err(reply) => {
             exchange.answer(&reply);
@@ -223,20 +236,46 @@ async fn handle(
             return Ok(Handled::Denied(denial));
         }
     }
-    let plan = {
+    let (mut decided, mut mesh) = {
         // Anew: asking took its time.
         let (view, target) = downstream.target();
         let decided = match &target {
             Some(target) => decide(exchange, &view, target, &mut head),
             None => Err(Reply::GONE),
         };
-        exchange.note("route", || steps::route(exchange, &decided));
-        let uri = std::mem::take(&mut head.uri);
-        exchange.headers = head.headers;
-        match decided? {
-            Routing::Forward(decided) => Ok(Plan::new(&view, uri, decided)),
-            Routing::Answer { delay, answer } => Err((delay, answer)),
+        (decided, view.mesh().clone())
+    };
+    exchange.note("route", || steps::route(exchange, &decided));
+    if let Ok(Routing::Ask(asking)) = decided {
+        // Boxed: few rules have that.
+        let checking = external::check_rule(exchange, &mut head, &mut body, &asking);
+        let asked = Box::pin(checking).await;
+        exchange.note("routeExternalAuthorization", || {
+            steps::external(exchange, asked.is_ok())
+        });
+        if let Err(refused) = asked {
+            exchange.headers = head.headers;
+            exchange.routed = Some(asking.routed);
+            return match refused {
+                Refused::Reply(reply) => Err(reply),
+                Refused::Denied(denial) => Ok(Handled::Denied(denial)),
+            };
         }
+        let (view, target) = downstream.target();
+        decided = match &target {
+            Some(target) => routing::resume(exchange, &view, target, *asking, &mut head),
+            None => Err(Reply::GONE),
+        };
+        mesh = view.mesh().clone();
+        exchange.note("authorizedRoute", || steps::route(exchange, &decided));
+    }
+    let uri = std::mem::take(&mut head.uri);
+    exchange.headers = head.headers;
+    let plan = match decided? {
+        Routing::Forward(decided) => Ok(Plan::new(mesh, uri, decided)),
+        Routing::Answer { delay, answer } => Err((delay, answer)),
+        // It was asked, and asks once.
+        Routing::Ask(_) => return Err(Reply::INVALID_ROUTE),
     };
     match plan {
         Ok(plan) => {

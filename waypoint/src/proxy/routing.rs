@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit_shared::policy::http::{Claims, NormalizedPath};
 use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Response, request};
+use http::{HeaderMap, HeaderValue, Response, Uri, request};
 
 use super::body::ResponseBody;
 use super::consumer;
@@ -26,6 +26,8 @@ use crate::telemetry::ResponseFlags;
 pub enum Routing {
     /// It is sent somewhere.
     Forward(Decided),
+    /// The rule's filter has another service asked first; then see [`resume`].
+    Ask(Box<Asking>),
     /// It is answered here, after that time.
     Answer {
         /// An injected delay.
@@ -33,6 +35,17 @@ pub enum Routing {
         /// What is answered.
         answer: Answer,
     },
+}
+
+/// A request whose rule has another service asked about it.
+pub struct Asking {
+    /// The rule.
+    pub routed: Routed,
+    matched: MatchedPath,
+    delay: Option<Duration>,
+    /// The request as it came to the rule.
+    came: Uri,
+    original: HeaderMap,
 }
 
 /// Where a request goes.
@@ -64,7 +77,7 @@ pub struct Routed {
 
 impl Routed {
     /// Changes a response as backend and rule ask for.
-    pub fn apply_response(&self, headers: &mut http::HeaderMap) {
+    pub fn apply_response(&self, headers: &mut HeaderMap) {
         if let Ok(backend) = self.rule.choose(self.random) {
             let none = CorsGrant::default();
             backend.filters().apply_response(&none, headers);
@@ -165,10 +178,7 @@ fn apply(
     matched: MatchedPath,
     head: &mut request::Parts,
 ) -> Result<Routing, Reply> {
-    let listener = Listener {
-        tls: false,
-        port: exchange.downstream.destination.port(),
-    };
+    let listener = listener(exchange);
     let mut routed = Routed {
         random: rand::random(),
         cors: CorsGrant::default(),
@@ -194,6 +204,94 @@ fn apply(
         }
         routed.cors = cors;
     }
+    if rule.filters().external_auth().is_some() {
+        return Ok(Routing::Ask(Box::new(Asking {
+            routed,
+            matched,
+            delay,
+            came: head.uri.clone(),
+            original: head.headers.clone(),
+        })));
+    }
+    let passing = Passing {
+        routed,
+        matched,
+        delay,
+        came: None,
+    };
+    send(exchange, view, dialled, passing, head)
+}
+
+/// Goes on with a request that the service of its rule's filter lets pass.
+///
+/// # Errors
+/// The answer where there is no usable backend, or a policy that has changed meanwhile denies.
+pub fn resume(
+    exchange: &mut Exchange,
+    view: &View,
+    dialled: &Target,
+    asking: Asking,
+    head: &mut request::Parts,
+) -> Result<Routing, Reply> {
+    let Asking {
+        routed,
+        matched,
+        delay,
+        came,
+        original,
+    } = asking;
+    exchange.original = Some(original);
+    if let Err(denied) = exchange.judge_again() {
+        exchange.policy = denied.policy;
+        exchange.routed = Some(routed);
+        return Err(Reply::DENIED);
+    }
+    let filters = routed.rule.filters();
+    let listener = listener(exchange);
+    if let Some(answer) = filters.answer_authorized(head, matched, listener, &routed.cors) {
+        return Ok(Routing::Answer { delay, answer });
+    }
+    let passing = Passing {
+        routed,
+        matched,
+        delay,
+        came: Some(came),
+    };
+    send(exchange, view, dialled, passing, head)
+}
+
+fn listener(exchange: &Exchange) -> Listener {
+    Listener {
+        tls: false,
+        port: exchange.downstream.destination.port(),
+    }
+}
+
+/// A request that its rule sends on.
+struct Passing {
+    routed: Routed,
+    matched: MatchedPath,
+    delay: Option<Duration>,
+    /// Path and query as they came to the rule, where they may have been changed since.
+    came: Option<Uri>,
+}
+
+/// Draws the backend and makes of the request what it is to get.
+fn send(
+    exchange: &mut Exchange,
+    view: &View,
+    dialled: &Target,
+    passing: Passing,
+    head: &mut request::Parts,
+) -> Result<Routing, Reply> {
+    let Passing {
+        routed,
+        matched,
+        delay,
+        came,
+    } = passing;
+    let listener = listener(exchange);
+    let rule = routed.rule.clone();
     let chosen = rule.choose(routed.random);
     let backend = match chosen {
         Ok(backend) => Some(backend),
@@ -214,9 +312,10 @@ fn apply(
         }
     }
     let foreign = consumer::is_consumer(&rule.route().namespace, dialled);
-    let came = foreign.then(|| head.uri.clone());
+    let came = foreign.then(|| came.unwrap_or_else(|| head.uri.clone()));
     if !rule.filters().is_empty() || !filters.is_empty() {
-        exchange.original = Some(head.headers.clone());
+        let original = exchange.original.take();
+        exchange.original = Some(original.unwrap_or_else(|| head.headers.clone()));
         rule.filters()
             .apply_request(head, matched, filters)
             .map_err(|_| Reply::INVALID_ROUTE)?;

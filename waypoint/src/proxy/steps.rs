@@ -74,6 +74,13 @@ pub fn route(exchange: &Exchange, decided: &Result<Routing, Reply>) -> Value {
             "delayMs": millis(decided.delay),
             "mirrors": decided.mirrors.len(),
         }),
+        Ok(Routing::Ask(asking)) => {
+            let auth = asking.routed.rule.filters().external_auth();
+            json!({
+                "rule": rule,
+                "asks": auth.map(|auth| format!("{}:{}", auth.target.service, auth.target.port)),
+            })
+        }
         Ok(Routing::Answer { delay, answer }) => json!({
             "rule": rule,
             "answer": answer.status.as_u16(),

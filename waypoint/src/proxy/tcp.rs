@@ -30,6 +30,8 @@ use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
 const ATTEMPTS: usize = 3;
+const GUARDED: &str =
+    "a route has a service asked about HTTP requests, or is invalid, and this is not HTTP";
 
 struct Counted<'a>(&'a OpenConnection);
 
@@ -199,6 +201,7 @@ async fn open(
         let (choice, consumer) = match routed {
             Ok(Some(routed)) => routed,
             Ok(None) => (Choice::of(&target), None),
+            Err(reply) if reply == Reply::DENIED => return Err(fail(&info, reply, &GUARDED)),
             Err(reply) if reply == Reply::NO_ROUTE => {
                 let error = match server_name {
                     Some(name) => format!("no route for server name {name:?}"),
@@ -288,6 +291,10 @@ type Routed = (Choice, Option<Arc<PortView>>);
 
 /// Where TCPRoutes and TLSRoutes lead, and where what a consumer's sends elsewhere is judged;
 /// `None`: there are none.
+///
+/// Where a rule for requests has a service asked about them, connections that are not HTTP are
+/// denied, as a CUSTOM policy denies them: else who says nothing for a moment, on a port that
+/// declares nothing, would get around that.
 fn l4_route(
     view: &View,
     target: &Target,
@@ -300,6 +307,7 @@ fn l4_route(
     let namespace = caller.identity.namespace();
     let table = match port.routes.for_port(port.port, namespace) {
         PortRoutes::Tcp(table) | PortRoutes::Tls(table) => table,
+        PortRoutes::Http(table) if table.is_guarded() => return Err(Reply::DENIED),
         PortRoutes::Http(_) | PortRoutes::None => return Ok(None),
     };
     let rule = table.find(server_name).ok_or(Reply::NO_ROUTE)?;
@@ -361,6 +369,16 @@ impl Flow<'_> {
             authorize_connection(policies, &asked.request(None), trust).map(|_| ())
         };
         judge(target.policies(), dialled)?;
+        if let Target::Service(port) = &target
+            && let namespace = self.caller.identity.namespace()
+            && let PortRoutes::Http(table) = port.routes.for_port(port.port, namespace)
+            && table.is_guarded()
+        {
+            return Err(Denied {
+                policy: None,
+                error: GUARDED.to_owned(),
+            });
+        }
         if let Some((service, number)) = consumer
             && let Some(port) = view.service(service).and_then(|of| of.port(*number))
         {

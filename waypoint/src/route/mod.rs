@@ -31,8 +31,8 @@ pub use backend::{Backend, BackendError, Backends, Target};
 pub use claims::{Claims, NoClaims};
 pub use deadline::{GrpcTimeoutError, format_grpc_timeout, parse_grpc_timeout};
 pub use filter::{
-    Answer, AnswerReason, CorsGrant, DirectResponse, Fault, Filters, Inspection, Listener, Mirror,
-    RewriteError,
+    Answer, AnswerReason, AuthProtocol, CorsGrant, DirectResponse, ExternalAuth, Fault, Filters,
+    Inspection, Listener, Mirror, RewriteError,
 };
 pub use matching::{MatchedPath, RequestView};
 pub use problem::Problem;

@@ -200,6 +200,13 @@ impl Rule {
         &self.filters
     }
 
+    /// Whether it lets only some requests pass, or cannot be understood.
+    pub(super) fn guards(&self) -> bool {
+        self.invalid.is_some()
+            || self.filters.invalid.is_some()
+            || self.filters.external_auth.is_some()
+    }
+
     /// Where requests go.
     pub fn backends(&self) -> &Backends {
         &self.backends

@@ -25,6 +25,7 @@ pub struct HttpTable {
     methods: HashMap<Box<str>, Bucket>,
     /// The root is the first.
     nodes: Box<[Node]>,
+    guarded: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -156,8 +157,15 @@ impl HttpTable {
             exact: by_name(exact),
             methods: by_name(methods),
             nodes: nodes.collect(),
+            guarded: entries.iter().any(|entry| entry.rule.guards()),
             entries,
         }
+    }
+
+    /// Whether nothing may pass of which no request can be seen: some rule has another service
+    /// asked about requests, or cannot be understood and might have.
+    pub fn is_guarded(&self) -> bool {
+        self.guarded
     }
 
     /// The rule that decides over a request.

@@ -46,8 +46,8 @@ use crate::proxy::http::Downstream;
 use crate::proxy::mirror::MAX_MIRRORS;
 use crate::proxy::recheck;
 use crate::proxy::tunnel;
-use crate::proxy::upstream::{TunnelPool, Upstreams, new_tunnel_pool};
-use crate::route::SessionKey;
+use crate::proxy::upstream::{HttpVersion, TunnelPool, Upstreams, new_tunnel_pool};
+use crate::route::{AuthProtocol, ExternalAuth, SessionKey};
 use crate::state::State;
 use crate::telemetry::{ExportCounters, RequestMetrics, RequestTelemetry};
 
@@ -97,6 +97,7 @@ pub struct Worker {
     description: RefCell<Option<(Arc<Workload>, Baggage)>>,
     draining: Cell<bool>,
     external: RefCell<HashMap<String, Asked>>,
+    external_auth: RefCell<HashMap<Arc<ExternalAuth>, Rc<ExternalAuthorization<Dialer>>>>,
     mirrors: Rc<Cell<usize>>,
 }
 
@@ -123,6 +124,7 @@ impl Worker {
             description: RefCell::new(None),
             draining: Cell::new(false),
             external: RefCell::default(),
+            external_auth: RefCell::default(),
             mirrors: Rc::default(),
             live: Live::default(),
             shared,
@@ -343,6 +345,27 @@ impl Worker {
             .ok()
             .map(Rc::new);
         known.insert(name.to_owned(), (provider.clone(), made.clone()));
+        made
+    }
+
+    /// What asks the service of a rule's filter ExternalAuth.
+    pub fn external_auth(
+        self: &Rc<Self>,
+        auth: &Arc<ExternalAuth>,
+    ) -> Rc<ExternalAuthorization<Dialer>> {
+        let mut known = self.external_auth.borrow_mut();
+        if let Some(asked) = known.get(auth) {
+            return asked.clone();
+        }
+        // Of filters that no rule has any more.
+        known.retain(|auth, _| Arc::strong_count(auth) > 1);
+        let version = match &auth.protocol {
+            AuthProtocol::Http { .. } => HttpVersion::Http1,
+            AuthProtocol::Grpc { .. } => HttpVersion::Http2,
+        };
+        let dialer = Dialer::to_backend(self, auth.target.clone(), version);
+        let made = Rc::new(ExternalAuthorization::of_rule(auth, dialer));
+        known.insert(auth.clone(), made.clone());
         made
     }
 

@@ -183,3 +183,48 @@ fn the_explanation_agrees_with_what_happens() {
         }
     });
 }
+
+#[test]
+fn the_explanation_says_whom_a_rule_has_asked() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let web = mesh.service("web", Protocol::Http);
+        let authz = mesh.service("authz", Protocol::Grpc);
+        let (app, _) = echo("web-a");
+        let _web = mesh.pod(&web, "web-a", app).await;
+        let mut auth = pb::ExternalAuth {
+            backend: Some(backend(&authz, 1)),
+            protocol: Some(pb::external_auth::Protocol::Grpc(Default::default())),
+            ..Default::default()
+        };
+        let filter = |auth: &pb::ExternalAuth| pb::Filter {
+            kind: Some(pb::filter::Kind::ExternalAuth(auth.clone())),
+        };
+        route(
+            &mesh,
+            &web,
+            "shop",
+            vec![rule("/", vec![filter(&auth)], None)],
+        );
+        let asks = &said(&mesh, &web, "/", "198.51.100.1")["route"]["asks"];
+        assert_eq!(asks["service"], "authz.shop.svc.cluster.local");
+        assert_eq!(
+            (&asks["port"], &asks["protocol"]),
+            (&80.into(), &"GRPC".into())
+        );
+        // Where there is nobody, that is the answer.
+        let nobody = pb::backend::To::Invalid("there is no Service shop/authz".into());
+        auth.backend = Some(pb::Backend {
+            to: Some(nobody),
+            ..Default::default()
+        });
+        route(
+            &mesh,
+            &web,
+            "shop",
+            vec![rule("/", vec![filter(&auth)], None)],
+        );
+        let client = mesh.client("default", "curl").await;
+        assert_eq!(agrees(&mesh, &client, &web, "/", "198.51.100.1").await, 500);
+    });
+}

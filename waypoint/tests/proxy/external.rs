@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::support::{DEADLINE, Http, Mesh, Vip, body, echo, get, run, send};
 
-fn custom(vip: &Vip, provider: &str) -> pb::AuthorizationPolicy {
+pub fn custom(vip: &Vip, provider: &str) -> pb::AuthorizationPolicy {
     pb::AuthorizationPolicy {
         object: Some(pb::ObjectRef {
             kind: "AuthorizationPolicy".into(),
@@ -49,7 +49,7 @@ fn service(vip: &Vip) -> pb::Target {
 }
 
 /// Allows what has `x-token: good`, and keeps the bodies that it was shown.
-async fn guard() -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>) {
+pub async fn guard() -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shown = Arc::<Mutex<Vec<Bytes>>>::default();
@@ -84,7 +84,7 @@ async fn guard() -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>) {
 }
 
 /// The provider `guard` at that address, which sees four bytes of a body.
-fn provider(mesh: &Mesh, address: SocketAddr) {
+pub fn provider(mesh: &Mesh, address: SocketAddr) {
     let provider = pb::Provider {
         name: "guard".into(),
         kind: Some(pb::provider::Kind::ExtAuthzHttp(pb::ExtAuthzHttp {

@@ -5,6 +5,7 @@
 mod consumers;
 mod decide;
 mod external;
+mod external_auth;
 mod http1;
 mod http2;
 mod interim;

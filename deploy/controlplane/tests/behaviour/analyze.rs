@@ -121,6 +121,12 @@ fn waypoints_and_routes() {
             "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {parent}}}]\n  rules: [{{backendRefs: [{{{backend}}}]}}]\n"
         )
     };
+    let asking = |service: &str| {
+        route("s", "name: s, port: 80").replace(
+            "rules: [{",
+            &format!("rules: [{{filters: [{{type: ExternalAuth, externalAuth: {{protocol: HTTP, backendRef: {{name: {service}, port: 80}}, http: {{}}}}}}], "),
+        )
+    };
     let bound = "istio.io/use-waypoint: w";
     for (yaml, expected) in [
         // An unready waypoint is no mistake: manifests hold no generated objects.
@@ -132,6 +138,8 @@ fn waypoints_and_routes() {
         (gateway("{name: http, port: 80, protocol: HTTP}"), "4 spec IST0171"),
         (mesh.clone() + &service(bound) + &route("s", "name: x, port: 80"), "21 spec.rules[0].backendRefs[0] IST0101"),
         (mesh.clone() + &service(bound) + &route("s", "name: x, namespace: b, port: 80"), "21 spec.rules[0].backendRefs[0] IST0171"),
+        (mesh.clone() + &service(bound) + &asking("x"), "21 spec.rules[0].filters[0].externalAuth.backendRef IST0101"),
+        (mesh.clone() + &service(bound) + &asking("s").replace("http: {}", "grpc: {}"), "21 spec.rules[0].filters[0].externalAuth.grpc IST0106"),
         (mesh.clone() + &service(bound) + &route("x", "name: s, port: 80"), "20 spec.parentRefs IST0101"),
         (mesh.clone() + &service(bound) + &route("s, port: 81", "name: s, port: 80"), "20 spec.parentRefs IST0171"),
         (mesh.clone() + &service(bound) + &route("e, kind: ServiceEntry", "name: s, port: 80").replace("kind: Service,", ""), "20 spec.parentRefs IST0167"),

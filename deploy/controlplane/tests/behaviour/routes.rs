@@ -433,6 +433,94 @@ fn invalid_rules_fail_closed_and_name_the_field() {
             "spec.rules[1].filters[0].type",
         ),
         (
+            "{filters: [{type: ExternalAuth}]}",
+            "spec.rules[1].filters[0].externalAuth",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, http: {}}}]}",
+            "spec.rules[1].filters[0].externalAuth.backendRef",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {backendRef: {name: b, port: 80}, http: {}}}]}",
+            "spec.rules[1].filters[0].externalAuth.protocol",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: TCP, backendRef: {name: b, port: 80}}}]}",
+            "spec.rules[1].filters[0].externalAuth.protocol",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}}}]}",
+            "spec.rules[1].filters[0].externalAuth.grpc",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, http: {}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, grpc: {}, http: {}}}]}",
+            "spec.rules[1].filters[0].externalAuth.grpc",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, http: {}, backendRef: {name: b}}}]}",
+            "spec.rules[1].filters[0].externalAuth.backendRef.port",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, http: {}, backendRef: {name: b, port: 80, weight: 1}}}]}",
+            "spec.rules[1].filters[0].externalAuth.backendRef.weight",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {path: check}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {path: '/check?a=b'}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {path: /check%2}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {path: /check/..}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {allowedHeaders: [a, 'b c']}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.allowedHeaders[1]",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {allowedResponseHeaders: ['x-*']}}}]}",
+            "spec.rules[1].filters[0].externalAuth.http.allowedResponseHeaders[0]",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, grpc: {allowedHeaders: ['']}}}]}",
+            "spec.rules[1].filters[0].externalAuth.grpc.allowedHeaders[0]",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, grpc: {path: /x}}}]}",
+            "spec.rules[1].filters[0].externalAuth.grpc.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {}, forwardBody: {maxSize: -1}}}]}",
+            "spec.rules[1].filters[0].externalAuth.forwardBody.maxSize",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {}, forwardBody: {maxSize: 16777217}}}]}",
+            "spec.rules[1].filters[0].externalAuth.forwardBody.maxSize",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {}}}, {type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, grpc: {}}}]}",
+            "spec.rules[1].filters[1].type",
+        ),
+        (
+            "{backendRefs: [{name: b, port: 80, filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: b, port: 80}, http: {}}}]}]}",
+            "spec.rules[1].backendRefs[0].filters[0].type",
+        ),
+        (
             "{filters: [{type: URLRewrite}]}",
             "spec.rules[1].filters[0].urlRewrite",
         ),
@@ -528,6 +616,89 @@ fn invalid_rules_fail_closed_and_name_the_field() {
     );
     assert_eq!(
         status(&mesh, Kind::HttpRoute, "r"),
+        "[s: !Accepted:UnsupportedValue ResolvedRefs]"
+    );
+}
+
+/// `HTTPExternalAuthFilter`: what waypoints get of it, and what is said about the service.
+#[test]
+fn external_auth_and_its_service() {
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: z}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service, name: open}]}\n";
+    let others = shop("z") + &service("z", "open", "{port: 80}") + grant;
+    let of_z = "{group: '', kind: Service, name: s, namespace: z}";
+    let both = format!("{S}, {of_z}");
+    let ok = None;
+    for (parents, reference, reason) in [
+        (S, "name: b", ok),
+        (S, "name: missing", Some("BackendNotFound")),
+        (S, "kind: Pod, name: b", Some("InvalidKind")),
+        (S, "name: open, namespace: z", ok),
+        (S, "name: b, namespace: z", Some("RefNotPermitted")),
+        // A consumer's route: of the service's own namespace nobody is asked in the
+        // waypoint's name, whatever else the route may refer to.
+        (of_z, "name: b", ok),
+        (of_z, "name: s, namespace: z", Some("RefNotPermitted")),
+        (of_z, "name: open, namespace: z", Some("RefNotPermitted")),
+        (&both, "name: open, namespace: z", Some("RefNotPermitted")),
+    ] {
+        let rule = format!(
+            "{{backendRefs: [{{name: b, port: 80}}], filters: [{{type: ExternalAuth, externalAuth: {{protocol: HTTP, backendRef: {{{reference}, port: 80}}, http: {{path: /check, allowedHeaders: [X-A], allowedResponseHeaders: [x-b]}}, forwardBody: {{maxSize: 7}}}}}}]}}"
+        );
+        let yaml = shop("a") + &others + &route("HTTPRoute", "a", "r", parents, &rule);
+        let (_, findings) = read(&yaml);
+        assert!(findings.is_empty(), "{reference}: {findings:?}");
+        let mesh = mesh(&yaml);
+        let waypoint = if parents == of_z { "z/w" } else { "a/w" };
+        let wire::route::Kind::Http(rules) = find(&mesh, waypoint, "HTTPRoute/a/r")
+            .unwrap()
+            .kind
+            .as_ref()
+            .unwrap()
+        else {
+            panic!("not HTTP")
+        };
+        let Some(wire::filter::Kind::ExternalAuth(auth)) = &rules.rules[0].filters[0].kind else {
+            panic!("{rules:?}")
+        };
+        let http = wire::ExternalAuthHttp {
+            path_prefix: "/check".into(),
+            allowed_headers: vec!["X-A".into()],
+            allowed_response_headers: vec!["x-b".into()],
+        };
+        assert_eq!(auth.body_max_bytes, 7);
+        let protocol = wire::external_auth::Protocol::Http(http);
+        assert_eq!(auth.protocol, Some(protocol));
+        let to = auth.backend.as_ref().unwrap().to.as_ref().unwrap();
+        let invalid = matches!(to, wire::backend::To::Invalid(_));
+        assert_eq!(invalid, reason.is_some(), "{parents} {reference}: {to:?}");
+        let told = match reason {
+            None => "Accepted ResolvedRefs]".to_owned(),
+            Some(reason) => format!("Accepted !ResolvedRefs:{reason}]"),
+        };
+        let shown = status(&mesh, Kind::HttpRoute, "r");
+        assert!(shown.ends_with(&told), "{parents} {reference}: {shown}");
+    }
+    // Nothing of the body by default; and what is not a filter of GRPCRoutes.
+    let grpc = "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: b, port: 80}, grpc: {}, forwardBody: {maxSize: 0}}}]}";
+    let mesh_of = |kind| mesh(&(shop("a") + &route(kind, "a", "r", S, grpc)));
+    let http = mesh_of("HTTPRoute");
+    assert_eq!(
+        status(&http, Kind::HttpRoute, "r"),
+        "[s: Accepted ResolvedRefs]"
+    );
+    let Some(wire::route::Kind::Http(rules)) = &find(&http, "a/w", "HTTPRoute/a/r").unwrap().kind
+    else {
+        panic!("not HTTP")
+    };
+    let Some(wire::filter::Kind::ExternalAuth(auth)) = &rules.rules[0].filters[0].kind else {
+        panic!("{rules:?}")
+    };
+    assert_eq!(auth.body_max_bytes, 0);
+    let nothing = wire::ExternalAuthGrpc::default();
+    let protocol = wire::external_auth::Protocol::Grpc(nothing);
+    assert_eq!(auth.protocol, Some(protocol));
+    assert_eq!(
+        status(&mesh_of("GRPCRoute"), Kind::GrpcRoute, "r"),
         "[s: !Accepted:UnsupportedValue ResolvedRefs]"
     );
 }

@@ -8,10 +8,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::mpsc;
 
 use super::progress::poll_incoming;
 use super::{BodyError, RequestBody, RequestProgress};
 use crate::proxy::incoming::Incoming;
+use crate::proxy::mirror::Piece;
 
 /// Bytes of a request's body that are kept for another try. A longer body is sent once.
 pub const REPLAY_LIMIT: usize = 64 << 10;
@@ -124,6 +126,34 @@ impl Replay {
         let complete = (kept.ended || ended) && !kept.broken;
         let whole = complete && kept.size <= want && !kept.overflowed;
         (seen.freeze(), whole)
+    }
+
+    /// Has all of it copied: what was read already, for somebody who had to see it first, and
+    /// what comes from now on.
+    pub fn mirror(&self, sender: mpsc::Sender<Piece>) {
+        let kept = self.kept.borrow();
+        // Dropped without an end, the sender says that it is not all.
+        if kept.overflowed || kept.broken {
+            return;
+        }
+        if !kept.chunks.is_empty() {
+            // One piece of many, as only so many may wait.
+            let seen = match &*kept.chunks {
+                [only] => only.clone(),
+                many => many.concat().into(),
+            };
+            if sender.try_send(Piece::Frame(Frame::data(seen))).is_err() {
+                return;
+            }
+        }
+        if !kept.ended && !self.incoming.borrow().is_end_stream() {
+            self.progress.mirror(sender);
+            return;
+        }
+        if let Some(trailers) = &kept.trailers {
+            let _ = sender.try_send(Piece::Frame(Frame::trailers(trailers.clone())));
+        }
+        let _ = sender.try_send(Piece::End);
     }
 
     /// The body for one more try; earlier ones end.

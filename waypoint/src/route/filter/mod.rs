@@ -2,12 +2,16 @@
 //!
 //! The order is fixed, whatever the order in the object (Gateway API lets an implementation
 //! choose): [`Filters::inspect`] looks at the request as it came and may answer it (CORS
-//! preflight, injected fault, redirect, direct response); [`Filters::apply_request`] changes it
+//! preflight, injected fault, redirect, direct response). Where another service has to be asked
+//! first ([`Filters::external_auth`]), redirect and direct response wait for it
+//! ([`Filters::answer_authorized`]), so that they too are for those who may pass, as in Envoy; a
+//! preflight, which has no credentials, does not. [`Filters::apply_request`] changes the request
 //! on its way to the backend (headers, then URL) and mirrors get what has been changed;
 //! [`Filters::apply_response`] changes the response. A backend's filters come after its rule's,
 //! and can only change requests and responses.
 
 mod cors;
+mod external_auth;
 mod fault;
 mod headers;
 mod mirror;
@@ -25,6 +29,7 @@ use http::{Method, StatusCode};
 
 pub use cors::CorsGrant;
 pub(super) use cors::{Allowed, Cors, Origin};
+pub use external_auth::{AuthProtocol, ExternalAuth};
 pub(super) use fault::Abort;
 pub use fault::Fault;
 pub(super) use headers::{HeaderModifier, is_framing, is_host};
@@ -48,6 +53,7 @@ pub struct Filters {
     pub(super) direct_response: Option<DirectResponse>,
     pub(super) cors: Option<Cors>,
     pub(super) fault: Option<Fault>,
+    pub(super) external_auth: Option<Arc<ExternalAuth>>,
     pub(super) mirrors: Vec<Mirror>,
 }
 
@@ -156,11 +162,29 @@ impl Filters {
             inspection.delay = injected.delay;
             inspection.answer = injected.answer;
         }
-        if inspection.answer.is_none() {
+        if inspection.answer.is_none() && self.external_auth.is_none() {
             inspection.answer = self.own_answer(request, path, listener);
         }
         self.modify_response(&mut inspection);
         inspection
+    }
+
+    /// Who has to be asked about a request that [`Filters::inspect`] has not answered.
+    pub fn external_auth(&self) -> Option<&Arc<ExternalAuth>> {
+        self.external_auth.as_ref()
+    }
+
+    /// The answer to a request that was let pass by whom [`Filters::external_auth`] names.
+    pub fn answer_authorized(
+        &self,
+        request: &request::Parts,
+        path: MatchedPath,
+        listener: Listener,
+        cors: &CorsGrant,
+    ) -> Option<Answer> {
+        let mut answer = self.own_answer(request, path, listener)?;
+        self.apply_response(cors, &mut answer.headers);
+        Some(answer)
     }
 
     fn own_answer(
@@ -223,6 +247,12 @@ impl Filters {
             || self.direct_response.is_some()
             || self.cors.is_some()
             || self.fault.is_some()
+            || self.external_auth.is_some()
+    }
+
+    /// Not `None`: every request is answered with 500, for this reason.
+    pub fn invalid(&self) -> Option<&Arc<str>> {
+        self.invalid.as_ref()
     }
 
     /// Whether nothing would be changed or answered.
@@ -235,6 +265,7 @@ impl Filters {
             && self.direct_response.is_none()
             && self.cors.is_none()
             && self.fault.is_none()
+            && self.external_auth.is_none()
             && self.mirrors.is_empty()
     }
 

@@ -10,8 +10,8 @@ use http::uri::Authority;
 use super::super::convert::{read_duration, read_target, read_text};
 use super::super::problem::Problems;
 use super::{
-    Abort, Allowed, Cors, DirectResponse, Fault, Filters, HeaderModifier, Mirror, Origin,
-    PathModifier, Redirect, Rewrite, is_framing, is_host,
+    Abort, Allowed, AuthProtocol, Cors, DirectResponse, ExternalAuth, Fault, Filters,
+    HeaderModifier, Mirror, Origin, PathModifier, Redirect, Rewrite, is_framing, is_host,
 };
 
 /// A million: everything.
@@ -94,6 +94,10 @@ fn read_one(
             };
             once(&mut read.direct_response, direct, problems)?;
         }
+        Kind::ExternalAuth(auth) => {
+            let auth = Arc::new(read_external_auth(auth, problems)?);
+            once(&mut read.external_auth, auth, problems)?;
+        }
         Kind::Invalid(reason) => return Err(problems.name(reason)),
     }
     Ok(())
@@ -108,6 +112,51 @@ fn once<T>(slot: &mut Option<T>, value: T, problems: &mut Problems) -> Result<()
         }
         Some(_) => Err(problems.add("there is another filter of this type")),
     }
+}
+
+/// An invalid service is nobody who could let anything pass, unlike that of a mirror.
+fn read_external_auth(
+    auth: &proto::ExternalAuth,
+    problems: &mut Problems,
+) -> Result<ExternalAuth, Invalid> {
+    use proto::external_auth::Protocol;
+    let backend = auth.backend.clone().unwrap_or_default();
+    let target = problems.within("backend", |problems| read_target(&backend, problems))?;
+    let mut names = |field: &str, names: &[String]| {
+        problems.within(field, |problems| {
+            let parse = |name: &String| {
+                let parsed = name.parse::<HeaderName>();
+                parsed.map_err(|_| problems.add(format!("{name:?} is no header name")))
+            };
+            names.iter().map(parse).collect::<Result<Box<[_]>, _>>()
+        })
+    };
+    let protocol = match &auth.protocol {
+        Some(Protocol::Http(http)) => {
+            let allowed = names("allowed_headers", &http.allowed_headers)?;
+            let response = names("allowed_response_headers", &http.allowed_response_headers)?;
+            let prefix = &http.path_prefix;
+            if !prefix.is_empty() && (!prefix.starts_with('/') || prefix.contains(['?', '#'])) {
+                return Err(problems.within("path_prefix", |problems| problems.add("is no path")));
+            }
+            AuthProtocol::Http {
+                path_prefix: prefix.trim_end_matches('/').into(),
+                allowed,
+                response,
+            }
+        }
+        Some(Protocol::Grpc(grpc)) => AuthProtocol::Grpc {
+            allowed: names("allowed_headers", &grpc.allowed_headers)?,
+        },
+        None => {
+            return Err(problems.within("protocol", |problems| problems.add("not known")));
+        }
+    };
+    Ok(ExternalAuth {
+        target,
+        body_limit: auth.body_max_bytes as usize,
+        protocol,
+    })
 }
 
 fn read_modifier(

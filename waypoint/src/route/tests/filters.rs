@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::external_auth::Protocol;
 use proto::filter::Kind;
 
 use super::*;
@@ -136,6 +137,117 @@ fn own_answers() {
         (answer.status.as_u16(), &answer.body[..]),
         (418, &b"tea"[..])
     );
+}
+
+/// What is not understood asks nobody, and lets nothing pass: at a rule, and at a backend, which
+/// is chosen too late.
+#[test]
+fn external_auth_that_cannot_be_used_answers_itself() {
+    let good = || proto::ExternalAuth {
+        backend: Some(backend("authz", 1)),
+        body_max_bytes: 9,
+        protocol: Some(Protocol::Http(proto::ExternalAuthHttp {
+            path_prefix: "/check/".into(),
+            allowed_headers: vec!["X-A".into()],
+            ..Default::default()
+        })),
+    };
+    let http = |path: &str, header: &str| {
+        Some(Protocol::Http(proto::ExternalAuthHttp {
+            path_prefix: path.into(),
+            allowed_response_headers: vec![header.into()],
+            ..Default::default()
+        }))
+    };
+    let grpc = Some(Protocol::Grpc(proto::ExternalAuthGrpc {
+        allowed_headers: vec!["a b".into()],
+    }));
+    let read = |auth| {
+        let rule = proto::HttpRule {
+            filters: vec![filter(Kind::ExternalAuth(auth))],
+            ..rule("r", vec![])
+        };
+        let route = Route::from_proto(&http_route("r", vec![rule]));
+        route.rules()[0].filters().clone()
+    };
+    let understood = read(good());
+    let auth = understood.external_auth().expect("asked");
+    assert_eq!((auth.body_limit, auth.target.port), (9, 8080));
+    let AuthProtocol::Http { path_prefix, .. } = &auth.protocol else {
+        panic!("{auth:?}");
+    };
+    assert_eq!(&**path_prefix, "/check");
+    assert!(understood.invalid().is_none() && !understood.is_empty());
+    for protocol in [
+        None,
+        http("check", "x"),
+        http("/check?a=", "x"),
+        http("/check", "a b"),
+        grpc,
+    ] {
+        let bad = read(proto::ExternalAuth { protocol, ..good() });
+        assert!(bad.invalid().is_some() && bad.external_auth().is_none());
+        let answer = inspect(&bad, &get("/a"), 0).answer.expect("answer");
+        assert_eq!(answer.status, 500);
+    }
+    let nobody = read(proto::ExternalAuth {
+        backend: None,
+        ..good()
+    });
+    assert!(nobody.invalid().is_some());
+    let twice = filter(Kind::ExternalAuth(good()));
+    let rule = |filters, backends| proto::HttpRule {
+        filters,
+        backends,
+        ..rule("r", vec![])
+    };
+    let late = proto::Backend {
+        filters: vec![twice.clone()],
+        ..backend("v1", 1)
+    };
+    let route = Route::from_proto(&http_route(
+        "r",
+        vec![
+            rule(vec![twice.clone(), twice], vec![]),
+            rule(vec![], vec![late]),
+        ],
+    ));
+    assert!(route.rules()[0].filters().invalid().is_some());
+    let chosen = route.rules()[1].choose(0);
+    assert!(
+        matches!(chosen, Err(BackendError::Invalid(_))),
+        "{chosen:?}"
+    );
+}
+
+/// A redirect waits for who is asked; a preflight does not.
+#[test]
+fn who_is_asked_comes_before_a_redirect() {
+    let cors = Kind::Cors(proto::Cors {
+        allow_origins: vec!["https://a.org".into()],
+        ..Default::default()
+    });
+    let auth = Kind::ExternalAuth(proto::ExternalAuth {
+        backend: Some(backend("authz", 1)),
+        protocol: Some(Protocol::Grpc(proto::ExternalAuthGrpc::default())),
+        ..Default::default()
+    });
+    let filters = filters(vec![Kind::Redirect(proto::Redirect::default()), auth, cors]);
+    let sent = get("/a").header("origin", "https://a.org");
+    let inspected = inspect(&filters, &sent, 0);
+    assert_eq!(inspected.answer, None);
+    let path = MatchedPath::Prefix(0);
+    let answer = filters
+        .answer_authorized(&sent.parts(), path, LISTENER, &inspected.cors)
+        .expect("answer");
+    assert_eq!(answer.reason, AnswerReason::Redirect);
+    let allowed = lines(&answer.headers, "access-control-allow-origin");
+    assert_eq!(allowed, ["https://a.org"]);
+    let preflight = sent
+        .method("OPTIONS")
+        .header("access-control-request-method", "GET");
+    let answer = inspect(&filters, &preflight, 0).answer.expect("answer");
+    assert_eq!(answer.reason, AnswerReason::CorsPreflight);
 }
 
 /// Preflights are answered before anything else; the answer to a later fault or redirect still

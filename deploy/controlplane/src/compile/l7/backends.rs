@@ -98,6 +98,12 @@ impl<'v, 'a> Resolver<'v, 'a> {
                     per_million: *per_million,
                 })),
             },
+            Filter::ExternalAuth { backend, auth } => wire::Filter {
+                kind: Some(wire::filter::Kind::ExternalAuth(wire::ExternalAuth {
+                    backend: Some(self.backend(backend, &[])),
+                    ..auth.clone()
+                })),
+            },
         };
         filters.iter().map(convert).collect()
     }
@@ -112,6 +118,18 @@ impl<'v, 'a> Resolver<'v, 'a> {
         }
         let namespace = backend.namespace.as_ref().unwrap_or(view.namespace);
         let full = format!("Service {namespace}/{name}");
+        // What asks it is the waypoint, of whose questions the service's policies that are
+        // carried out here know nothing: who writes a route for a service of others could
+        // have the waypoint say anything there.
+        if backend.authorizes && namespace != view.namespace && self.has_foreign_parent() {
+            return failed(
+                "RefNotPermitted",
+                format!(
+                    "{full} cannot authorize: a route for a Service of another namespace may \
+                     have services of its own namespace asked only"
+                ),
+            );
+        }
         // Whether it is there is told to nobody who may not refer to it.
         let foreign = namespace != view.namespace && !self.is_parent(namespace, name);
         if foreign && !self.is_granted(namespace, name) {
@@ -157,6 +175,14 @@ impl<'v, 'a> Resolver<'v, 'a> {
                 && parent.namespace.as_ref() == Some(namespace)
         };
         !self.parents.is_empty() && self.parents.iter().all(only)
+    }
+
+    fn has_foreign_parent(&self) -> bool {
+        let mut parents = self.parents.iter();
+        parents.any(|parent| {
+            let namespace = parent.namespace.as_ref();
+            namespace.is_some_and(|namespace| namespace != self.view.namespace)
+        })
     }
 
     fn is_granted(&self, namespace: &str, service: &str) -> bool {

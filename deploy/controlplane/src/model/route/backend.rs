@@ -28,6 +28,8 @@ pub struct BackendRef {
     pub port: Option<u16>,
     /// Share of the requests.
     pub weight: u32,
+    /// It is asked whether requests may pass, and gets none of them itself.
+    pub authorizes: bool,
     /// Where it stands.
     pub path: FieldPath,
 }
@@ -70,6 +72,7 @@ impl BackendRef {
             name: raw.name.as_str().into(),
             port,
             weight: u32::try_from(weight).unwrap_or_default(),
+            authorizes: false,
             path: at.path(),
         }
     }

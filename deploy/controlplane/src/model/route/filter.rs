@@ -9,13 +9,14 @@ use serde_json::Value;
 use super::super::field::{At, FieldError};
 use super::super::raw::{Map, nullable};
 use super::backend::{BackendRef, RawBackend};
+use super::external_auth::{RawExternalAuth, external_auth};
 use super::matching::{check_header_name, check_path};
 use super::read_port;
 
 /// Most filters of a rule or a backend (CRD).
 pub(super) const MAX_FILTERS: usize = 16;
 /// Most headers of a modifier, and most entries of a list of CORS (CRD: 16 and 64).
-const MAX_ENTRIES: usize = 64;
+pub(super) const MAX_ENTRIES: usize = 64;
 /// The default of `cors.maxAge`, seconds (CRD).
 const CORS_MAX_AGE: i64 = 5;
 
@@ -30,6 +31,13 @@ pub enum Filter {
         backend: BackendRef,
         /// Of the requests, in parts per million.
         per_million: u32,
+    },
+    /// A service is asked whether the request may pass.
+    ExternalAuth {
+        /// The service.
+        backend: BackendRef,
+        /// How, without the service.
+        auth: wire::ExternalAuth,
     },
 }
 
@@ -55,7 +63,7 @@ pub(super) struct RawFilter {
     request_redirect: Option<Map<RawRedirect>>,
     url_rewrite: Option<Map<RawRewrite>>,
     cors: Option<Map<RawCors>>,
-    external_auth: Option<Value>,
+    external_auth: Option<Map<RawExternalAuth>>,
     extension_ref: Option<Value>,
 }
 
@@ -202,8 +210,13 @@ fn filter(
             errors.push(at.key(key).error(format!("is for type: {of}")));
         }
     }
-    let http_only = place.grpc && matches!(kind, "RequestRedirect" | "URLRewrite" | "CORS");
-    let rule_only = place.of_backend && matches!(kind, "RequestRedirect" | "CORS");
+    let http_only = place.grpc
+        && matches!(
+            kind,
+            "RequestRedirect" | "URLRewrite" | "CORS" | "ExternalAuth"
+        );
+    // Of ExternalAuth the API knows rules only (`HTTPRouteFilterExternalAuth`).
+    let rule_only = place.of_backend && matches!(kind, "RequestRedirect" | "CORS" | "ExternalAuth");
     if http_only || rule_only {
         let message = format!("{kind} is not supported here");
         errors.push(at.key("type").error(message));
@@ -241,8 +254,14 @@ fn filter(
             })
         }
         "CORS" => Kind::Cors(cors(raw.cors.as_deref()?, at.key("cors"), errors)),
-        "ExternalAuth" | "ExtensionRef" => {
-            errors.push(at.key("type").error(format!("{kind} is not supported")));
+        "ExternalAuth" => {
+            let raw = raw.external_auth.as_deref()?;
+            return external_auth(raw, at.key("externalAuth"), errors);
+        }
+        "ExtensionRef" => {
+            errors.push(at.key("type").error(
+                "ExtensionRef is not supported: waypoints know no resource that defines a filter",
+            ));
             return None;
         }
         "" => {

@@ -182,21 +182,21 @@ pub(super) fn backends(
     found
 }
 
-/// Backends and mirrors.
+/// Backends, and services that filters refer to.
 pub(super) fn all_backends<'a>(
     filters: &'a [Filter],
     backends: &'a [(BackendRef, Vec<Filter>)],
 ) -> Vec<&'a BackendRef> {
-    fn mirror(filter: &Filter) -> Option<&BackendRef> {
+    fn referred(filter: &Filter) -> Option<&BackendRef> {
         match filter {
-            Filter::Mirror { backend, .. } => Some(backend),
+            Filter::Mirror { backend, .. } | Filter::ExternalAuth { backend, .. } => Some(backend),
             Filter::Plain(_) => None,
         }
     }
     let of_backends = backends.iter().flat_map(|(backend, filters)| {
-        std::iter::once(backend).chain(filters.iter().filter_map(mirror))
+        std::iter::once(backend).chain(filters.iter().filter_map(referred))
     });
     of_backends
-        .chain(filters.iter().filter_map(mirror))
+        .chain(filters.iter().filter_map(referred))
         .collect()
 }

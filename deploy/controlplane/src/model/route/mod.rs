@@ -5,6 +5,7 @@
 //! matches: leaving it out would send its requests by another rule.
 
 mod backend;
+mod external_auth;
 mod filter;
 mod grpc;
 mod http;
@@ -92,8 +93,8 @@ pub trait RouteRule: Sized {
     /// Its name; empty: none.
     fn name(&self) -> &str;
 
-    /// The services that it sends to, with where each stands in the rule: of the rule, of
-    /// its mirrors, and of the mirrors of its backends.
+    /// The services that it refers to, with where each stands in the rule: of the rule, of
+    /// its filters, and of the filters of its backends.
     fn backends(&self) -> Vec<&BackendRef>;
 }
 
