@@ -16,7 +16,7 @@ use adit_shared::identity::{
     CacheOptions, CertificateAuthority, CertificateCache, SignError, SignedChain, SpiffeId,
     TrustDomain,
 };
-use adit_shared::model::enrolment::SandboxPod;
+use adit_shared::model::enrolment::{AGENT_REMOVED, SandboxPod};
 use adit_shared::model::{SharedModel, address_from_resource};
 use adit_shared::net::drain::{self, DrainTrigger};
 use adit_shared::net::handoff::{self, Answer, HandoffListener};
@@ -140,6 +140,7 @@ struct Node {
     /// How often the manager has worked off what is wanted.
     rounds: Arc<AtomicUsize>,
     manager: JoinHandle<()>,
+    socket: Arc<EnrolmentSocket>,
     serving: JoinHandle<()>,
     _drain: DrainTrigger,
 }
@@ -224,8 +225,9 @@ impl Node {
             manager: manager.abort_handle(),
         });
         let listener = HandoffListener::bind(&directory.join("ztunnel.sock")).expect("bound");
+        let answering = socket.clone();
         let serving = tokio::spawn(listener.serve(move |call| {
-            let socket = socket.clone();
+            let socket = answering.clone();
             async move { socket.answer(call).await }
         }));
         Self {
@@ -238,6 +240,7 @@ impl Node {
             reports,
             rounds,
             manager,
+            socket,
             serving,
             _drain: drain,
         }
@@ -569,6 +572,23 @@ async fn a_node_that_leaves_the_mesh_has_no_capture() {
         .output()
         .expect("iproute2 is installed");
     assert!(rules.stdout.is_empty(), "{rules:?}");
+}
+
+/// As the charts are removed one by one: first the node agent's, later ztunnel's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ztunnel_that_ends_after_its_agent_was_removed_takes_capture_with_it() {
+    let node = Node::start();
+    let netns = Netns::new(&node.name, "a");
+    assert_eq!(node.make_sandbox("s1", &netns).await.status, StatusCode::OK);
+    let own = node.directory.join("ztunnel.sock");
+    // An agent that is not there may be one that is started again.
+    node.socket.leave_with_the_mesh(&own).await;
+    assert_eq!(node.captured(), [netns.fd().inode()]);
+    let removed = node.directory.join(AGENT_REMOVED);
+    std::fs::write(&removed, "").expect("written");
+    node.socket.leave_with_the_mesh(&own).await;
+    assert!(node.captured().is_empty() && !node.directory.join("bpf/adit").exists());
+    assert!(!removed.exists());
 }
 
 /// Certificates do not come; what has waited for them once does not hold up what starts now,

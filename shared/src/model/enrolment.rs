@@ -14,6 +14,11 @@ pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Annotation of pods whose inbound traffic is left alone.
 pub const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 
+/// A file beside the sockets of node agent and node tunnel: the agent was removed, not replaced.
+/// With that the node is on its way out of the mesh, and a node tunnel that ends takes capture
+/// with it, for nobody can be asked then whether it was removed, too.
+pub const AGENT_REMOVED: &str = "agent-removed";
+
 /// The decision about one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_ebpf::{NetnsFd, Redirector};
-use adit_shared::model::enrolment::SandboxPod;
+use adit_shared::model::enrolment::{AGENT_REMOVED, SandboxPod};
 use adit_shared::net::handoff::{self, Answer, Call};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
@@ -179,18 +179,25 @@ impl EnrolmentSocket {
     }
 
     /// This process ends. If the whole mesh is being removed, which the node agent can ask the
-    /// Kubernetes API, capture goes with it; else it stays for the process that follows.
+    /// Kubernetes API, or if the agent was removed before, capture goes with it; else it stays for
+    /// the process that follows.
     pub async fn leave_with_the_mesh(&self, own: &Path) {
         let agent = own.with_file_name(AGENT_SOCKET);
         let asked = spawn_blocking(move || {
             handoff::call(&agent, &Method::GET, "/leaving", &[], None, ASK_DEADLINE)
         });
-        let leaving = matches!(asked.await, Ok(Ok(answer)) if answer.text() == "true");
+        let removed = own.with_file_name(AGENT_REMOVED);
+        let leaving = match asked.await {
+            Ok(Ok(answer)) => answer.text() == "true",
+            _ => removed.exists(),
+        };
         if leaving {
             let answer = self.leave().await;
             if answer.status != StatusCode::OK {
                 warn!(target: "enrolment", "capture is not removed: {}", answer.text());
             }
+            // There is none, unless the agent went first.
+            let _ = std::fs::remove_file(removed);
         }
     }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use adit_shared::model::enrolment::AGENT_REMOVED;
 use adit_shared::net::handoff::HandoffListener;
 use adit_shared::net::socket::any_address;
 use adit_shared::telemetry::http as status_http;
@@ -141,6 +142,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         namespace: options.namespace.clone(),
         daemon_sets,
     });
+    // Of an agent before this one.
+    let _ = std::fs::remove_file(options.socket.with_file_name(AGENT_REMOVED));
     // The plugin is installed only when it will be answered.
     let listener = bind(&options.socket)?;
     tokio::spawn(listener.serve_at(move |call| {
@@ -255,7 +258,13 @@ async fn end(
     ] {
         let _ = std::fs::remove_file(log);
     }
-    // Capture goes only when ztunnel goes as well.
+    // Capture goes only when ztunnel goes as well, which may be long after us.
+    let mark = options.socket.with_file_name(AGENT_REMOVED);
+    if ztunnel.is_there().await
+        && let Err(error) = std::fs::write(&mark, "")
+    {
+        warn!("ztunnel will not know that the agent was removed: {error}");
+    }
     let until = Instant::now() + LEAVE_WAIT;
     while Instant::now() < until && ztunnel.is_there().await {
         let found = cluster
@@ -266,8 +275,12 @@ async fn end(
                 Ok(()) => info!("the node's capture is removed"),
                 Err(error) => warn!("the node's capture is not removed: {error}"),
             }
-            return;
+            break;
         }
         sleep(LEAVE_LOOK).await;
+    }
+    if until > Instant::now() {
+        // ztunnel has ended, or will do nothing more.
+        let _ = std::fs::remove_file(mark);
     }
 }

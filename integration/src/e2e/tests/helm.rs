@@ -23,9 +23,11 @@ const INSTALL: [&str; 4] = [
     "install istio-cni deploy/charts/cni -n istio-system",
     "install ztunnel deploy/charts/ztunnel -n istio-system --wait",
 ];
-const UNINSTALL: [&str; 2] = [
-    "uninstall istio-cni ztunnel -n istio-system",
-    "uninstall istiod istio-base -n istio-system",
+const UNINSTALL: [&str; 4] = [
+    "uninstall istio-cni -n istio-system",
+    "uninstall ztunnel -n istio-system",
+    "uninstall istiod -n istio-system",
+    "uninstall istio-base -n istio-system",
 ];
 const INSTALL_AMBIENT: [&str; 2] = [
     "dependency build deploy/charts/ambient",
@@ -66,6 +68,13 @@ async fn parts_and_umbrella(t: &Test, helm: &Helm<'_>) -> anyhow::Result<()> {
     an_upgrade_to_the_same_changes_nothing(t, helm).await?;
     for line in UNINSTALL {
         helm.run(line).await?;
+        // Some time may pass between them.
+        eventually("what it installed has ended", SOON, async || {
+            let left = mesh_pods(t, line).await?;
+            ensure!(left == 0, "{left} pods");
+            Ok(())
+        })
+        .await?;
     }
     what_helm_made_is_gone(t).await?;
 
@@ -81,6 +90,17 @@ async fn parts_and_umbrella(t: &Test, helm: &Helm<'_>) -> anyhow::Result<()> {
     t.reaches("client", "http://web/").await?;
     ensure!(self::pods(t).await? == pods, "a pod was made anew");
     t.run(&[App::server("late").on(0)]).await
+}
+
+/// Pods of the mesh that the command is to end.
+async fn mesh_pods(t: &Test, command: &str) -> anyhow::Result<usize> {
+    let app = match command.split_whitespace().nth(1) {
+        Some("istio-cni") => "k8s-app=istio-cni-node",
+        Some("ztunnel") => "app=ztunnel",
+        Some("istiod") => "app=istiod",
+        _ => return Ok(0),
+    };
+    Ok(t.cluster().pods(SYSTEM, app).await?.len())
 }
 
 async fn an_upgrade_to_the_same_changes_nothing(t: &Test, helm: &Helm<'_>) -> anyhow::Result<()> {
