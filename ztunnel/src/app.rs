@@ -156,6 +156,7 @@ pub async fn run(config: Config, log: LogWriter) -> anyhow::Result<()> {
             pods: pods.clone(),
             redirector: redirector.clone(),
             manager: managing.clone(),
+            leaving: Default::default(),
         });
         // To the end of the process: the node may leave the mesh while we drain.
         let answering = socket.clone();

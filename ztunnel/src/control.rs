@@ -150,9 +150,10 @@ pub async fn report_enrolments(
             Ok(()) => {
                 accepted.done();
                 complained = None;
-                // Also when the sender is gone there is nothing more to report.
+                // The manager of enrolments is gone when the node leaves the mesh. There is nothing
+                // more to report then, and the process lives on to remove what is captured.
                 if let Ok(Err(_)) = timeout(REPORT_INTERVAL, reports.changed()).await {
-                    return;
+                    std::future::pending::<()>().await;
                 }
                 continue;
             }

@@ -223,6 +223,7 @@ impl Node {
             pods,
             redirector: redirector.clone(),
             manager: manager.abort_handle(),
+            leaving: Default::default(),
         });
         let listener = HandoffListener::bind(&directory.join("ztunnel.sock")).expect("bound");
         let answering = socket.clone();

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adit_ebpf::{NetnsFd, Redirector};
@@ -61,6 +62,8 @@ pub struct EnrolmentSocket {
     pub redirector: Arc<Mutex<Redirector>>,
     /// Ends the enrolment manager.
     pub manager: AbortHandle,
+    /// The node has been told to leave the mesh.
+    pub leaving: AtomicBool,
 }
 
 impl EnrolmentSocket {
@@ -191,7 +194,8 @@ impl EnrolmentSocket {
             Ok(Ok(answer)) => answer.text() == "true",
             _ => removed.exists(),
         };
-        if leaving {
+        // What has been begun is not left half done.
+        if leaving || self.leaving.load(Ordering::Relaxed) {
             let answer = self.leave().await;
             if answer.status != StatusCode::OK {
                 warn!(target: "enrolment", "capture is not removed: {}", answer.text());
@@ -204,6 +208,7 @@ impl EnrolmentSocket {
     /// New connections first, then, after a moment for the open ones, everything.
     async fn leave(&self) -> Answer {
         info!(target: "enrolment", "the node leaves the mesh");
+        self.leaving.store(true, Ordering::Relaxed);
         self.manager.abort();
         let release = |redirector: &mut Redirector| {
             for pod in redirector.pods() {
