@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -50,6 +50,8 @@ struct Shared {
     changed: Notify,
     /// Woken when a place for a stream becomes free, or the connection ends.
     freed: RefCell<Option<Rc<Notify>>>,
+    /// Whoever opens streams; gone when nobody does any more.
+    opener: RefCell<Weak<Inner>>,
 }
 
 impl Shared {
@@ -85,6 +87,7 @@ impl Connection {
             ended: RefCell::new(None),
             changed: Notify::new(),
             freed: RefCell::new(None),
+            opener: RefCell::default(),
         });
         let mut keepalive = Keepalive::new(connection.ping_pong(), heard, *settings);
         let (windows, mut keeper) = Keeper::new(settings);
@@ -109,15 +112,15 @@ impl Connection {
             driver.changed.notify_waiters();
             driver.wake_freed();
         });
-        Ok(Self {
-            inner: Rc::new(Inner {
-                sender: RefCell::new(sender),
-                baggage: RefCell::new(None),
-                queue: SendQueue::new(settings.connection_send_buffer),
-                windows,
-                shared,
-            }),
-        })
+        let inner = Rc::new(Inner {
+            sender: RefCell::new(sender),
+            baggage: RefCell::new(None),
+            queue: SendQueue::new(settings.connection_send_buffer),
+            windows,
+            shared,
+        });
+        inner.shared.opener.replace(Rc::downgrade(&inner));
+        Ok(Self { inner })
     }
 
     /// Opens a stream and waits until the peer has accepted it.
@@ -283,6 +286,12 @@ impl ConnectionWatch {
     pub fn carried(&self) -> u64 {
         self.0.carried.get()
     }
+
+    /// Whether anybody opens streams on it, and still can: not once the peer has said GOAWAY.
+    pub fn is_usable(&self) -> bool {
+        let opener = self.0.opener.borrow().upgrade();
+        opener.is_some_and(|inner| Connection { inner }.is_usable())
+    }
 }
 
 impl std::fmt::Debug for ConnectionWatch {
@@ -295,6 +304,12 @@ impl std::fmt::Debug for ConnectionWatch {
 
 /// Counts one stream of a connection, from before it is opened until it is dropped.
 pub(super) struct StreamGuard(Rc<Shared>);
+
+impl StreamGuard {
+    pub(super) fn connection(&self) -> ConnectionWatch {
+        ConnectionWatch(self.0.clone())
+    }
+}
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {

@@ -16,7 +16,7 @@ use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::client::StreamGuard;
+use super::client::{ConnectionWatch, StreamGuard};
 use super::error::{ResetReason, TunnelError};
 use super::send_queue::SendQueue;
 use super::windows::Watched;
@@ -29,7 +29,7 @@ pub struct Tunnel {
     recv: RecvStream,
     queue: SendQueue,
     /// Counts the stream on its client connection.
-    _guard: Option<StreamGuard>,
+    guard: Option<StreamGuard>,
 }
 
 /// One is held per app connection.
@@ -48,8 +48,13 @@ impl Tunnel {
             send,
             recv,
             queue,
-            _guard: guard,
+            guard,
         }
+    }
+
+    /// The connection that it was opened on; `None`: the peer has opened it.
+    pub fn connection(&self) -> Option<ConnectionWatch> {
+        self.guard.as_ref().map(StreamGuard::connection)
     }
 
     /// The next bytes from the peer, never empty; `None` when it has finished. What it returns

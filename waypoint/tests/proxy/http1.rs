@@ -1,11 +1,13 @@
 //! HTTP/1.1 through the waypoint.
 
+use std::time::Duration;
+
 use adit_shared::hbone::OpenError;
 use adit_shared::model::{TunnelProtocol, Update};
 use adit_shared::proto::waypoint::service_port::Protocol;
 use http::{Request, StatusCode};
 
-use crate::support::{Mesh, body, echo, eventually, get, run, send, workload};
+use crate::support::{Mesh, body, echo, eventually, get, run, send, send2, workload};
 
 #[test]
 fn a_request_reaches_an_endpoint_and_says_who_sent_it() {
@@ -43,6 +45,51 @@ fn a_request_reaches_an_endpoint_and_says_who_sent_it() {
         // One connection carried them all.
         assert_eq!((pod.connections.get(), pod.tunnels.get()), (1, 1));
     });
+}
+
+/// The node says GOAWAY and goes on for a while. A request that took a connection within that
+/// tunnel would be cut off at the end of it, and one that is not idempotent not be sent again.
+#[test]
+fn what_comes_while_an_endpoints_node_is_replaced_takes_a_new_tunnel() {
+    for protocol in [Protocol::Http, Protocol::Http2] {
+        run(async move {
+            let mesh = Mesh::new().await;
+            let web = mesh.service("web", protocol);
+            let (app, _) = echo("a");
+            let pod = mesh.pod(&web, "web-a", app).await;
+            let client = mesh.client("default", "curl").await;
+            let ask = async || {
+                let request = Request::post("/").header("host", "web").body(body("x"));
+                let request = request.unwrap();
+                let answer = match protocol {
+                    Protocol::Http2 => send2(&client.http2(&web).await, request).await,
+                    _ => send(&mut client.http1(&web).await, request).await,
+                };
+                assert_eq!((answer.status, answer.text()), (200, "ax"));
+            };
+            ask().await;
+            ask().await;
+            assert_eq!((pod.connections.get(), pod.tunnels.get()), (1, 1));
+            pod.replace(Duration::from_secs(3600));
+            eventually("a request takes a new tunnel", async || {
+                ask().await;
+                pod.connections.get() == 2
+            })
+            .await;
+            // What lies idle in the old one does not hold it up.
+            eventually("one connection is kept", async || {
+                let counts = mesh.counts().await;
+                let kept: usize = counts
+                    .iter()
+                    .map(|c| c.idle_upstream + c.http2_upstream)
+                    .sum();
+                kept == 1
+            })
+            .await;
+            ask().await;
+            assert_eq!((pod.connections.get(), pod.tunnels.get()), (2, 2));
+        });
+    }
 }
 
 #[test]

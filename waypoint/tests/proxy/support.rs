@@ -2,6 +2,7 @@
 //! that call through HBONE connections with certificates of their own. All on loopback, all
 //! real; configuration goes in by the state's API.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,7 +21,7 @@ use adit_shared::model::{
     GatewayAddress, GatewayDestination, Health, IpFamilies, LoadBalancing, Locality, Membership,
     Port, Service, ServiceAddress, ServiceName, TunnelProtocol, Update, Workload,
 };
-use adit_shared::net::drain::{self, DrainMode, DrainTrigger};
+use adit_shared::net::drain::{self, DrainMode, DrainTrigger, DrainWatcher};
 use adit_shared::proto::waypoint as pb;
 use adit_shared::telemetry::{Metrics, Telemetry};
 use adit_shared::xds::client::Resource;
@@ -471,7 +472,8 @@ pub struct Pod {
     /// For whom they were opened, as the waypoint says.
     pub callers: Rc<std::cell::RefCell<Vec<Option<SpiffeId>>>>,
     accepting: tokio::task::AbortHandle,
-    drain: Rc<DrainTrigger>,
+    /// Of the connections that are accepted from now on.
+    drain: Rc<RefCell<(DrainTrigger, DrainWatcher)>>,
 }
 
 impl Pod {
@@ -487,12 +489,14 @@ impl Pod {
         let callers = Rc::<std::cell::RefCell<Vec<_>>>::default();
         let told = callers.clone();
         let (count, connected) = (tunnels.clone(), connections.clone());
-        let (trigger, watcher) = drain::channel();
+        let drain = Rc::new(RefCell::new(drain::channel()));
+        let current = drain.clone();
         let accepting = spawn_local(async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("accept");
                 let config = certificate.server_config().clone();
-                let (app, count, watcher) = (app.clone(), count.clone(), watcher.clone());
+                let watcher = current.borrow().1.clone();
+                let (app, count) = (app.clone(), count.clone());
                 connected.set(connected.get() + 1);
                 let told = told.clone();
                 spawn_local(async move {
@@ -520,14 +524,22 @@ impl Pod {
             connections,
             callers,
             accepting,
-            drain: Rc::new(trigger),
+            drain,
         }
+    }
+
+    /// Another process takes over its node: what is open has some time to end, what is new is not
+    /// concerned.
+    pub fn replace(&self, time: Duration) {
+        let (trigger, _) = self.drain.replace(drain::channel());
+        let deadline = Instant::now() + time;
+        trigger.signal(DrainMode::Graceful { deadline });
     }
 
     /// Ends it: its node resets everything.
     pub fn kill(&self) {
         self.accepting.abort();
-        self.drain.signal(DrainMode::Immediate);
+        self.drain.borrow().0.signal(DrainMode::Immediate);
     }
 }
 

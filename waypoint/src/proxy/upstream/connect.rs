@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use adit_shared::hbone::record::TlsStream;
 use adit_shared::hbone::{
-    CheckoutError, ConnectRequest, Connection, Forwarded, OpenError, Settings,
+    CheckoutError, ConnectRequest, Connection, ConnectionWatch, Forwarded, OpenError, Settings,
+    Tunnel,
 };
 use adit_shared::identity::peer_identity;
 use adit_shared::model::route::ExpectedIdentities;
@@ -66,6 +67,8 @@ impl ConnectError {
 pub struct Connected {
     /// The stream.
     pub io: Io,
+    /// The HBONE connection that it is a stream of.
+    pub tunnel: Option<ConnectionWatch>,
     /// Our address towards it, where it is a socket of its own.
     pub local: Option<SocketAddr>,
     /// Its place among the connections that are allowed.
@@ -102,6 +105,7 @@ pub async fn open_tcp(
             let local = stream.local_addr().ok();
             Ok(Connected {
                 io: Io::tcp(stream),
+                tunnel: None,
                 local,
                 permit,
                 held: None,
@@ -130,6 +134,7 @@ pub async fn open_tcp(
             }
             Ok(Connected {
                 io: Io::tls(stream),
+                tunnel: None,
                 local,
                 permit,
                 held: None,
@@ -148,8 +153,10 @@ pub async fn open_tcp(
                 origin.or(endpoint.caller.as_ref()),
                 connecting.deadline,
             );
+            let tunnel = tunnel.await?;
             Ok(Connected {
-                io: tunnel.await?,
+                tunnel: tunnel.connection(),
+                io: Io::tunnel(tunnel),
                 local: None,
                 permit,
                 held: None,
@@ -175,7 +182,7 @@ async fn open_tunnel(
     identities: &ExpectedIdentities,
     origin: Option<&Origin>,
     deadline: Duration,
-) -> Result<Io, ConnectError> {
+) -> Result<Tunnel, ConnectError> {
     let key = TunnelKey {
         peer: endpoint.uid.clone(),
         address: gateway,
@@ -195,7 +202,7 @@ async fn open_tunnel(
         .checkout(&key, &request, deadline.into(), connect)
         .await;
     match opened {
-        Ok((tunnel, _)) => Ok(Io::tunnel(tunnel)),
+        Ok((tunnel, _)) => Ok(tunnel),
         Err(CheckoutError::Connect(error)) => Err((*error).clone()),
         Err(error) => {
             let reply = match &error {

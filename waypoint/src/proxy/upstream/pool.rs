@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_shared::hbone::ConnectionWatch;
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, StatusCode, Version};
 use http_body::Body as _;
@@ -61,6 +62,7 @@ pub struct Upstreams {
 /// A connection of HTTP/1 that nobody uses.
 struct Idle {
     sender: Sender1,
+    tunnel: Option<ConnectionWatch>,
     /// Requests that it has carried.
     carried: u32,
     local: Option<SocketAddr>,
@@ -80,23 +82,44 @@ struct Shared {
 
 struct Multiplexed {
     connection: http2::Connection,
+    tunnel: Option<ConnectionWatch>,
     made: Instant,
     local: Option<SocketAddr>,
     idle_since: Cell<Instant>,
 }
 
+impl Idle {
+    /// Whether it may carry another request.
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && stays(self.tunnel.as_ref())
+    }
+}
+
+impl Multiplexed {
+    fn is_usable(&self) -> bool {
+        !self.connection.is_closed() && stays(self.tunnel.as_ref())
+    }
+}
+
+/// Whether a connection stays. One within HBONE ends with its tunnel's connection, and where the
+/// node at the other end has said GOAWAY, which is about to be replaced, that is soon: what is
+/// under way has time to end, and what comes goes over a new one.
+fn stays(tunnel: Option<&ConnectionWatch>) -> bool {
+    tunnel.is_none_or(ConnectionWatch::is_usable)
+}
+
 impl Upstreams {
-    /// Closes what has been idle for too long.
+    /// Closes what has been idle for too long, or will not stay.
     pub fn sweep(&self, now: Instant) {
         let fresh = |since: Instant| now.saturating_duration_since(since) < IDLE_TIMEOUT;
         self.http1.borrow_mut().retain(|_, idle| {
-            idle.retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
+            idle.retain(|idle| fresh(idle.since) && idle.is_usable());
             !idle.is_empty()
         });
         self.http2.borrow_mut().retain(|_, shared| {
             shared.connections.borrow_mut().retain(|connection| {
                 let kept = connection.connection.live() > 0 || fresh(connection.idle_since.get());
-                kept && !connection.connection.is_closed()
+                kept && connection.is_usable()
             });
             shared.connecting.get() || !shared.connections.borrow().is_empty()
         });
@@ -122,7 +145,7 @@ impl Upstreams {
         let idle = all.get_mut(endpoint)?;
         loop {
             let last = idle.pop()?;
-            if !last.sender.is_closed() {
+            if last.is_usable() {
                 return Some(last);
             }
         }
@@ -158,6 +181,7 @@ enum Kind {
         upstreams: Rc<Upstreams>,
         endpoint: Arc<Endpoint>,
         sender: Sender1,
+        tunnel: Option<ConnectionWatch>,
         carried: u32,
         /// It may carry more.
         more: bool,
@@ -187,6 +211,7 @@ impl Lease {
             upstreams,
             endpoint,
             sender,
+            tunnel,
             carried,
             more: true,
             local,
@@ -199,6 +224,7 @@ impl Lease {
                 &endpoint,
                 Idle {
                     sender,
+                    tunnel,
                     carried,
                     local,
                     since,
@@ -275,16 +301,16 @@ pub(super) async fn send_http1(
     for stale in 0.. {
         // What may become another protocol gets a connection of its own.
         let pooled = (stale < STALE && !upgrade).then(|| worker.upstreams.take(endpoint));
-        let (mut sender, carried, local, upgraded) = match pooled.flatten() {
+        let (mut sender, tunnel, carried, local, upgraded) = match pooled.flatten() {
             Some(mut idle) => {
                 // Its last response was read a moment ago, and hyper has yet to notice.
                 if !idle.sender.is_ready() && idle.sender.ready().await.is_err() {
                     continue;
                 }
-                (idle.sender, idle.carried, idle.local, None)
+                (idle.sender, idle.tunnel, idle.carried, idle.local, None)
             }
             None => match connect_http1(worker, endpoint, connecting).await {
-                Ok((sender, local, upgraded)) => (sender, 0, local, Some(upgraded)),
+                Ok((sender, tunnel, local, upgraded)) => (sender, tunnel, 0, local, Some(upgraded)),
                 Err(error) => return Err(not_connected(error, request)),
             },
         };
@@ -300,6 +326,7 @@ pub(super) async fn send_http1(
                         upstreams: worker.upstreams.clone(),
                         endpoint: endpoint.clone(),
                         sender,
+                        tunnel,
                         carried: carried + 1,
                         more: connecting.max_requests.is_none_or(|max| carried + 1 < max),
                         local,
@@ -428,7 +455,12 @@ fn list(
     })
 }
 
-type Made1 = (Sender1, Option<SocketAddr>, oneshot::Receiver<Upgraded>);
+type Made1 = (
+    Sender1,
+    Option<ConnectionWatch>,
+    Option<SocketAddr>,
+    oneshot::Receiver<Upgraded>,
+);
 
 async fn connect_http1(
     worker: &Worker,
@@ -440,6 +472,7 @@ async fn connect_http1(
     let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
     let Connected {
         mut io,
+        tunnel,
         local,
         permit,
         ..
@@ -475,7 +508,7 @@ async fn connect_http1(
         }
         drop((permit, listed));
     });
-    Ok((sender, local, upgraded))
+    Ok((sender, tunnel, local, upgraded))
 }
 
 pub(super) async fn send_http2(
@@ -584,7 +617,7 @@ async fn acquire(
 impl Shared {
     fn pick(self: &Rc<Self>) -> Option<Stream> {
         let mut all = self.connections.borrow_mut();
-        all.retain(|connection| !connection.connection.is_closed());
+        all.retain(|connection| connection.is_usable());
         let connection = all.iter().find(|made| made.connection.has_room())?;
         Some(Stream::new(connection, self))
     }
@@ -617,6 +650,7 @@ async fn connect_http2(
     let opening = Box::pin(open_tcp(worker, endpoint, None, version, connecting));
     let Connected {
         mut io,
+        tunnel,
         local,
         permit,
         ..
@@ -629,6 +663,7 @@ async fn connect_http2(
     })?;
     Ok(Multiplexed {
         connection,
+        tunnel,
         made: Instant::now(),
         local,
         idle_since: Cell::new(Instant::now()),
