@@ -17,7 +17,7 @@ use crate::state::Mesh;
 use crate::telemetry::{ExportTarget, SpanExporter, SpanQueue};
 
 /// How long a buffer that nobody needs stays with its worker, at the most twice that.
-const TRIM_INTERVAL: Duration = Duration::from_secs(30);
+const TRIM_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Brings what the worker holds in line with each new state of the configuration.
 pub(super) async fn follow(worker: Rc<Worker>) {
