@@ -3,9 +3,9 @@
 //! ExternalAuth.
 //!
 //! A service that cannot be asked, answers nonsense or fails denies, with `statusOnError` (403
-//! without one), unless the provider says `failOpen`, which a rule cannot. What the service may change is bounded:
-//! never the host, the path's meaning for policies that were judged before, or headers that
-//! carry the connection.
+//! without one), unless the provider says `failOpen`, which a rule cannot. What the service may
+//! change is bounded: never the host, the path's meaning for policies that were judged before, or
+//! headers that carry the connection.
 
 mod grpc;
 mod http;

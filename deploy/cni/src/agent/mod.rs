@@ -260,27 +260,27 @@ async fn end(
     }
     // Capture goes only when ztunnel goes as well, which may be long after us.
     let mark = options.socket.with_file_name(AGENT_REMOVED);
-    if ztunnel.is_there().await
-        && let Err(error) = std::fs::write(&mark, "")
-    {
+    if let Err(error) = std::fs::write(&mark, "") {
         warn!("ztunnel will not know that the agent was removed: {error}");
     }
     let until = Instant::now() + LEAVE_WAIT;
-    while Instant::now() < until && ztunnel.is_there().await {
+    while Instant::now() < until {
         let found = cluster
             .daemon_set(&options.namespace, &options.ztunnel_daemon_set)
             .await;
-        if found == Presence::Leaving {
-            match ztunnel.leave().await {
-                Ok(()) => info!("the node's capture is removed"),
-                Err(error) => warn!("the node's capture is not removed: {error}"),
-            }
-            break;
+        if found != Presence::Leaving {
+            sleep(LEAVE_LOOK).await;
+            continue;
         }
-        sleep(LEAVE_LOOK).await;
-    }
-    if until > Instant::now() {
-        // ztunnel has ended, or will do nothing more.
+        if ztunnel.is_there().await
+            && let Err(error) = ztunnel.leave().await
+        {
+            // With the mark it tries once more when it ends.
+            warn!("the node's capture is not removed: {error}");
+            return;
+        }
+        info!("the node's capture is removed");
         let _ = std::fs::remove_file(mark);
+        return;
     }
 }
